@@ -1,0 +1,256 @@
+"""Inputs of every op, shared by the tests and the benchmarks.
+
+A case is drawn in float64 from a fixed seed, rounded to its dtype, and laid out as its name says; `Case.double()` is the
+same values in float64. Every op has cases for layouts, an empty batch, single pixels, odd sizes, 1 to 1000 classes,
+extreme logits and, where it reads labels, none present, all ignored and ties.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """(B, C, H, W), of which the first `old` classes are old ones; labels are `scale` times as large."""
+
+    batch: int
+    classes: int
+    height: int
+    width: int
+    old: int = 1
+    scale: float = 4
+
+
+# The grids of the published settings, and small ones for CI
+VOC = Shape(24, 21, 32, 32, old=16, scale=16)
+COCO = Shape(12, 81, 56, 56, old=61, scale=8)
+SMALL = Shape(4, 21, 16, 16, old=16, scale=4)
+
+SHAPES = {
+    "odd": Shape(2, 7, 9, 11, old=4, scale=3.7),
+    "long": Shape(3, 21, 37, 41, old=16, scale=2),
+    "one_pixel": Shape(3, 5, 1, 1, old=2),
+    "one_class": Shape(2, 1, 6, 5, old=1),
+    "two_classes": Shape(2, 2, 8, 8, old=1),
+    "many_classes": Shape(1, 1000, 5, 7, old=600, scale=1.5),
+    "empty_batch": Shape(0, 4, 5, 6, old=2),
+    "wide": Shape(1, 3, 1, 300, old=2, scale=1),
+}
+LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op: `args` and `kwargs`; the gradient is taken with respect to `args[0]` if `differentiable`."""
+
+    op: str
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    differentiable: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+    def double(self) -> Case:
+        """The same values with every floating tensor in float64."""
+        args = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in self.args)
+        kwargs = {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.kwargs.items()
+        }
+        return replace(self, args=args, kwargs=kwargs)
+
+    def run(self, function: Callable[..., Any]) -> Any:
+        return function(*self.args, **self.kwargs)
+
+    def value_and_grad(self, function: Callable[..., Any], grad_scale: float = 1.0) -> tuple[Any, Tensor | None]:
+        """The result, and the gradient of sum(result * fixed random numbers) * grad_scale to the first argument."""
+        if not self.differentiable:
+            return self.run(function), None
+        first = self.args[0].detach().requires_grad_()
+        result = function(first, *self.args[1:], **self.kwargs)
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) * grad_scale
+        (grad,) = torch.autograd.grad(result, first, weights)
+        return result.detach(), grad
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in other strides."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+    if layout == "sliced":
+        big = x.new_full([n + 2 for n in x.shape], float("nan") if x.is_floating_point() else 0)
+        inner = big[tuple(slice(1, n + 1) for n in x.shape)]
+        inner.copy_(x)
+        return inner
+    if layout == "transposed":
+        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "expanded":
+        return x[:1].expand(x.shape) if x.shape[0] else x
+    raise ValueError(layout)
+
+
+class Draw:
+    """Random inputs of one shape, reproducible from the case's name."""
+
+    def __init__(self, name: str, shape: Shape, dtype: torch.dtype, layout: str = "contiguous", spread: float = 3.0):
+        self.generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        self.shape, self.dtype, self.layout, self.spread = shape, dtype, layout, spread
+
+    def scores(self, classes: int | None = None) -> Tensor:
+        s = self.shape
+        classes = s.classes if classes is None else classes
+        x = torch.randn(s.batch, classes, s.height, s.width, generator=self.generator, dtype=torch.float64)
+        return lay_out((x * self.spread).to(self.dtype), self.layout)
+
+    def old_logits(self) -> Tensor:
+        return self.scores(self.shape.old)
+
+    def probabilities(self) -> Tensor:
+        return lay_out(self.scores().double().softmax(1).to(self.dtype), self.layout)
+
+    def image(self) -> Tensor:
+        s = self.shape
+        x = torch.rand(s.batch, 3, s.height, s.width, generator=self.generator, dtype=torch.float64)
+        return lay_out(x.to(self.dtype), self.layout)
+
+    def image_labels(self) -> Tensor:
+        """New classes only, at random; the dtype varies with the case."""
+        s = self.shape
+        y = torch.rand(s.batch, s.classes - 1, generator=self.generator) < 0.6
+        y[:, : s.old - 1] = False
+        return y if s.height % 2 else y.to(torch.float32)
+
+    def label_map(self, scale: float | None = None) -> Tensor:
+        """Classes, ignored pixels, and values that are no class."""
+        s = self.shape
+        scale = s.scale if scale is None else scale
+        size = (s.batch, max(1, round(s.height * scale)), max(1, round(s.width * scale)))
+        labels = torch.randint(0, s.classes, size, generator=self.generator)
+        labels[torch.rand(size, generator=self.generator) < 0.2] = s.classes + 300
+        labels[torch.rand(size, generator=self.generator) < 0.1] = -1
+        return lay_out(labels, self.layout)
+
+
+def _layouts(op: str, build: Callable[[Draw], tuple], dtype: torch.dtype, **options: Any) -> Iterator[Case]:
+    """The cases that every op has."""
+    for name, shape in SHAPES.items():
+        yield Case(op, name, build(Draw(f"{op}{name}", shape, dtype)), **options)
+    for layout in LAYOUTS:
+        yield Case(op, layout, build(Draw(f"{op}{layout}", SHAPES["odd"], dtype, layout)), **options)
+    for name, spread in (("extreme", 1e4), ("flat", 0.0)):  # flat: every class ties
+        yield Case(op, name, build(Draw(f"{op}{name}", SHAPES["odd"], dtype, spread=spread)), **options)
+
+
+def _ignore(case: Case) -> dict[str, Any]:
+    """255, the default, is a class above 255 of them."""
+    return {"ignore_index": -1} if case.args[0].shape[1] > 255 else {}
+
+
+def pooling(dtype: torch.dtype) -> Iterator[Case]:
+    op = "ngwp_focal_pool"
+    yield from _layouts(op, lambda d: (d.scores(),), dtype)
+    scores = Draw("options", SHAPES["odd"], dtype).scores()
+    yield Case(op, "no_focal", (scores,), {"focal": False})
+    yield Case(op, "options", (scores,), {"eps": 1e-5, "gamma": 2.5, "lam": 0.1})
+    yield Case(op, "gamma_one", (scores,), {"gamma": 1.0})
+
+
+def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
+    yield from _layouts("localization_prior_loss", lambda d: (d.scores(), d.old_logits()), dtype)
+    yield from _layouts("soft_margin_loss", lambda d: (d.scores(), d.probabilities()), dtype)
+    draw = Draw("weights", SHAPES["odd"], dtype)
+    args = (draw.scores(), draw.probabilities())
+    yield Case("soft_margin_loss", "image_weight", args, {"image_weight": torch.tensor([1.0, 0.25])})
+    yield Case("soft_margin_loss", "no_image_counts", args, {"image_weight": torch.zeros(2, dtype=dtype)})
+
+
+def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
+    def merge(d: Draw) -> tuple:
+        return d.scores(), d.old_logits(), d.image_labels()
+
+    def loss(d: Draw) -> tuple:
+        return d.scores(), d.scores(), d.old_logits(), d.image_labels()
+
+    draw = Draw("merge", SHAPES["odd"], dtype)
+    yield from _layouts("merge_pseudo_labels", merge, dtype, differentiable=False)
+    yield from _layouts("pseudo_label_loss", loss, dtype)
+    for name, options in (
+        ("hard", {"alpha": 1.0}),
+        ("soft", {"alpha": 0.0}),
+        ("weighted_background", {"background": 0.25}),
+        ("localizer_background", {"background": 1}),
+    ):
+        yield Case("merge_pseudo_labels", name, merge(draw), options, differentiable=False)
+        yield Case("pseudo_label_loss", name, loss(draw), options)
+    logits, scores, old, labels = loss(draw)
+    yield Case("pseudo_label_loss", "no_label", (logits, scores, old, torch.zeros_like(labels)), {"alpha": 1.0})
+    yield Case("pseudo_label_loss", "all_labels", (logits, scores, old, torch.ones_like(labels)))
+
+
+def refinement(dtype: torch.dtype) -> Iterator[Case]:
+    yield from _layouts("pamr", lambda d: (d.image(), d.probabilities()), dtype, differentiable=False)
+    draw = Draw("pamr", SHAPES["odd"], dtype)
+    options = {"iterations": 2, "dilations": [3]}
+    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options, differentiable=False)
+    small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
+    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3}, differentiable=False)
+
+    def confident(d: Draw) -> tuple:
+        refined = (d.probabilities().double() * 256).round() / 256  # exactly representable in every dtype
+        return lay_out(refined.to(d.dtype), d.layout), d.image_labels()
+
+    # thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
+    exact = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
+    for case in _layouts("confident_labels", confident, dtype, differentiable=False):
+        yield replace(case, kwargs={**exact, **_ignore(case)})
+
+    def balanced(d: Draw) -> tuple:
+        s = d.shape
+        labels, image_labels = d.label_map(1), d.image_labels()
+        one_hot = torch.nn.functional.one_hot(labels.clamp(0, s.classes), s.classes + 1)[..., :-1]
+        return d.scores(), labels, one_hot.flatten(1, 2).sum(1), image_labels
+
+    for case in _layouts("balanced_cross_entropy", balanced, dtype):
+        yield replace(case, kwargs=_ignore(case))
+    scores, labels, counts, _ = balanced(draw)
+    yield Case("balanced_cross_entropy", "every_class", (scores, labels, counts, torch.ones(2, 6)))
+    ignored = (torch.full_like(labels, 255), torch.zeros_like(counts), torch.zeros(2, 6, dtype=torch.int32))
+    yield Case("balanced_cross_entropy", "all_ignored", (scores, *ignored))
+
+
+def upsampled(dtype: torch.dtype) -> Iterator[Case]:
+    draw = Draw("upsampled", SHAPES["odd"], dtype)
+    for op in ("upsampled_soft_margin_loss", "upsampled_cross_entropy"):
+        yield from _layouts(op, lambda d: (d.scores(), d.label_map()), dtype)
+        labels = draw.label_map()
+        yield Case(op, "all_ignored", (draw.scores(), torch.full_like(labels, 3)), {"ignore_index": 3})
+        yield Case(op, "uint8", (draw.scores(), labels.clamp(0, 255).to(torch.uint8)))
+        yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
+    for case in _layouts("upsampled_argmax", lambda d: (d.scores(), (17, 23)), dtype, differentiable=False):
+        yield case
+
+
+FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
+    "pooling": pooling,
+    "soft_margin": soft_margin,
+    "pseudo_labels": pseudo_labels,
+    "refinement": refinement,
+    "upsampled": upsampled,
+}
+
+
+def every(dtype: torch.dtype) -> list[Case]:
+    return [case for family in FAMILIES.values() for case in family(dtype)]

@@ -1,0 +1,69 @@
+"""Bad arguments are refused before any work, with a text that names op, argument, expected and got."""
+
+import pytest
+import torch
+
+from wilson import ops
+
+Z = torch.zeros(2, 5, 4, 4)
+OLD = torch.zeros(2, 3, 4, 4)
+Y = torch.zeros(2, 4)
+LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
+COUNTS = torch.zeros(2, 5, dtype=torch.long)
+IMAGE = torch.zeros(2, 3, 4, 4)
+
+REFUSED = [
+    (TypeError, "scores must be float64", lambda: ops.ngwp_focal_pool(Z.long())),
+    (TypeError, "scores must be a tensor, got list", lambda: ops.ngwp_focal_pool([1.0])),
+    (ValueError, r"scores must be \(B, C, H, W\), got shape \(5, 4, 4\)", lambda: ops.ngwp_focal_pool(Z[0])),
+    (ValueError, "empty in its batch only", lambda: ops.ngwp_focal_pool(Z[:, :0])),
+    (ValueError, "empty in its batch only", lambda: ops.ngwp_focal_pool(Z[:, :, :0])),
+    (ValueError, "eps must be positive, got 0", lambda: ops.ngwp_focal_pool(Z, eps=0)),
+    (ValueError, "lam must be positive", lambda: ops.ngwp_focal_pool(Z, lam=-1.0)),
+    (ValueError, "gamma must be at least 1, got 0.5", lambda: ops.ngwp_focal_pool(Z, gamma=0.5)),
+    (ValueError, "more than the 3 of scores", lambda: ops.localization_prior_loss(OLD, Z)),
+    (ValueError, "old_logits must have the batch", lambda: ops.localization_prior_loss(Z, OLD[:1])),
+    (ValueError, "old_logits must have the batch", lambda: ops.localization_prior_loss(Z, OLD[:, :, :2])),
+    (ValueError, "targets must have the shape", lambda: ops.soft_margin_loss(Z, OLD)),
+    (ValueError, r"image_weight must be \(B,\)", lambda: ops.soft_margin_loss(Z, Z, image_weight=torch.zeros(3))),
+    (TypeError, "image_weight must be float64", lambda: ops.soft_margin_loss(Z, Z, image_weight=Y[:, 0].long())),
+    (ValueError, "leave the background column out", lambda: ops.merge_pseudo_labels(Z, OLD, torch.zeros(2, 5))),
+    (ValueError, "alpha must be within 0..1, got 1.5", lambda: ops.merge_pseudo_labels(Z, OLD, Y, alpha=1.5)),
+    (ValueError, '"min" or a weight', lambda: ops.merge_pseudo_labels(Z, OLD, Y, background="max")),
+    (ValueError, "background must be within 0..1", lambda: ops.pseudo_label_loss(Z, Z, OLD, Y, background=2.0)),
+    (ValueError, "localizer_scores must have the shape", lambda: ops.pseudo_label_loss(Z, Z[:, :4], OLD, Y[:, :3])),
+    (ValueError, r"image must be \(B, 3, H, W\)", lambda: ops.pamr(Z, Z)),
+    (ValueError, "one batch size", lambda: ops.pamr(IMAGE[:1], Z)),
+    (ValueError, "iterations must be at least 1", lambda: ops.pamr(IMAGE, Z, iterations=0)),
+    (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=())),
+    (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=(1, 0))),
+    (ValueError, "ignore_index must not be one of the classes", lambda: ops.confident_labels(Z, Y, ignore_index=4)),
+    (TypeError, "labels must be integers", lambda: ops.balanced_cross_entropy(Z, LABELS.float(), COUNTS, Y)),
+    (ValueError, r"labels must be \(B, H, W\)", lambda: ops.balanced_cross_entropy(Z, LABELS[:, :3], COUNTS, Y)),
+    (ValueError, r"counts must be \(B, C\)", lambda: ops.balanced_cross_entropy(Z, LABELS, COUNTS[:, :3], Y)),
+    (TypeError, "counts must be integers", lambda: ops.balanced_cross_entropy(Z, LABELS, COUNTS.float(), Y)),
+    (ValueError, "ignore_index", lambda: ops.balanced_cross_entropy(Z, LABELS, COUNTS, Y, ignore_index=0)),
+    (TypeError, "labels must be integers", lambda: ops.upsampled_soft_margin_loss(Z, LABELS.float())),
+    (ValueError, r"labels must be \(B, H, W\)", lambda: ops.upsampled_soft_margin_loss(Z, LABELS[0])),
+    (ValueError, "B = 2", lambda: ops.upsampled_cross_entropy(Z, LABELS[:1])),
+    (ValueError, "size must be", lambda: ops.upsampled_argmax(Z, (0, 4))),
+    (ValueError, "one device", lambda: ops.localization_prior_loss(Z, OLD.to("meta"))),
+]
+
+
+@pytest.mark.parametrize(("error", "text", "call"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
+def test_refused(error, text, call):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_signatures_match_the_reference():
+    import inspect
+
+    from wilson.ops import _library, reference
+
+    for family in _library.OPS.values():
+        for op in family:
+            public, definition = inspect.signature(getattr(ops, op)), inspect.signature(getattr(reference, op))
+            assert public == definition, op
+            assert getattr(ops, op).__doc__ and getattr(reference, op).__doc__

@@ -1,0 +1,35 @@
+"""What the autograd Functions of all ops share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _RefuseSecondDerivative(torch.autograd.Function):
+    """The identity on a gradient; differentiating it again raises.
+
+    `once_differentiable` is not enough: it cuts the graph without a word when the incoming gradient needs none, as is
+    the case for a scalar loss, and a gradient penalty would be silently constant.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, wrt: Tensor, op: str) -> Tensor:
+        ctx.op = op
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+        raise RuntimeError(
+            f"{ctx.op}: gradients of gradients are not implemented; "
+            f"use wilson.ops.reference.{ctx.op}, which is differentiable any number of times"
+        )
+
+
+def first_order(op: str, grad: Tensor, wrt: Tensor) -> Tensor:
+    """`grad` with respect to `wrt`, refusing to be differentiated again (only under create_graph is anything added)."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return grad
+    return _RefuseSecondDerivative.apply(grad, wrt, op)

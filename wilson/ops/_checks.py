@@ -1,0 +1,116 @@
+"""Argument checks of the public ops: every text names the op, the argument, what was expected and what was found.
+
+Only shapes, dtypes and plain numbers are looked at. The values of tensors are not: that would wait for the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def scores(op: str, name: str, value: Tensor, *, rank: int = 4, layout: str = "(B, C, H, W)") -> None:
+    """A floating tensor of the given rank with no empty dimension but the batch."""
+    tensor(op, name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{op}: {name} must be float64, float32, bfloat16 or float16, got {value.dtype}")
+    if value.dim() != rank:
+        raise ValueError(f"{op}: {name} must be {layout}, got shape {tuple(value.shape)}")
+    if 0 in value.shape[1:]:
+        raise ValueError(f"{op}: {name} {layout} may be empty in its batch only, got shape {tuple(value.shape)}")
+
+
+def tensor(op: str, name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def same_grid(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """Same batch, height and width."""
+    if value.shape[0] != like.shape[0] or value.shape[-2:] != like.shape[-2:]:
+        raise ValueError(
+            f"{op}: {name} must have the batch, height and width of {like_name} {tuple(like.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def same_shape(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    if value.shape != like.shape:
+        raise ValueError(
+            f"{op}: {name} must have the shape of {like_name} {tuple(like.shape)}, got {tuple(value.shape)}"
+        )
+
+
+def same_device(op: str, **tensors: Tensor | None) -> None:
+    devices = {name: t.device for name, t in tensors.items() if t is not None}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{op}: all tensors must be on one device, got {found}; move them with .to(device)")
+
+
+def old_logits(op: str, value: Tensor, like_name: str, like: Tensor) -> None:
+    """(B, O, H, W) on the grid of `like`, with 1 <= O <= C."""
+    scores(op, "old_logits", value, layout="(B, O, H, W)")
+    same_grid(op, "old_logits", value, like_name, like)
+    if value.shape[1] > like.shape[1]:
+        raise ValueError(
+            f"{op}: old_logits has {value.shape[1]} classes, more than the {like.shape[1]} of {like_name}; "
+            "old classes are the first of all classes"
+        )
+
+
+def image_labels(op: str, value: Tensor, batch: int, classes: int) -> None:
+    """(B, C-1), no background column; bool, integer or floating 0/1."""
+    tensor(op, "image_labels", value)
+    if value.is_complex():
+        raise TypeError(f"{op}: image_labels must be bool, integer or floating, got {value.dtype}")
+    if value.shape != (batch, classes - 1):
+        hint = "; leave the background column out" if value.shape == (batch, classes) else ""
+        raise ValueError(
+            f"{op}: image_labels must be (B, C-1) = {(batch, classes - 1)}, got {tuple(value.shape)}{hint}"
+        )
+
+
+def label_map(op: str, value: Tensor, batch: int, size: Sequence[int] | None = None) -> None:
+    """(B, H', W') integers; (B, H, W) of a given size."""
+    tensor(op, "labels", value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{op}: labels must be integers, got {value.dtype}; use labels.long()")
+    if value.dim() != 3 or value.shape[0] != batch or 0 in value.shape[1:]:
+        raise ValueError(f"{op}: labels must be (B, H, W) with B = {batch} and no empty side, got {tuple(value.shape)}")
+    if size is not None and tuple(value.shape[1:]) != tuple(size):
+        raise ValueError(f"{op}: labels must be (B, H, W) = {(batch, *size)}, got {tuple(value.shape)}")
+
+
+def unit(op: str, name: str, value: float) -> None:
+    """A number within 0..1."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{op}: {name} must be within 0..1, got {value!r}")
+
+
+def positive(op: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{op}: {name} must be positive, got {value!r}")
+
+
+def background(op: str, value: float | str) -> float | None:
+    """The weight of the localizer's background, or None for the minimum of both."""
+    if value == "min":
+        return None
+    if isinstance(value, str):
+        raise ValueError(f'{op}: background must be "min" or a weight within 0..1, got {value!r}')
+    unit(op, "background", value)
+    return float(value)
+
+
+def outside_classes(op: str, ignore_index: int, classes: int) -> None:
+    if 0 <= ignore_index < classes:
+        raise ValueError(
+            f"{op}: ignore_index must not be one of the classes 0..{classes - 1}, got {ignore_index}; "
+            "pass a negative number or one above the classes"
+        )

@@ -1,0 +1,159 @@
+"""Loads what was built, gives each device its provider, and says why a better one is missing.
+
+Every op is registered by its family's Python file with the reference as its body, so every device has an answer.
+Compiled code plugs kernels into dispatch keys: CPU from `wilson._C`; CUDA from `wilson._C_cuda`, else from Triton.
+`WILSON_CUDA_PROVIDER=cuda|triton|reference`, read once at import, chooses for CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+OPS = {  # family: its ops, in the order of the documentation
+    "pooling": ("ngwp_focal_pool",),
+    "soft_margin": ("localization_prior_loss", "soft_margin_loss"),
+    "pseudo_labels": ("merge_pseudo_labels", "pseudo_label_loss"),
+    "refinement": ("pamr", "confident_labels", "balanced_cross_entropy"),
+    "upsampled": ("upsampled_soft_margin_loss", "upsampled_cross_entropy", "upsampled_argmax"),
+}
+DEVICES = ("CPU", "CUDA")
+REFERENCE = "reference"
+
+_provider = {device: REFERENCE for device in DEVICES}  # what serves the ops that have a kernel on this device
+_reason = {device: "" for device in DEVICES}  # why nothing better does
+_warned: set[str] = set()
+
+
+def load() -> None:
+    """Load the compiled kernels, once, at import of :mod:`wilson.ops`."""
+    _load_cpu()
+    _load_cuda()
+
+
+def build_info() -> dict[str, object] | None:
+    """What was built, or None for an install without compiled kernels."""
+    module = _compiled_module()
+    return None if module is None else dict(module.build_info())
+
+
+def _compiled_module():  # type: ignore[no-untyped-def]  # an extension module, without stubs
+    try:
+        return importlib.import_module("wilson._C")
+    except ImportError as error:
+        _reason["CPU"] = _reason["CPU"] or f"wilson._C could not be imported: {error}"
+        return None
+
+
+def _load_cpu() -> None:
+    if _compiled_module() is not None:
+        _provider["CPU"] = "C++"
+        _reason["CPU"] = "no C++ kernel yet"
+
+
+def _load_cuda() -> None:
+    choice = os.environ.get("WILSON_CUDA_PROVIDER", "")
+    if choice not in ("", "cuda", "triton", REFERENCE):
+        raise ValueError(f"WILSON_CUDA_PROVIDER must be cuda, triton or reference, got {choice!r}")
+    if choice == REFERENCE:
+        _reason["CUDA"] = "WILSON_CUDA_PROVIDER=reference"
+        return
+    if not choice and not torch.cuda.is_available():
+        _reason["CUDA"] = "no CUDA device"
+        return
+    if choice != "triton":
+        why_not = _load_cuda_library()
+        if not why_not:
+            _provider["CUDA"], _reason["CUDA"] = "CUDA", "no CUDA kernel yet"
+            return
+        if choice == "cuda":
+            raise ImportError(f"WILSON_CUDA_PROVIDER=cuda, but {why_not}")
+    why_not = _register_triton()
+    _provider["CUDA"] = REFERENCE if why_not else "Triton"
+    _reason["CUDA"] = why_not or "no Triton kernel yet"
+
+
+def _load_cuda_library() -> str:
+    """Register the kernels of `wilson._C_cuda`; returns why it cannot serve, or nothing."""
+    library = Path(__file__).parents[1] / "_C_cuda.so"
+    info = build_info() or {}
+    if not info.get("cuda_architectures") or not library.exists():
+        return f"the CUDA library was not built: {info.get('cuda', 'no compiled kernels')}"
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])  # type: ignore[attr-defined]
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < oldest:
+            return f"the device is sm_{major}{minor}, the CUDA library was built for sm_{oldest} and newer"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"the CUDA library could not be loaded: {error}"
+    return ""
+
+
+def _register_triton() -> str:
+    """Register the launchers of :mod:`wilson.kernels`; returns why they cannot serve, or nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    for family, ops in OPS.items():
+        if importlib.util.find_spec(f"wilson.kernels.{family}") is None:
+            continue
+        launchers = importlib.import_module(f"wilson.kernels.{family}")
+        definitions = importlib.import_module(f"wilson.ops.{family}")
+        for op in ops:
+            for name, definition in _raw_ops(definitions, op):
+                if hasattr(launchers, name):
+                    definition.register_kernel("cuda")(getattr(launchers, name))
+    return ""
+
+
+def _raw_ops(module: object, op: str):  # type: ignore[no-untyped-def]
+    """The registered ops behind a public one: (name, definition)."""
+    for definition in vars(module).values():
+        if isinstance(definition, torch.library.CustomOpDef) and definition._name in (op, f"{op}_backward"):
+            yield definition._name, definition
+
+
+def has_kernel(op: str, device: str) -> bool:
+    """Whether a kernel of our own serves `wilson::op` on a dispatch key (the reference is registered for all keys)."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"wilson::{op}", device)
+
+
+def provider(op: str, device: str) -> tuple[str, str]:
+    """The provider of an op on "CPU" or "CUDA", and why a better one is missing (empty if none is)."""
+    if _provider[device] != REFERENCE and has_kernel(op, device):
+        return _provider[device], ""
+    return REFERENCE, _reason[device]
+
+
+def providers() -> None:
+    """Print which provider serves each op on each device, and why a better one is missing."""
+    width = max(len(op) for ops in OPS.values() for op in ops)
+    print(f"{'op':{width}}  " + "  ".join(f"{device:10}" for device in DEVICES))
+    missing: dict[str, None] = {}
+    for ops in OPS.values():
+        for op in ops:
+            served = [provider(op, device) for device in DEVICES]
+            print(f"{op:{width}}  " + "  ".join(f"{name:10}" for name, _ in served))
+            missing.update({f"{device}: {why}": None for device, (_, why) in zip(DEVICES, served, strict=True) if why})
+    for line in missing:
+        print(f"reference on {line}")
+    info = build_info()
+    if info:
+        print("build: " + ", ".join(f"{key} {value}" for key, value in info.items()))
+
+
+def note_reference(op: str, tensor: Tensor) -> None:
+    """Warn once per op when a CUDA tensor lands on the reference."""
+    if tensor.is_cuda and op not in _warned:
+        _warned.add(op)
+        why = _reason["CUDA"] or "no kernel"
+        warnings.warn(f"wilson.ops.{op} runs on the reference on this CUDA device: {why}", stacklevel=3)

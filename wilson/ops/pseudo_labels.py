@@ -1,0 +1,213 @@
+"""Pseudo-labels from the localizer and the old model, and the segmentation loss against them in one op (SEG)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _library, reference
+from ._autograd import first_order
+from .soft_margin import image_factor
+
+MERGE = "merge_pseudo_labels"
+LOSS = "pseudo_label_loss"
+
+
+@torch.library.custom_op("wilson::merge_pseudo_labels", mutates_args=())
+def _merge(
+    localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background_weight: float | None
+) -> tuple[Tensor, Tensor]:
+    _library.note_reference(MERGE, localizer_scores)
+    return reference.merge_pseudo_labels(
+        localizer_scores, old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+    )
+
+
+@_merge.register_fake
+def _(
+    localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background_weight: float | None
+) -> tuple[Tensor, Tensor]:
+    dtype = reference.accumulate(localizer_scores, old_logits, image_labels)
+    targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
+    return targets, localizer_scores.new_empty((localizer_scores.shape[0],), dtype=dtype)
+
+
+def _background(weight: float | None) -> float | str:
+    return "min" if weight is None else weight
+
+
+@torch.library.custom_op("wilson::pseudo_label_loss", mutates_args=())
+def _loss_forward(
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+) -> Tensor:
+    _library.note_reference(LOSS, logits)
+    return reference.pseudo_label_loss(
+        logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+    )
+
+
+@_loss_forward.register_fake
+def _(
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+) -> Tensor:
+    return logits.new_empty((), dtype=reference.accumulate(logits, localizer_scores, old_logits, image_labels))
+
+
+@torch.library.custom_op("wilson::pseudo_label_loss_backward", mutates_args=())
+def _loss_backward(
+    grad: Tensor,
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+) -> Tensor:
+    _library.note_reference(LOSS, logits)
+    targets, image_weight = reference.merge_pseudo_labels(
+        localizer_scores.to(grad.dtype), old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+    )
+    derivative = logits.to(grad.dtype).sigmoid() - targets
+    return torch.empty_like(logits).copy_(derivative * image_factor(grad, logits, image_weight))
+
+
+@_loss_backward.register_fake
+def _(
+    grad: Tensor,
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+class _PseudoLabelLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        localizer_scores: Tensor,
+        old_logits: Tensor,
+        image_labels: Tensor,
+        alpha: float,
+        background_weight: float | None,
+    ) -> Tensor:
+        ctx.save_for_backward(logits, localizer_scores, old_logits, image_labels)
+        ctx.options = (alpha, background_weight)
+        return _loss_forward(logits, localizer_scores, old_logits, image_labels, alpha, background_weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, *constants = ctx.saved_tensors
+        grad_logits = _loss_backward(grad.detach(), logits.detach(), *constants, *ctx.options)
+        return first_order(LOSS, grad_logits, logits), None, None, None, None, None
+
+
+def _check(
+    op: str, localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background: float | str
+) -> float | None:
+    _checks.scores(op, "localizer_scores", localizer_scores)
+    _checks.old_logits(op, old_logits, "localizer_scores", localizer_scores)
+    _checks.image_labels(op, image_labels, *localizer_scores.shape[:2])
+    _checks.unit(op, "alpha", alpha)
+    return _checks.background(op, background)
+
+
+def merge_pseudo_labels(
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    *,
+    alpha: float = 0.5,
+    background: float | str = "min",
+) -> tuple[Tensor, Tensor]:
+    """Targets for the segmentation model: the localizer for background and new classes, the old model for old ones.
+
+    With m the softmax of the localizer's scores, first multiplied by the image-level labels (background untouched,
+    nothing renormalised), h = 1 where a class reaches the maximum over classes (every one of a tie), and omega the
+    sigmoid of the old model's logits::
+
+        q = alpha * h + (1 - alpha) * m
+        q^_0 = min(omega_0, q_0)    q^_c = omega_c for old c    q^_c = q_c for new c
+
+    WILSON (arXiv 2112.01882), Eq. 5 and 6; gating before the arg-max and the minimum as in the published code.
+    Pass labels of all ones for the ungated form of the paper.
+
+    Args:
+        localizer_scores: scores of the localizer in eval mode `(B, C, H, W)`, floating.
+        old_logits: logits of the old model `(B, O, H, W)`, 1 <= O <= C, floating.
+        image_labels: `(B, C-1)`, no background column; bool, integer or floating, 0 or 1. Old classes are 0 unless
+            labels for all classes are given.
+        alpha: weight of the hard labels, 0..1.
+        background: "min", or a weight b in 0..1 for q^_0 = (1 - b) omega_0 + b q_0.
+
+    Returns:
+        Targets q^ `(B, C, H, W)` and image weights g `(B,)`, float64 if an input is, else float32. g is 1 if for each
+        new class (sum_i q_i > 0) equals its label, else 0.
+
+    Raises:
+        TypeError: scores or logits are not floating.
+        ValueError: shapes do not match, O > C, alpha or background is outside 0..1, or background is another word.
+
+    Not differentiable: the targets are constants.
+    """
+    weight = _check(MERGE, localizer_scores, old_logits, image_labels, alpha, background)
+    _checks.same_device(MERGE, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels)
+    return _merge(localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
+
+
+def pseudo_label_loss(
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    *,
+    alpha: float = 0.5,
+    background: float | str = "min",
+) -> Tensor:
+    """:func:`soft_margin_loss` of the logits against :func:`merge_pseudo_labels`, in one op (SEG).
+
+    WILSON (arXiv 2112.01882), Eq. 5 to 7: sum_b g_b l_b / (sum_b g_b + 1e-5).
+
+    Args:
+        logits: segmentation logits s `(B, C, H, W)`; float64, float32, bfloat16 or float16, any strides.
+        localizer_scores: scores of the localizer in eval mode `(B, C, H, W)`. Taken as constant.
+        old_logits: logits of the old model `(B, O, H, W)`, 1 <= O <= C. Taken as constant.
+        image_labels: `(B, C-1)`, no background column; bool, integer or floating, 0 or 1.
+        alpha: weight of the hard labels, 0..1.
+        background: "min", or the weight of the localizer's background, 0..1.
+
+    Returns:
+        The loss, a scalar; float64 if an input is, else float32. 0 for an empty batch.
+
+    Raises:
+        TypeError: scores or logits are not floating.
+        ValueError: shapes do not match, O > C, alpha or background is outside 0..1, or background is another word.
+
+    Differentiable once with respect to `logits`.
+    """
+    _checks.scores(LOSS, "logits", logits)
+    weight = _check(LOSS, localizer_scores, old_logits, image_labels, alpha, background)
+    _checks.same_shape(LOSS, "localizer_scores", localizer_scores, "logits", logits)
+    _checks.same_device(
+        LOSS, logits=logits, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels
+    )
+    constants = (localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _PseudoLabelLoss.apply(logits, *constants)
+    return _loss_forward(logits.detach(), *constants)

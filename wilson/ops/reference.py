@@ -1,0 +1,231 @@
+"""The definition of every op, in plain differentiable PyTorch.
+
+Same names and signatures as :mod:`wilson.ops`; the compiled kernels must agree with these lines. Each function first
+brings its floating inputs to the accumulation dtype (float64 if any of them is, else float32). Gradients of any order
+flow, except where the op has none. Arguments are not checked here; :mod:`wilson.ops` does that.
+
+Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
+Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the code is followed and the
+docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGE_WEIGHT_EPS = 1e-5  # keeps the weighted mean over images finite when no image counts
+
+
+def accumulate(*tensors: Tensor | None) -> torch.dtype:
+    """The dtype that an op computes and returns in: float64 if any floating input is, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def ngwp_focal_pool(
+    scores: Tensor, *, eps: float = 1.0, gamma: float = 3.0, lam: float = 0.01, focal: bool = True
+) -> Tensor:
+    """T / (eps + S) + (1 - S/P)^gamma log(lam + S/P), with S = sum_i m_i, T = sum_i m_i z_i, m = softmax of z (Eq. 1, 2)."""
+    z = scores.to(accumulate(scores)).flatten(2)  # (B, C, P)
+    m = z.softmax(1)
+    mass = m.sum(2)
+    pooled = (m * z).sum(2) / (eps + mass)
+    return pooled + focal_penalty(mass, z.shape[2], gamma, lam) if focal else pooled
+
+
+def focal_penalty(mass: Tensor, pixels: int, gamma: float, lam: float) -> Tensor:
+    """(1 - S/P)^gamma log(lam + S/P): low for a class that covers little of the image; S/P is clamped against rounding."""
+    share = (mass / pixels).clamp(max=1)
+    return (1 - share) ** gamma * (lam + share).log()
+
+
+def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
+    """BCE between the localizer's scores of the old classes and the old model's sigmoid, mean over B*O*P (LOC, Eq. 4)."""
+    dtype = accumulate(scores, old_logits)
+    old = old_logits.shape[1]
+    z, prior = scores[:, :old].to(dtype), old_logits.detach().to(dtype).sigmoid()
+    return F.binary_cross_entropy_with_logits(z, prior, reduction="sum") / max(z.numel(), 1)
+
+
+def soft_margin_loss(logits: Tensor, targets: Tensor, *, image_weight: Tensor | None = None) -> Tensor:
+    """BCE with soft targets: sum over classes, mean over pixels, (weighted) mean over images (SEG, Eq. 7)."""
+    dtype = accumulate(logits, targets, image_weight)
+    s, q = logits.to(dtype), targets.detach().to(dtype)
+    per_image = F.binary_cross_entropy_with_logits(s, q, reduction="none").sum(1).flatten(1).mean(1)  # (B,)
+    if image_weight is None:
+        return per_image.sum() / max(len(per_image), 1)
+    g = image_weight.detach().to(dtype)
+    return (g * per_image).sum() / (g.sum() + IMAGE_WEIGHT_EPS)
+
+
+def merge_pseudo_labels(
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    *,
+    alpha: float = 0.5,
+    background: float | str = "min",
+) -> tuple[Tensor, Tensor]:
+    """Smoothed, gated pseudo-labels for background and new classes, the old model's output for old ones (Eq. 5, 6).
+
+    The gate (image-level labels) comes before the arg-max, and the background is the minimum of both, as in the
+    published code.
+    """
+    dtype = accumulate(localizer_scores, old_logits, image_labels)
+    old = old_logits.shape[1]
+    labels = image_labels.detach().to(dtype)
+    m = localizer_scores.detach().to(dtype).softmax(1)
+    m = torch.cat([m[:, :1], m[:, 1:] * labels[:, :, None, None]], 1)
+    hard = (m == m.amax(1, keepdim=True)).to(dtype)  # every class of a tie gets 1
+    q = alpha * hard + (1 - alpha) * m
+
+    omega = old_logits.detach().to(dtype).sigmoid()
+    if background == "min":
+        merged = torch.minimum(omega[:, :1], q[:, :1])
+    else:
+        merged = (1 - float(background)) * omega[:, :1] + float(background) * q[:, :1]
+    targets = torch.cat([merged, omega[:, 1:], q[:, old:]], 1)
+
+    found = q[:, old:].flatten(2).sum(2) > 0
+    image_weight = (found == (labels[:, old - 1 :] > 0)).all(1).to(dtype)
+    return targets, image_weight
+
+
+def pseudo_label_loss(
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    *,
+    alpha: float = 0.5,
+    background: float | str = "min",
+) -> Tensor:
+    """:func:`soft_margin_loss` against :func:`merge_pseudo_labels` (SEG, Eq. 5 to 7)."""
+    dtype = accumulate(logits, localizer_scores, old_logits, image_labels)
+    targets, image_weight = merge_pseudo_labels(
+        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=background
+    )
+    return soft_margin_loss(logits, targets, image_weight=image_weight)
+
+
+def pamr(
+    image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)
+) -> Tensor:
+    """Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): mask_i <- sum_n a_in mask_n, repeated.
+
+    k_in = mean over channels of -|x_i - x_n| / (1e-8 + 0.1 sigma_i); a = softmax of k over the 8 neighbours at each
+    dilation; sigma_i is the unbiased deviation over those neighbours and, once per dilation, the centre.
+    """
+    dtype = accumulate(image, mask)
+    x, mask = image.detach().to(dtype), mask.detach().to(dtype)
+    if not len(x):  # which interpolate and pad refuse
+        return mask.new_empty((0, mask.shape[1], *x.shape[2:]))
+    if mask.shape[2:] != x.shape[2:]:
+        mask = F.interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=True)
+    around = torch.stack(list(neighbours(x, dilations)))  # (8D, B, 3, H, W)
+    sigma = torch.cat([around, x.expand(len(dilations), *x.shape)]).std(0)
+    kernel = (-(x - around).abs() / (1e-8 + 0.1 * sigma)).mean(2)  # (8D, B, H, W)
+    affinity = kernel.softmax(0).unsqueeze(2)  # (8D, B, 1, H, W)
+    for _ in range(iterations):
+        refined = torch.zeros_like(mask)
+        for a, neighbour in zip(affinity, neighbours(mask, dilations), strict=True):
+            refined = refined + a * neighbour
+        mask = refined
+    return mask
+
+
+def neighbours(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """The 8 neighbours of every pixel at each dilation, coordinates clamped to the image: (B, C, H, W) each."""
+    height, width = x.shape[2:]
+    for d in dilations:
+        padded = F.pad(x, (d, d, d, d), mode="replicate")
+        for dy in (0, d, 2 * d):
+            for dx in (0, d, 2 * d):
+                if (dy, dx) != (d, d):
+                    yield padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def confident_labels(
+    refined: Tensor,
+    image_labels: Tensor,
+    *,
+    background_ratio: float = 0.7,
+    class_ratio: float = 0.6,
+    floor: float = 0.2,
+    ignore_index: int = 255,
+) -> tuple[Tensor, Tensor]:
+    """A pixel belongs to the one class whose gated score exceeds max(ratio * peak, floor); published code, SSS steps 2, 3."""
+    r = refined.detach().to(accumulate(refined))
+    r = torch.cat([r[:, :1], r[:, 1:] * image_labels[:, :, None, None].to(r.dtype)], 1)
+    peak = r.flatten(2).amax(2)  # (B, C)
+    ratio = torch.full_like(peak, class_ratio)
+    ratio[:, :1] = background_ratio
+    claimed = r > (ratio * peak).clamp(min=floor)[:, :, None, None]
+    claimed = claimed & (claimed.sum(1, keepdim=True) == 1)
+    labels = torch.where(claimed.any(1), claimed.to(torch.uint8).argmax(1), ignore_index)
+    return labels, claimed.flatten(2).sum(2)
+
+
+def balanced_cross_entropy(
+    scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, *, ignore_index: int = 255
+) -> Tensor:
+    """Cross-entropy weighted by w_c = (n - n_c) / (1 + n), over all pixels and images; published code, SSS steps 4, 5.
+
+    An image counts only if the number of classes that claimed pixels is the background plus the labelled ones.
+    """
+    dtype = accumulate(scores)
+    valid, index = valid_labels(labels, scores.shape[1], ignore_index)
+    entropy = -scores.to(dtype).log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)  # (B, H, W)
+    weight = balanced_weights(counts, image_labels, dtype).gather(1, index.flatten(1)).view_as(entropy)
+    return torch.where(valid, weight * entropy, 0).sum() / max(labels.numel(), 1)
+
+
+def balanced_weights(counts: Tensor, image_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """w_c = (n - n_c) / (1 + n), all 0 for an image whose classes are not the labelled ones plus background: (B, C)."""
+    n = counts.sum(1, keepdim=True)
+    complete = (counts > 0).sum(1, keepdim=True) == 1 + (image_labels > 0).sum(1, keepdim=True)
+    return complete * (n - counts).to(dtype) / (1 + n).to(dtype)
+
+
+def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """BCE of the upsampled logits against the one-hot label: sum over classes, mean over all pixels (base step).
+
+    A pixel labelled ignore_index or outside 0..C-1 adds 0 and is counted.
+    """
+    up = upsample(logits, labels.shape[1:])
+    valid, index = valid_labels(labels, up.shape[1], ignore_index)
+    # BCE with logits against y is -log sigmoid(-s) - y s
+    per_pixel = -F.logsigmoid(-up).sum(1) - up.gather(1, index.unsqueeze(1)).squeeze(1)
+    return torch.where(valid, per_pixel, 0).sum() / max(labels.numel(), 1)
+
+
+def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+    """Softmax cross-entropy of the upsampled logits, mean over pixels whose label is a class; 0 if there is none."""
+    up = upsample(logits, labels.shape[1:])
+    valid, index = valid_labels(labels, up.shape[1], ignore_index)
+    entropy = -up.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)
+    return torch.where(valid, entropy, 0).sum() / valid.sum().clamp(min=1)
+
+
+def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of the highest upsampled logit (the first of equals): uint8, int64 above 255 classes."""
+    best = upsample(logits.detach(), size).argmax(1)
+    return best if logits.shape[1] > 255 else best.to(torch.uint8)
+
+
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, corners not aligned, in the accumulation dtype."""
+    logits = logits.to(accumulate(logits))
+    if not len(logits):  # which interpolate refuses
+        return logits[:, :, :1, :1].expand(0, -1, *size)
+    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+
+
+def valid_labels(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which pixels carry a class, and that class (0 elsewhere), both (B, H, W)."""
+    labels = labels.long()
+    valid = (labels != ignore_index) & (labels >= 0) & (labels < classes)
+    return valid, torch.where(valid, labels, 0)
