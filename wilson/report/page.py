@@ -1,0 +1,225 @@
+"""The report's page, section by section. Every text that comes from a run is escaped."""
+
+import shlex
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from wilson import __version__
+from wilson.report import examples, figures, results, style
+from wilson.report.results import DASH, Group, Result
+from wilson.report.runs import Run
+
+_WHAT = {
+    "wilson": "Learns the new classes from image-level labels alone; the old model and a localizer supply the pixels.",
+    "finetune": "Learns the new classes from the same image-level labels with nothing to hold on to the old ones.",
+    "supervised": "The first step: learns its classes from labels for every pixel.",
+    "base": "The first step: learns its classes from labels for every pixel.",
+    "offline": "All classes at once from labels for every pixel: what could be reached at best.",
+}
+_SETTINGS = {
+    "data.root": "data",
+    "data.crop": "crop",
+    "model.backbone": "backbone",
+    "model.stride": "stride",
+    "base.epochs": "epochs at first",
+    "step.epochs": "later",
+    "step.batch": "batch",
+}
+_NAMED = 6  # longer lists of classes are given by their number
+_COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixels right"}
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole page.
+
+    Args:
+        runs: at least one.
+
+    Returns:
+        An HTML document that refers to nothing outside itself.
+    """
+    labels = results.labels(runs)
+    colours = dict(zip(labels, figures.run_colours(runs), strict=True))
+    found = results.groups(runs)
+    tasks = " and ".join(dict.fromkeys(f"{run.task} ({run.protocol})" for run in runs))
+    title = f"Weakly incremental segmentation, task {tasks}"
+    sections = (
+        _summary(found, colours),
+        _runs(runs, labels, colours),
+        _results(found, colours),
+        examples.section(runs, labels),
+        _per_class(found, colours),
+        _training(runs, labels, colours),
+        _reproduce(runs, labels),
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{style.CSS}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p>A segmentation model that knows some classes is taught new ones. For the new classes it gets no masks, only the
+names of those that each training image shows (image-level labels), and the old classes are no longer labelled at all.
+The question is twofold: does it learn the new classes, and does it keep the old ones?</p>
+{"".join(sections)}
+<footer>Written by wilson {escape(__version__)}. IoU: pixels on which prediction and truth agree on a class, divided by
+those that either gives to it; mIoU: the mean over classes.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one decimal, a dash for None."""
+    return DASH if value is None else f"{value:.1f}"
+
+
+def _dot(colour: str) -> str:
+    return f'<i class="dot" style="background:{colour}"></i>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _summary(found: Sequence[Group], colours: dict[str, str]) -> str:
+    """One tile per run with its last figures, for every task and protocol."""
+    parts = ""
+    for group in results.final(found):
+        tiles = "".join(_tile(result, colours[result.label]) for result in group.results)
+        ticked = any(result.figures["before"] is not None for result in group.results)
+        tick = ". The tick: the first classes after the first step" if ticked else ""
+        parts += f'<h3>{_group_title(group)}</h3><p class="small muted">mIoU in percent{tick}.</p>'
+        parts += f'<div class="tiles">{tiles}</div>'
+    return parts
+
+
+def _tile(result: Result, colour: str) -> str:
+    meters = ""
+    for figure in ("old", "new", "all"):
+        value, before = result.figures[figure], result.figures["before"]
+        tick = f'<u style="left:{before:.1f}%"></u>' if figure == "old" and before is not None else ""
+        bar = f'<span><i style="width:{value or 0:.1f}%"></i>{tick}</span>'
+        meters += f'<div class="meter">{figure}{bar}<b>{percent(value)}</b></div>'
+    what = _WHAT.get(result.run.method, "")
+    return f'<div class="tile" style="--run:{colour}"><b>{escape(result.label)}</b><p>{escape(what)}</p>{meters}</div>'
+
+
+def _runs(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
+    rows = ""
+    for run, label in zip(runs, labels, strict=True):
+        recipe = run.settings.get("recipe")
+        cells = (run.task, run.protocol, run.seed, DASH if recipe is None else recipe)
+        settings = _key_settings(run) or "config.yaml is missing or unreadable"
+        rows += (
+            f"<tr><td>{_dot(colours[label])}{escape(label)}</td>"
+            + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
+            + f'<td class="small muted">{escape(settings)}</td><td><code>{escape(run.path.name)}</code></td></tr>'
+        )
+    titles = ("method", "task", "protocol", "seed", "recipe", "settings", "folder")
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return f"""<h2>Runs</h2>
+<p>Each run is one method on one task. A task says which classes come in which step; the protocol, which images a step
+may use; the seed, all random choices.</p>
+<div class="scroll"><table class="data">
+<thead><tr>{head}</tr></thead>
+<tbody>{rows}</tbody></table></div>"""
+
+
+def _key_settings(run: Run) -> str:
+    """The settings a reader asks for first, as far as the configuration has them."""
+    found = []
+    for path, title in _SETTINGS.items():
+        value: Any = run.settings
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            found.append(f"{title} {value}")
+    return ", ".join(found) or ("see its configuration below" if run.settings else "")
+
+
+def _group_title(group: Group) -> str:
+    """Plain words for a group's classes, escaped."""
+    title = f"After step {max(result.step.step for result in group.results)} of task {group.task}, {group.protocol}"
+    if 0 < len(group.new) <= _NAMED:
+        return escape(f"{title}; new: {', '.join(group.new)}")
+    new = f"{len(group.new)} new classes" if group.new else f"{len(group.classes) - 1} classes and background"
+    return escape(f"{title}; {new}")
+
+
+def _results(found: Sequence[Group], colours: dict[str, str]) -> str:
+    head = "".join(f'<th class="figure">{title}</th>' for title in _COLUMNS.values())
+    body = ""
+    for group in found:
+        body += f'<tbody><tr><th colspan="{len(_COLUMNS) + 1}">{_group_title(group)}</th></tr>'
+        for result in group.results:
+            cells = "".join(_figure_cell(group, result, figure) for figure in _COLUMNS)
+            body += f"<tr><td>{_dot(colours[result.label])}{escape(result.label)}</td>{cells}</tr>"
+        body += "</tbody>"
+    if not found:
+        return "<h2>Results</h2>" + _note("No step has been evaluated yet: results.json lists none.")
+    return f"""<h2>Results</h2>
+<p>Mean IoU in percent, higher is better, over the classes of earlier steps (old), of this step (new), and over all,
+background included. Next to them, how far the classes of the first step have moved since that step, in points: below
+zero is forgetting. In bold the best of the runs that are comparable; a dash is a figure that does not exist.</p>
+<div class="scroll"><table class="data results"><thead><tr><th>method</th>{head}</tr></thead>{body}</table></div>"""
+
+
+def _figure_cell(group: Group, result: Result, figure: str) -> str:
+    value = result.figures[figure]
+    text = percent(value)
+    if figure == "change" and value is not None:
+        text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    if value is not None and value == group.best(figure) and result.run.method != "offline":
+        text = f"<b>{text}</b>"
+    lost = figure == "change" and value is not None and value < -5
+    return f'<td class="figure{" loss" if lost else ""}">{text}</td>'
+
+
+def _per_class(found: Sequence[Group], colours: dict[str, str]) -> str:
+    charts = ""
+    for group in results.final(found):
+        heading = f"<h3>{_group_title(group)}</h3>"
+        charts += f'{heading}<div class="chart">{figures.class_bars(group, colours)}</div>'
+    if not charts:
+        charts = _note("No step has been evaluated yet.")
+    return f"""<h2>Class by class</h2>
+<p>The IoU of every class after the last step, one bar per run. The dark tick shows where a class stood after the first
+step: a bar that ends below its tick has forgotten. A dash marks a class that no validation image shows.</p>
+{charts}"""
+
+
+def _training(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
+    charts = ""
+    for run, label in zip(runs, labels, strict=True):
+        for step in run.steps:
+            if step.curves:
+                charts += f"<h3>{_dot(colours[label])}{escape(label)}, step {step.step}</h3>"
+                charts += f'<div class="chart">{figures.curves(step.curves)}</div>'
+        lacking = [f"step-{step.step}" for step in run.steps if not step.curves]
+        if lacking:
+            charts += _note(f"{label}: no TensorBoard logs in {', '.join(lacking)} of its run folder, hence no curves.")
+    return f"""<h2>Training</h2>
+<p>The losses, term by term, and the mIoU on validation images while training. CLS asks which classes an image shows,
+LOC and ENC hold on to the old model, SSS sharpens the localizer, SEG teaches the segmentation model. SSS and SEG may
+start some epochs later than the others.</p>
+{charts}"""
+
+
+def _reproduce(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    blocks = ""
+    for run, label in zip(runs, labels, strict=True):
+        command = f"<pre>{escape(run.command)}</pre>" if run.command else ""
+        config = f"<pre>{escape(run.config)}</pre>" if run.config else _note("config.yaml is missing or unreadable.")
+        blocks += f"<details><summary>{escape(label)}: command and configuration</summary>{command}{config}</details>"
+    return f"""<h2>How to reproduce</h2>
+<p>A run is fixed by its configuration and seed, kept as config.yaml in its folder. The same page again:</p>
+<pre>wilson report {escape(shlex.join(str(run.path) for run in runs))} --out report.html</pre>
+{blocks}"""
