@@ -1,0 +1,228 @@
+"""A step sees its images, its labels and nothing else, and the same ones in every run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_sets import CLASSES, mask_of, write_image, write_labels, write_voc
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from wilson.data import class_sets, transforms
+from wilson.data.dataset import EpochSampler, StepDataset
+from wilson.data.protocols import Task, select
+from wilson.data.synthetic import Synthetic
+from wilson.data.voc import VOCFolder
+from wilson.errors import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+TASK = Task.parse("4,2/1,5", CLASSES)
+# Rows of 8 pixels: void, a class of no step (3), classes of both steps.
+MASKS = {"a": mask_of(0, 4, 2, 255), "b": mask_of(0, 1, 3, 4), "c": mask_of(5, 1), "d": mask_of(0, 3)}
+
+
+def step_dataset(source: Any, indices: Sequence[int], step: int = 1, **options: Any) -> StepDataset:
+    options = {"dense": True, "seed": 3, "task": TASK, "transform": transforms.evaluate(8, MEAN, STD), **options}
+    return StepDataset(source, indices, step=step, **options)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> VOCFolder:
+    return VOCFolder(write_voc(tmp_path, MASKS))
+
+
+def test_sample_has_documented_shapes_and_types(source: VOCFolder) -> None:
+    sample = step_dataset(source, [2])[0]
+    assert set(sample) == {"image", "mask", "labels", "name"}
+    assert (sample["image"].shape, sample["image"].dtype) == ((3, 8, 8), torch.float32)
+    assert (sample["mask"].shape, sample["mask"].dtype) == ((8, 8), torch.int64)
+    assert (sample["labels"].shape, sample["labels"].dtype) == ((4,), torch.float32)
+    assert sample["name"] == "c"
+
+
+@pytest.mark.parametrize(
+    ("step", "ignore", "rows"),
+    [
+        (0, None, {"a": [0, 1, 2, 0], "b": [0, 0, 0, 1], "c": [0, 0]}),
+        (0, 255, {"a": [0, 1, 2, 255], "b": [0, 0, 0, 1], "c": [0, 0]}),
+        (1, 255, {"a": [0, 1, 2, 255], "b": [0, 3, 0, 1], "c": [4, 3]}),
+    ],
+)
+def test_masks_hold_output_channels(
+    source: VOCFolder, step: int, ignore: int | None, rows: dict[str, list[int]]
+) -> None:
+    dataset = step_dataset(source, [0, 1, 2], step, ignore=ignore)
+    for sample in (dataset[position] for position in range(3)):
+        expected = torch.tensor(rows[sample["name"]]).repeat_interleave(8 // len(rows[sample["name"]]))
+        torch.testing.assert_close(sample["mask"], expected[:, None].expand(8, 8))
+
+
+def test_labels_tell_the_new_classes_only_unless_asked(source: VOCFolder) -> None:
+    # Channels of step 1, background left out: 4, 2 (old), 1, 5 (new).
+    assert step_dataset(source, [1, 2, 0]).labels.tolist() == [[0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    all_labels = step_dataset(source, [1, 2, 0], all_labels=True).labels
+    assert all_labels.tolist() == [[1, 0, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0]]
+    assert step_dataset(source, [0, 1, 3], 0).labels.tolist() == [[1, 1], [1, 0], [0, 0]]
+
+
+def test_incremental_step_needs_no_masks(tmp_path: Path) -> None:
+    write_voc(tmp_path, MASKS, with_masks=False)
+    write_labels(tmp_path, ["a 4 2", "b 1 3 4", "c 5 1", "d 3"])
+    assert not (tmp_path / "SegmentationClass").exists()
+    source = VOCFolder(tmp_path)
+    dataset = step_dataset(source, select(class_sets(source), TASK, 1, "overlap"), dense=False)
+    batch = next(iter(DataLoader(dataset, batch_size=2)))
+    assert set(batch) == {"image", "labels", "name"}
+    assert batch["name"] == ["b", "c"]
+    assert batch["labels"].tolist() == [[0, 0, 1, 0], [0, 0, 1, 1]]
+    with pytest.raises(UserError, match=r"step 0: needs masks, but image 'a' has none \(2 of 2"):
+        step_dataset(source, [0, 1], 0)
+
+
+def test_no_images_is_an_error(source: VOCFolder) -> None:
+    with pytest.raises(UserError, match=r"step 1: no image .*holds its classes \(ant, eel\)"):
+        step_dataset(source, [])
+
+
+def test_mask_of_another_size_is_an_error(source: VOCFolder) -> None:
+    write_image(source.root / "SegmentationClass" / "a.png", mask_of(0, 4, size=(12, 8)))
+    with pytest.raises(UserError, match=r"image 'a' is 12x8 pixels, its mask 8x12"):
+        step_dataset(source, [0])[0]
+
+
+TRAIN = transforms.train(32, MEAN, STD)
+SYNTHETIC = Synthetic("train", 12)
+
+
+def synthetic_dataset(indices: Sequence[int] = range(12), seed: int = 3) -> StepDataset:
+    task = Task.parse("5-3", Synthetic.classes)
+    return step_dataset(SYNTHETIC, indices, task=task, transform=TRAIN, seed=seed)
+
+
+def epoch_of(dataset: StepDataset, epoch: int, workers: int = 0, batch: int = 4) -> dict[str, dict[str, Any]]:
+    """The samples of an epoch by name, as a loader gives them."""
+    sampler = EpochSampler(len(dataset), seed=3)
+    sampler.set_epoch(epoch)
+    loader = DataLoader(dataset, batch_size=batch, sampler=sampler, num_workers=workers)
+    return {
+        name: {key: values[i] for key, values in samples.items()}
+        for samples in loader
+        for i, name in enumerate(samples["name"])
+    }
+
+
+def assert_same(one: dict[str, dict[str, Any]], other: dict[str, dict[str, Any]]) -> None:
+    assert list(one) == list(other)
+    for name in one:
+        assert torch.equal(one[name]["image"], other[name]["image"])
+        assert torch.equal(one[name]["mask"], other[name]["mask"])
+
+
+def test_samples_do_not_depend_on_workers_batch_or_the_global_generator() -> None:
+    once = epoch_of(synthetic_dataset(), epoch=5)
+    torch.manual_seed(99)
+    assert_same(once, epoch_of(synthetic_dataset(), epoch=5, workers=2, batch=3))
+
+
+def test_samples_do_not_depend_on_the_other_images_of_the_step() -> None:
+    alone = synthetic_dataset([7])[4, 0]
+    among = synthetic_dataset([2, 5, 7])[4, 2]
+    assert torch.equal(alone["image"], among["image"])
+
+
+def test_samples_change_with_epoch_and_seed() -> None:
+    samples = [
+        synthetic_dataset()[0, 1],
+        synthetic_dataset()[1, 1],
+        synthetic_dataset(seed=4)[0, 1],
+    ]
+    images = [sample["image"] for sample in samples]
+    assert not any(torch.equal(images[i], images[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(synthetic_dataset()[1]["image"], images[0]), "a position alone stands for epoch 0"
+
+
+def test_global_generator_goes_on_as_if_nothing_was_drawn() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    synthetic_dataset()[0, 0]
+    list(EpochSampler(10, seed=0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_sampler_yields_every_position_once_in_an_order_of_its_own() -> None:
+    sampler = EpochSampler(50, seed=1)
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        assert {number for number, _ in keys} == {epoch}
+        orders.append([position for _, position in keys])
+    assert len(sampler) == 50
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] == orders[2] != orders[1]
+    assert [position for _, position in EpochSampler(50, seed=2)] != orders[0]
+
+
+def gradients(width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """An image whose red is 3x and green 3y, and a mask that holds x."""
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    image = torch.stack([3 * x, 3 * y, 0 * x], -1).to(torch.uint8)
+    return Image.fromarray(image.numpy()), Image.fromarray(x.to(torch.uint8).numpy())
+
+
+def test_training_crop_cuts_image_and_mask_alike() -> None:
+    image, mask = gradients(80, 60)
+    transform = transforms.train(48, (0, 0, 0), (1, 1, 1))
+    offsets, flips, areas = [], 0, []
+    for _ in range(200):
+        pixels, ids = transform(image, mask)
+        x, y = (pixels[:2] * 255 / 3).unbind()
+        assert (x - ids).abs().max() <= 0.5 + 0.2, "nearest and bilinear differ by half a pixel, and rounding to 1/3"
+        offsets.append((x - ids).mean())
+        flips += bool(x[0, 0] > x[0, -1])
+        # The outermost samples lie half a sample inside the box.
+        areas.append(float((x.max() - x.min()) * (y.max() - y.min()) * (48 / 47) ** 2) / (80 * 60))
+    assert abs(torch.stack(offsets).mean()) < 0.05
+    assert 70 < flips < 130
+    # Boxes of more than the image never fit: what is left is 0.5 to 1 of it.
+    assert 0.45 < min(areas) < 0.6
+    assert 0.9 < max(areas) <= 1.05
+
+
+def test_evaluation_resizes_the_short_side_and_takes_the_centre() -> None:
+    image, mask = gradients(80, 40)
+    pixels, ids = transforms.evaluate(20, (0, 0, 0), (1, 1, 1))(image, mask)
+    assert pixels.shape == (3, 20, 20)
+    assert ids.shape == (20, 20)
+    x, y = (pixels[:2] * 255 / 3).unbind()
+    assert x[0, 0] == pytest.approx(20.5, abs=0.7)
+    assert x[0, -1] == pytest.approx(58.5, abs=0.7)
+    assert y[-1, 0] - y[0, 0] == pytest.approx(38, abs=0.7)
+    assert (x - ids).abs().max() <= 0.5 + 0.2
+
+
+def test_normalisation_and_its_inverse() -> None:
+    image = Image.new("RGB", (8, 8), (255, 51, 0))
+    pixels, mask = transforms.evaluate(8, MEAN, STD)(image, None)
+    assert mask is None
+    torch.testing.assert_close(pixels[:, 0, 0], torch.tensor([0.5 / 0.2, -0.2 / 0.25, -1.0]))
+    back = transforms.denormalize(pixels[None], MEAN, STD)
+    torch.testing.assert_close(back[0, :, 0, 0], torch.tensor([1, 0.2, 0]))
+    assert transforms.denormalize(torch.full((3, 1, 1), 100.0), MEAN, STD).max() == 1
+
+
+@pytest.mark.parametrize("make", [transforms.train, transforms.evaluate])
+def test_crop_of_nothing_is_refused(make: Any) -> None:
+    with pytest.raises(UserError, match="crop: expected at least 1 pixel, got 0"):
+        make(0, MEAN, STD)
+
+
+def test_real_and_synthetic_data_go_through_the_same_classes(source: VOCFolder) -> None:
+    keys = [Counter(step_dataset(source, [0])[0].keys()), Counter(synthetic_dataset()[0].keys())]
+    assert keys[0] == keys[1]

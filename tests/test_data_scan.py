@@ -1,0 +1,100 @@
+"""Masks are scanned once, and again when, and only when, their contents change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from data_sets import files_under, mask_of, write_image
+
+from wilson.data import scan as scanning
+from wilson.data.scan import cache_folder, scan
+from wilson.errors import UserError
+
+
+@pytest.fixture
+def masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths = [tmp_path / "masks" / name for name in ("a.png", "b.png")]
+    write_image(paths[0], mask_of(0, 1, 254, 255))
+    write_image(paths[1], mask_of(0, 3))
+    return paths
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The masks that are decoded from here on."""
+    decoded: list[Path] = []
+    read = scanning.read_mask
+    monkeypatch.setattr(scanning, "read_mask", lambda path: (decoded.append(path), read(path))[1])
+    return decoded
+
+
+FOUND = [frozenset({1, 254}), frozenset({3})]
+
+
+def test_second_scan_comes_from_the_cache(masks: list[Path], reads: list[Path]) -> None:
+    assert scan(masks) == FOUND
+    assert reads == masks
+    assert scan(masks) == FOUND
+    assert reads == masks
+    assert [path.parent for path in files_under(cache_folder())] == [cache_folder()]
+
+
+def test_moved_masks_are_known_and_a_changed_one_is_not(masks: list[Path], reads: list[Path]) -> None:
+    scan(masks)
+    moved = shutil.copytree(masks[0].parent, masks[0].parent.with_name("moved"))
+    reads.clear()
+    assert scan([moved / path.name for path in masks]) == FOUND
+    assert reads == []
+    size, time = masks[1].stat().st_size, masks[1].stat().st_mtime_ns
+    write_image(masks[1], mask_of(0, 4))
+    os.utime(masks[1], ns=(time, time))
+    assert masks[1].stat().st_size == size, "the change should not show in the file's size"
+    assert scan(masks) == [FOUND[0], frozenset({4})]
+
+
+def test_order_matters(masks: list[Path]) -> None:
+    scan(masks)
+    assert scan(masks[::-1]) == FOUND[::-1]
+
+
+@pytest.mark.parametrize("text", ["", "[[1]]", '{"a": 1}', "[[1, 254], 7]", "[[1, 254], [3]"])
+def test_broken_cache_is_replaced(masks: list[Path], reads: list[Path], text: str) -> None:
+    scan(masks)
+    (cache,) = files_under(cache_folder())
+    whole = cache.read_text()
+    cache.write_text(text)
+    reads.clear()
+    assert scan(masks) == FOUND
+    assert reads == masks
+    assert cache.read_text() == whole
+
+
+def test_works_without_a_writable_cache(masks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert scan(masks) == FOUND
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_cache_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    for elsewhere in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", elsewhere)
+        assert cache_folder() == Path("/home/someone/.cache/wilson/scans")
+
+
+def test_shows_progress(masks: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    scan(masks)
+    assert "2/2" in capsys.readouterr().err
+    scan(masks)
+    assert capsys.readouterr().err == ""
+
+
+def test_names_a_mask_that_is_missing(masks: list[Path]) -> None:
+    masks[1].unlink()
+    with pytest.raises(UserError, match=r"b.png: cannot be read: No such file"):
+        scan(masks)

@@ -1,0 +1,45 @@
+"""What a data set offers, before any task or transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BACKGROUND = 0
+VOID = 255  # mask id of pixels without a label
+
+
+class ImageSource(Protocol):
+    """One split of a data set: images, and masks or image-level labels.
+
+    Attributes:
+        classes: class names by mask id; the first is "background".
+        names: image names, unique within the split.
+    """
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+
+    def image(self, index: int) -> Image:
+        """The image, RGB."""
+        ...
+
+    def mask(self, index: int) -> Image | None:
+        """The mask of 8-bit ids, mode L or P, 255 without a label; None if there is none."""
+        ...
+
+    def has_mask(self, index: int) -> bool:
+        """Whether `mask` has one to give; reads no file."""
+        ...
+
+    def class_ids(self, index: int) -> frozenset[int]:
+        """Mask ids of the classes in the image, without background and 255."""
+        ...
+
+
+def class_sets(source: ImageSource) -> list[frozenset[int]]:
+    """The classes in each image of a source, in its order."""
+    return [source.class_ids(index) for index in range(len(source.names))]
