@@ -8,6 +8,7 @@ Compiled code plugs kernels into dispatch keys: CPU from `wilson._C`; CUDA from 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import os
 import warnings
@@ -44,11 +45,20 @@ def build_info() -> dict[str, object] | None:
 
 
 def _compiled_module():  # type: ignore[no-untyped-def]  # an extension module, without stubs
+    if _installed_without_kernels():
+        _reason["CPU"] = "installed with WILSON_BUILD=none"
+        return None
     try:
         return importlib.import_module("wilson._C")
     except ImportError as error:
         _reason["CPU"] = _reason["CPU"] or f"wilson._C could not be imported: {error}"
         return None
+
+
+def _installed_without_kernels() -> bool:
+    """Whether this is a WILSON_BUILD=none install: a pure wheel, whatever an earlier build left in the source tree."""
+    wheels = (found.read_text("WHEEL") for found in importlib.metadata.distributions(name="wilson-seg"))
+    return "Root-Is-Purelib: true" in next(filter(None, wheels), "")
 
 
 def _load_cpu() -> None:

@@ -1,0 +1,7 @@
+"""`python -m wilson`."""
+
+import sys
+
+from wilson.cli import main
+
+sys.exit(main())

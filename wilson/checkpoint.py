@@ -1,0 +1,99 @@
+"""Checkpoints: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wilson.config import Config, from_dict, to_dict
+from wilson.data.protocols import Task
+from wilson.errors import UserError
+from wilson.models import Segmenter, build_segmenter
+
+FORMAT = 1
+NAME = "checkpoint.pt"  # the model after a step
+STATE = "training.pt"  # everything needed to continue within a step
+
+
+def save(values: dict[str, Any], path: Path) -> None:
+    """Write to a temporary file in the same folder, then rename: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of plain values and tensors.
+
+    Raises:
+        UserError: the file is missing or not a whole checkpoint.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file; give a {NAME} that a run wrote")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
+    except Exception as error:  # torch has a dozen kinds for a broken file
+        raise UserError(
+            f"checkpoint {path}: not a whole checkpoint of this project ({_first_line(error)}); "
+            "it may be cut short or of another program; use another one, or train again"
+        ) from error
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+class Checkpoint:
+    """The model after a step, with all that is needed to use it: configuration, task, results so far."""
+
+    def __init__(self, path: Path) -> None:
+        values = load(path)
+        if "weights" not in values:
+            raise UserError(f"checkpoint {path} is the training state of an unfinished step; give a {NAME} instead")
+        self.path = path
+        self.config: Config = from_dict(values["config"])
+        self.task = Task(values["task"], tuple(values["classes"]), tuple(tuple(s) for s in values["steps"]))
+        self.step: int = values["step"]
+        self.results: list[dict[str, Any]] = values["results"]
+        self.weights: dict[str, torch.Tensor] = values["weights"]
+
+    def model(self) -> Segmenter:
+        """The segmentation model, in eval mode."""
+        model = new_model(self.config, self.task, self.step, weights="none")
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def save_model(
+    model: Segmenter, config: Config, task: Task, step: int, results: list[dict[str, Any]], path: Path
+) -> None:
+    values = {
+        "format": FORMAT,
+        "config": to_dict(config),
+        "task": task.name,
+        "classes": list(task.classes),
+        "steps": [list(ids) for ids in task.steps],
+        "step": step,
+        "results": results,
+        "weights": model.state_dict(),
+    }
+    save(values, path)
+
+
+def new_model(config: Config, task: Task, step: int, weights: str) -> Segmenter:
+    """A fresh model with the classifiers of steps 0 to `step`."""
+    m = config.model
+    classes = [len(task.new(t)) + (t == 0) for t in range(step + 1)]
+    return build_segmenter(m.backbone, m.stride, weights, m.head_channels, classes, config.data.crop, m.dilations)

@@ -1,0 +1,33 @@
+"""The demo: base step, fine-tuning and WILSON on the built-in data set, and one report that compares them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from wilson import report
+from wilson.checkpoint import NAME
+from wilson.config import Config
+from wilson.run import REPORT, claim_folder, run
+
+INCREMENTAL = ("finetune", "wilson")
+
+
+def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Run the steps of a two-step task by both methods from one base step.
+
+    Args:
+        config: the recipe; its method is not used.
+        out: folder for `base`, `finetune`, `wilson` and `report.html`.
+        resume: continue where a demo in `out` stopped.
+        overwrite: remove what `out` holds first.
+
+    Returns:
+        The report.
+    """
+    claim_folder(out, resume=resume, overwrite=overwrite)
+    base = run(config, out / "base", steps=[0], resume=resume)
+    for method in INCREMENTAL:
+        start = base / "step-0" / NAME
+        run(replace(config, method=method), out / method, steps=[1], start=start, resume=resume)  # type: ignore[arg-type]
+    return report.write([out / name for name in ("base", *INCREMENTAL)], out / REPORT)

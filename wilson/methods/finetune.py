@@ -1,0 +1,46 @@
+"""Fine-tuning on the localizer's labels alone: what happens without the old model."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from wilson import ops
+
+from .base import Batch, Pseudo, WeaklySupervised
+
+
+class Finetune(WeaklySupervised):
+    """CLS and SSS from the start; after `warmup` epochs SEG against the localizer's hard labels.
+
+    Targets are 1 where the localizer's gated arg-max is the background or a new class (alpha = 1) and 0 for every old
+    class. No LOC, no ENC, no merge, no old model.
+    """
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        pseudo = self.look(batch)
+        terms = {}
+        if self.config.cls:
+            terms["cls"] = self.classification(pseudo.scores, batch["labels"])
+        if self.config.sss:
+            terms["sss"] = self.self_supervision(pseudo, batch)
+        if self.config.seg and epoch >= self.warmup:
+            terms["seg"] = ops.pseudo_label_loss(pseudo.logits, *self._hard_labels(pseudo, batch), **self._settings)
+        return self.weighted(**terms)
+
+    # The background taken from the localizer alone, and old classes gated away by their labels of 0: with the
+    # background as the only "old" class, the merge leaves exactly the localizer's hard labels.
+    _settings: ClassVar[dict[str, Any]] = {"alpha": 1.0, "background": 1.0}
+
+    def _hard_labels(self, pseudo: Pseudo, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        labels = batch["labels"].clone()
+        labels[:, : self.old_classes - 1] = 0
+        return pseudo.eval_scores, pseudo.eval_scores[:, :1], labels
+
+    @torch.no_grad()
+    def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        pseudo = self.look(batch)
+        targets, _ = ops.merge_pseudo_labels(*self._hard_labels(pseudo, batch), **self._settings)
+        return pseudo.eval_scores.softmax(1), targets.argmax(1)

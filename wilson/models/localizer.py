@@ -1,0 +1,31 @@
+"""The localizer: scores of all classes at every pixel of the features, learned from image-level labels."""
+
+import torch
+from torch import Tensor, nn
+
+from .layers import NormAct
+
+
+class Localizer(nn.Sequential):
+    """3x3 convolution, norm, 3x3 convolution, norm, 1x1 convolution: (B, C_in, H, W) -> scores (B, classes, H, W).
+
+    Fresh at each step, dropped at test time.
+    """
+
+    def __init__(self, inputs: int, channels: int, classes: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
+            NormAct(channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            NormAct(channels),
+            nn.Conv2d(channels, classes, 1),
+        )
+
+    def eval_scores(self, features: Tensor) -> Tensor:
+        """The scores with running statistics, detached: pseudo-labels are made from them. The mode is left as it was."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            scores = self(features)
+        self.train(training)
+        return scores

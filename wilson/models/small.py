@@ -1,0 +1,40 @@
+"""A small residual network at stride 4, trained from scratch within minutes: the backbone of the demo."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import LEAKY_SLOPE, NormAct
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions (B, C_in, H, W) -> (B, C_out, H/stride, W/stride), and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = NormAct(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(self.norm1(self.conv1(x))))
+        return F.leaky_relu(out + self.shortcut(x), LEAKY_SLOPE)
+
+
+class SmallResNet(nn.Sequential):
+    """(B, 3, H, W) -> (B, 96, H/4, W/4)."""
+
+    channels = 96
+    stride = 4
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 32, 5, 2, 2, bias=False),
+            NormAct(32),
+            ResidualBlock(32, 48, stride=2),
+            ResidualBlock(48, 48),
+            ResidualBlock(48, 96),
+            ResidualBlock(96, 96),
+        )
