@@ -84,6 +84,12 @@ def test_incremental_step_needs_no_masks(tmp_path: Path) -> None:
         step_dataset(source, [0, 1], 0)
 
 
+def test_incremental_step_opens_no_mask_that_is_there(source: VOCFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = step_dataset(source, [0], dense=False)
+    monkeypatch.setattr(source, "mask", lambda index: pytest.fail("opened a mask"))
+    assert "mask" not in dataset[0]
+
+
 def test_no_images_is_an_error(source: VOCFolder) -> None:
     with pytest.raises(UserError, match=r"step 1: no image .*holds its classes \(ant, eel\)"):
         step_dataset(source, [])

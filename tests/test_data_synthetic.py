@@ -46,6 +46,25 @@ def test_class_sets_are_what_the_masks_hold() -> None:
         assert held, "the foremost shape is never hidden"
 
 
+def test_mask_lies_on_the_shapes_it_names() -> None:
+    """A shape has two colours and a little noise: a mask that is off would take in a third."""
+    source = Synthetic("val", 60)
+    regions = 0
+    for index in range(60):
+        image, mask = pixels(source, index)
+        for class_id in np.unique(mask[mask > 0]):
+            colours = image[mask == class_id].astype(float)
+            if len(colours) < 20:  # all but hidden: there may be one colour left
+                continue
+            centred = colours - colours.mean(0)
+            along = centred @ np.linalg.svd(centred, full_matrices=False)[2][0]
+            first = along > (along.min() + along.max()) / 2
+            for part in (colours[first], colours[~first]):
+                assert part.std(0).max() < 12, f"image {index}, {source.classes[class_id]}"
+                regions += 1
+    assert regions > 150
+
+
 @pytest.mark.parametrize("size", [32, 64, 150])
 def test_size_changes_the_resolution_and_not_the_scene(size: int) -> None:
     source = Synthetic("val", 4, size=size)

@@ -148,6 +148,8 @@ def run(
     old = check_start(experiment, chosen, start)
     check_single_class(experiment, chosen)
     datasets = {step: experiment.training_set(step) for step in chosen}
+    for step, dataset in datasets.items():
+        check_batch(step, len(dataset), config.for_step(step).batch)
     prepare_folder(out, config, resume=resume, overwrite=overwrite)
 
     results = old.results if old else []
@@ -357,6 +359,11 @@ def check_start(experiment: Experiment, steps: list[int], start: Path | None) ->
     if ours != theirs:
         raise UserError(f"checkpoint {start} has the network {theirs}, not {ours}; give the same model options")
     return old
+
+
+def check_batch(step: int, images: int, batch: int) -> None:
+    if images < batch:
+        raise UserError(f"step {step} has {images} images, fewer than a batch of {batch}; choose a smaller batch")
 
 
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:

@@ -20,8 +20,6 @@ from wilson.data.transforms import denormalize
 from wilson.errors import UserError
 from wilson.methods import Batch, Method
 
-LOG_EVERY = 10  # iterations between points of the curves
-
 
 def fit(
     method: Method,
@@ -52,7 +50,7 @@ def fit(
         What the last evaluation returned.
 
     Raises:
-        UserError: fewer images than a batch, or a gradient that is not finite.
+        UserError: a gradient that is not finite.
     """
     from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
@@ -79,7 +77,7 @@ def fit(
     first = restore(folder / checkpoint.STATE, state) if resume else 0
     if first >= settings.epochs:  # stopped between the last epoch and the end of the step
         with SummaryWriter(str(folder), purge_step=total) as board:
-            return evaluate(board, total)
+            return evaluate(board, total - 1)
 
     with SummaryWriter(str(folder), purge_step=first * len(loader)) as board:
         result = None
@@ -101,7 +99,6 @@ def fit(
                     raise not_finite(terms, norm, epoch, iteration, folder)
                 scaler.step(optimizer)
                 scaler.update()
-                scheduler.step()
 
                 values = {"total": loss.item(), **{name: term.item() for name, term in terms.items()}}
                 for name, value in values.items():
@@ -109,17 +106,17 @@ def fit(
                 done = iteration - epoch * len(loader) + 1
                 speed = done * settings.batch / (time.monotonic() - start)
                 bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in values.items()) + f", {speed:.0f} images/s")
-                if iteration % LOG_EVERY == 0:
-                    for name, value in values.items():
-                        board.add_scalar(f"loss/{name}", value, iteration)
-                    for group in optimizer.param_groups:
-                        board.add_scalar(f"lr/{group['name']}", group["lr"], iteration)
-                    board.add_scalar("gradient_norm", norm, iteration)
+                for name, value in values.items():
+                    board.add_scalar(f"loss/{name}", value, iteration)
+                for group in optimizer.param_groups:
+                    board.add_scalar(f"lr/{group['name']}", group["lr"], iteration)
+                board.add_scalar("gradient_norm", norm, iteration)
+                scheduler.step()
             mean = " ".join(f"{name} {value / len(loader):.4f}" for name, value in sums.items())
             print(f"{title}, epoch {epoch + 1}/{settings.epochs}: {mean}, {speed:.0f} images/s", flush=True)
             last = epoch + 1 == settings.epochs
             if last or (epoch + 1) % config.evaluate_every == 0:
-                result = evaluate(board, (epoch + 1) * len(loader))
+                result = evaluate(board, (epoch + 1) * len(loader) - 1)
             keep(folder / checkpoint.STATE, state, epoch + 1)
         return result
 
@@ -127,13 +124,7 @@ def fit(
 def make_loader(
     dataset: StepDataset, batch: int, workers: int, device: torch.device, sampler: EpochSampler | None = None
 ) -> DataLoader[dict[str, Any]]:
-    """Batches in the sampler's order, the last incomplete one dropped; without a sampler every image once, in order.
-
-    Raises:
-        UserError: there are fewer images than a training batch.
-    """
-    if sampler is not None and len(dataset) < batch:
-        raise UserError(f"the step has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch")
+    """Batches in the sampler's order, the last incomplete one dropped; without a sampler every image once, in order."""
     return DataLoader(
         dataset,
         batch,

@@ -162,7 +162,6 @@ class _Check:
             )
 
     def _count(self, name: str, entries: Sequence[Entry]) -> Split:
-        known = frozenset(range(len(self.classes)))
         class_sets: list[frozenset[int]] = []
         pixels = np.zeros(256, np.int64)
         masks = 0
@@ -171,7 +170,7 @@ class _Check:
             if held is None:
                 class_sets.append(self.labels.get(entry.name, frozenset()))
             else:
-                class_sets.append(_ids(held) & known)
+                class_sets.append(_ids(held))
                 pixels += held
                 masks += 1
         images = Counter(class_id for held_ids in class_sets for class_id in held_ids)

@@ -1,0 +1,145 @@
+"""Loss terms of the methods: what is in them, when, and who gets a gradient."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from wilson import ops
+from wilson.methods import Finetune, LossConfig, Supervised, Wilson
+from wilson.models import Localizer, build_segmenter
+from wilson.ops import reference
+
+OLD, NEW = 3, 2  # background counts as old
+
+
+def segmenter(classes):
+    return build_segmenter("small_resnet", 4, "none", 16, classes, crop=32, dilations=(1, 2, 3))
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    old = segmenter([OLD])
+    model = segmenter([OLD, NEW])
+    model.start_from(old)
+    localizer = Localizer(model.backbone.channels, 16, OLD + NEW)
+    image = torch.randn(3, 3, 32, 32)
+    labels = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 1, 1]]).float()
+    batch = {"image": image, "rgb": (image * 0.2 + 0.5).clamp(0, 1), "labels": labels}
+    return model, localizer, old, batch
+
+
+def grads(module):
+    return [p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters()]
+
+
+def test_new_model_starts_from_the_old_one(parts):
+    model, _, old, batch = parts
+    model.eval(), old.eval()
+    assert torch.equal(model(batch["image"]).logits[:, :OLD], old(batch["image"]).logits)
+
+
+def test_supervised_matches_the_published_loss(parts):
+    _, _, old, batch = parts
+    mask = torch.randint(0, OLD, (3, 32, 32))
+    old.eval()
+    (loss,) = Supervised(old)({**batch, "mask": mask}, 0).values()
+    up = F.interpolate(old(batch["image"]).logits, size=(32, 32), mode="bilinear", align_corners=False)
+    one_hot = F.one_hot(mask, OLD).movedim(-1, 1).float()
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(up, one_hot, reduction="none").sum(1).mean())
+
+
+def test_terms_appear_after_the_warm_up(parts):
+    model, localizer, old, batch = parts
+    method = Wilson(model, localizer, old, LossConfig(), warmup=2)
+    assert set(method(batch, 1)) == {"cls", "loc", "enc"}
+    assert set(method(batch, 2)) == {"cls", "loc", "enc", "sss", "seg"}
+    finetune = Finetune(model, localizer, OLD, LossConfig(), warmup=2)
+    assert set(finetune(batch, 0)) == {"cls", "sss"}
+    assert set(finetune(batch, 2)) == {"cls", "sss", "seg"}
+
+
+@pytest.mark.parametrize("term", ["cls", "loc", "enc", "sss", "seg"])
+def test_terms_switch_off_and_scale(parts, term):
+    model, localizer, old, batch = parts
+    for module in (model, localizer):
+        module.eval()  # equal statistics in every call
+    full = Wilson(model, localizer, old, LossConfig(), warmup=0)(batch, 0)
+    doubled = Wilson(model, localizer, old, replace(LossConfig(), **{term: 2.0}), warmup=0)(batch, 0)
+    without = Wilson(model, localizer, old, replace(LossConfig(), **{term: 0.0}), warmup=0)(batch, 0)
+    assert set(full) - set(without) == {term}
+    torch.testing.assert_close(doubled[term], 2 * full[term])
+
+
+def test_terms_are_those_of_the_paper(parts):
+    model, localizer, old, batch = parts
+    model_copy, localizer_copy = deepcopy(model).train(), deepcopy(localizer)
+    actual = Wilson(model, localizer, old, LossConfig(alpha=0.7), warmup=0).train()(batch, 0)
+
+    y, before = batch["labels"], old(batch["image"])
+    logits, features = model_copy(batch["image"])
+    eval_scores = localizer_copy.eval()(features).detach()  # before the training pass moves the statistics
+    scores = localizer_copy.train()(features)
+    image = F.interpolate(batch["rgb"], size=(8, 8), mode="bilinear", align_corners=True)
+    confident, counts = reference.confident_labels(reference.pamr(image, eval_scores.softmax(1)), y)
+    expected = {
+        "cls": F.binary_cross_entropy_with_logits(reference.ngwp_focal_pool(scores)[:, OLD:], y[:, OLD - 1 :]),
+        "loc": reference.localization_prior_loss(scores, before.logits),
+        "enc": (features - before.features).pow(2).mean(),
+        "sss": reference.balanced_cross_entropy(scores, confident, counts, y),
+        "seg": reference.pseudo_label_loss(logits, eval_scores, before.logits, y, alpha=0.7),
+    }
+    torch.testing.assert_close(actual, expected)
+
+
+def test_gradients_reach_model_and_localizer_not_the_old_model(parts):
+    model, localizer, old, batch = parts
+    method = Wilson(model, localizer, old, LossConfig(), warmup=0).train()
+    sum(method(batch, 0).values()).backward()
+    assert all(grads(model)) and all(grads(localizer)) and not any(grads(old))
+    assert not old.training and model.training
+
+
+def test_pseudo_labels_teach_the_segmentation_model_only(parts):
+    model, localizer, old, batch = parts
+    method = Wilson(model, localizer, old, replace(LossConfig(), cls=0, loc=0, enc=0, sss=0), warmup=0).train()
+    method(batch, 0)["seg"].backward()
+    assert all(grads(model)) and not any(grads(localizer))
+
+
+def test_eval_scores_come_before_the_statistics_move(parts):
+    model, localizer, _, batch = parts
+    features = model(batch["image"]).features.detach()
+    localizer.train()
+    before = {k: v.clone() for k, v in localizer.state_dict().items()}
+    scores = localizer.eval_scores(features)
+    assert localizer.training and not scores.requires_grad
+    assert all(torch.equal(v, before[k]) for k, v in localizer.state_dict().items())
+
+
+def test_classification_sees_new_classes_only_unless_all_labels_are_given(parts):
+    model, localizer, old, batch = parts
+    scores = torch.randn(3, OLD + NEW, 4, 4)
+    changed = scores.clone()
+    labels = batch["labels"].clone()
+    labels[:, : OLD - 1] = 1
+    ours = Wilson(model, localizer, old, LossConfig(), 0)
+    every = Wilson(model, localizer, old, LossConfig(), 0, all_labels=True)
+    assert torch.equal(ours.classification(changed, labels), ours.classification(scores, batch["labels"]))
+    assert not torch.equal(every.classification(scores, labels), every.classification(scores, batch["labels"]))
+
+
+def test_finetune_targets_are_hard_labels_of_background_and_new_classes(parts):
+    model, localizer, _, batch = parts
+    method = Finetune(model, localizer, OLD, LossConfig(), warmup=0).eval()
+    labels = batch["labels"].clone()
+    labels[:, 0] = 1  # an old class's label must not matter
+    pseudo = method.look(batch)
+    targets, weight = ops.merge_pseudo_labels(*method._hard_labels(pseudo, {**batch, "labels": labels}), **method._settings)
+    assert targets[:, 1:OLD].abs().max() == 0
+    assert set(targets.unique().tolist()) <= {0.0, 1.0} and torch.equal(targets.sum(1), torch.ones(3, 8, 8))
+    present = torch.cat([torch.ones(3, 1), batch["labels"]], 1)[:, :, None, None]
+    assert (targets * (1 - present)).sum() == 0

@@ -1,0 +1,54 @@
+"""The README keeps its promises: its Python blocks run, and its tables name what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from wilson import ops
+from wilson.ops import _library
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_ops_example_runs():
+    names: dict = {}
+    exec(PYTHON[0], names)
+    assert names["scores"].grad.abs().sum() > 0 and names["logits"].grad.abs().sum() > 0
+
+
+def test_training_example_names_what_exists():
+    from wilson.config import RECIPES
+    from wilson.run import run
+
+    assert len(PYTHON) == 2 and "demo" in RECIPES and callable(run)
+    compile(PYTHON[1], "README.md", "exec")
+
+
+@pytest.mark.slow
+def test_training_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(PYTHON[1], {})
+    assert (tmp_path / "runs" / "mine" / "report.html").exists()
+
+
+def test_table_of_ops_is_complete_and_true():
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", README, re.MULTILINE))
+    assert set(rows) == set(ops.__all__) - {"providers", "reference"}
+    if _library.build_info():
+        for op, kernels in rows.items():
+            assert ("C++" in kernels) == _library.has_kernel(op, "CPU"), op
+
+
+def test_the_two_commands():
+    assert re.findall(r"^pip install -e .*$", README, re.MULTILINE) == [
+        'pip install -e ".[train]" && wilson demo',
+        'pip install -e ".[train,test]" && pytest',
+    ]
+
+
+def test_linked_files_exist():
+    root = Path(__file__).parents[1]
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (root / target).exists(), target

@@ -1,0 +1,261 @@
+"""The loop: schedule, resuming, checkpoints, guards, run folders, and the errors that users make."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from wilson import checkpoint, evaluate
+from wilson.checkpoint import Checkpoint
+from wilson.config import DEMO, RECIPES, Config, StepConfig, from_dict, to_dict
+from wilson.demo import demo
+from wilson.errors import UserError
+from wilson.run import run
+
+TINY = replace(
+    DEMO,
+    data=replace(DEMO.data, train_images=42, val_images=12, crop=32),
+    model=replace(DEMO.model, head_channels=8, localizer_channels=8),
+    base=replace(DEMO.base, epochs=2, batch=8),
+    step=replace(DEMO.step, epochs=3, batch=8, warmup=1),
+    evaluate_every=2,
+)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of both steps."""
+    return run(TINY, tmp_path_factory.mktemp("whole") / "run")
+
+
+def losses(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def weights(folder, step):
+    return Checkpoint(folder / f"step-{step}" / checkpoint.NAME).weights
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_run_folder(whole):
+    results = json.loads((whole / "results.json").read_text())
+    assert {k: results[k] for k in ("method", "task", "protocol", "seed")} == {
+        "method": "wilson",
+        "task": "5-3",
+        "protocol": "disjoint",
+        "seed": 0,
+    }
+    assert [step["step"] for step in results["steps"]] == [0, 1]
+    assert [len(step["classes"]) for step in results["steps"]] == [6, 9]
+    assert results["steps"][0]["miou"]["old"] is None and results["steps"][1]["miou"]["old"] is not None
+    assert from_dict(yaml.safe_load((whole / "config.yaml").read_text())) == TINY
+    for step in (0, 1):
+        files = {path.name for path in (whole / f"step-{step}").iterdir()}
+        assert checkpoint.NAME in files and checkpoint.STATE not in files and "panels" in files
+    assert "<html" in (whole / "report.html").read_text()
+    curves = losses(whole / "step-1")
+    assert {f"loss/{term}" for term in ("total", "cls", "loc", "enc", "sss", "seg")} <= set(curves)
+    assert {"lr/encoder", "lr/decoder", "lr/classifiers", "lr/localizer", "validation/miou_old"} <= set(curves)
+
+
+def test_two_runs_are_equal(whole, tmp_path):
+    again = run(TINY, tmp_path / "again")
+    assert same(weights(whole, 1), weights(again, 1))
+
+
+def test_workers_do_not_change_the_result(whole, tmp_path):
+    config = replace(TINY, data=replace(TINY.data, workers=1))
+    assert same(weights(whole, 0), weights(run(config, tmp_path / "run", steps=[0]), 0))
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (1, 0), (1, 2)])
+def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
+    """Stopped in the middle of an epoch, the resumed run has the losses and weights of the whole one."""
+    from wilson import train
+
+    out, original = tmp_path / "run", train.gradient_norm
+    count = {"iterations": 0}
+    stop = {(0, 1): 5, (1, 0): 7, (1, 2): 11}[step, epoch]  # 3 iterations an epoch in step 0, 2 in step 1
+
+    def interrupting(*arguments):
+        count["iterations"] += 1
+        if count["iterations"] == stop:
+            raise Interrupted
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "gradient_norm", interrupting)
+    with pytest.raises(Interrupted):
+        run(TINY, out)
+    monkeypatch.setattr(train, "gradient_norm", original)
+    run(TINY, out, resume=True)
+    for each in (0, 1):
+        assert same(weights(whole, each), weights(out, each))
+        expected, actual = losses(whole / f"step-{each}"), losses(out / f"step-{each}")
+        assert {t: dict(v) for t, v in actual.items()} == {t: dict(v) for t, v in expected.items()}
+    assert json.loads((out / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
+
+
+def test_resume_refuses_other_options(whole):
+    with pytest.raises(UserError, match=r"base\.lr_head .*resume with the same options"):
+        run(replace(TINY, base=replace(TINY.base, lr_head=0.5)), whole, resume=True)
+
+
+def test_folder_that_is_not_empty_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        run(TINY, tmp_path)
+    with pytest.raises(UserError, match=r"thesis\.txt.*nothing was removed"):
+        run(TINY, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_learning_rates_follow_the_schedule(whole):
+    curves = losses(whole / "step-1")
+    settings, total, warmup = TINY.step, 6, 2  # 18 images in batches of 8: 2 iterations an epoch
+
+    def expected(t, base):
+        return base * (1 if t < warmup else (1 - t / total) ** settings.power)
+
+    for group, base in (("encoder", settings.lr_encoder), ("localizer", settings.lr_head)):
+        points = curves[f"lr/{group}"]
+        assert points
+        for t, value in points:
+            assert value == pytest.approx(expected(t, base), rel=1e-5)
+
+
+def test_checkpoint_is_atomic_and_executes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "c.pt"
+    checkpoint.save({"format": 1, "x": torch.ones(2)}, path)
+
+    def broken(values, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save({"format": 1}, path)
+    monkeypatch.undo()
+    assert torch.equal(checkpoint.load(path)["x"], torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+    class Evil:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    torch.save({"format": 1, "evil": Evil()}, path)
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "flipped"])
+def test_damaged_checkpoint_is_refused(whole, tmp_path, damage):
+    data = bytearray((whole / "step-0" / checkpoint.NAME).read_bytes())
+    if damage == "cut":
+        data = data[: len(data) // 2]
+    elif damage == "text":
+        data = bytearray(b"hello")
+    else:
+        data[:200] = bytes(255 - b for b in data[:200])
+    (tmp_path / "c.pt").write_bytes(data)
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        Checkpoint(tmp_path / "c.pt")
+
+
+def test_start_of_another_task_or_network_is_refused(whole, tmp_path):
+    start = whole / "step-0" / checkpoint.NAME
+    with pytest.raises(UserError, match="is of task 5-3"):
+        run(replace(TINY, task="4-4"), tmp_path / "a", steps=[1], start=start)
+    with pytest.raises(UserError, match="network"):
+        run(replace(TINY, model=replace(TINY.model, head_channels=16)), tmp_path / "a", steps=[1], start=start)
+    with pytest.raises(UserError, match="needs the checkpoint of step 0"):
+        run(TINY, tmp_path / "a", steps=[1])
+    with pytest.raises(UserError, match="leave the checkpoint out"):
+        run(TINY, tmp_path / "a", steps=[0], start=start)
+    with pytest.raises(UserError, match="has steps"):
+        run(TINY, tmp_path / "a", steps=[2], start=start)
+    assert not (tmp_path / "a").exists()
+
+
+def test_single_new_class_is_refused_unless_all_labels_are_given(tmp_path):
+    config = replace(TINY, task="1,2,3,4,5/6")
+    with pytest.raises(UserError, match="single class falling stripes.*--all-labels"):
+        run(config, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    run(replace(config, all_labels=True, step=replace(TINY.step, epochs=1)), tmp_path / "b")
+
+
+def test_too_few_images_for_a_batch(tmp_path):
+    with pytest.raises(UserError, match="fewer than a batch of 800"):
+        run(replace(TINY, base=replace(TINY.base, batch=800)), tmp_path / "a")
+
+
+def test_not_finite_gradient_stops_with_the_terms(tmp_path):
+    with pytest.raises(UserError, match="gradient is not finite .*lower learning rate"):
+        run(replace(TINY, base=replace(TINY.base, lr_encoder=1e30, lr_head=1e30)), tmp_path / "a", steps=[0])
+
+
+def test_bfloat16_trains(tmp_path):
+    out = run(replace(TINY, precision="bf16", task="5-3"), tmp_path / "a")
+    assert all(value == value for _, value in losses(out / "step-1")["loss/total"])
+
+
+def test_incremental_step_needs_no_masks(whole, tmp_path):
+    """Image-level labels alone: the masks of the training images are gone from the disk."""
+    from wilson.data.export import export
+    from wilson.data.synthetic import Synthetic
+
+    root = tmp_path / "voc"
+    export({"train": Synthetic("train", 42, 32), "val": Synthetic("val", 12, 32)}, root)
+    for mask in (root / "SegmentationClass").glob("train_*"):
+        mask.unlink()
+    config = replace(TINY, data=replace(TINY.data, root=str(root)))
+    out = run(config, tmp_path / "run", steps=[1], start=whole / "step-0" / checkpoint.NAME)
+    assert json.loads((out / "results.json").read_text())["steps"][-1]["step"] == 1
+    with pytest.raises(UserError, match="needs masks"):
+        run(config, tmp_path / "base", steps=[0])
+
+
+def test_offline_trains_all_classes_at_once(tmp_path):
+    out = run(replace(TINY, method="offline"), tmp_path / "run")
+    results = json.loads((out / "results.json").read_text())
+    assert results["method"] == "offline" and len(results["steps"]) == 1
+    assert len(results["steps"][0]["classes"]) == 9 and results["steps"][0]["miou"]["old"] is not None
+
+
+def test_demo_folders(tmp_path):
+    config = replace(TINY, base=replace(TINY.base, epochs=1), step=replace(TINY.step, epochs=1, warmup=0))
+    report = demo(config, tmp_path / "d")
+    assert report == tmp_path / "d" / "report.html" and "finetune" in report.read_text()
+    methods = {name: json.loads((tmp_path / "d" / name / "results.json").read_text()) for name in ("base", "finetune", "wilson")}
+    assert [m["method"] for m in methods.values()] == ["base", "finetune", "wilson"]
+    assert methods["wilson"]["steps"][0] == methods["base"]["steps"][0]
+
+
+def test_scores_of_a_known_confusion_matrix():
+    matrix = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 4], [0, 0, 0, 0]])
+    entry = evaluate.scores(matrix, ["background", "a", "b", "c"], old=2, step=1)
+    assert entry["iou"] == {"background": 66.67, "a": 50.0, "b": 0.0, "c": None}
+    assert entry["miou"] == {"old": 50.0, "new": 0.0, "all": 38.89}
+    assert entry["pixel_accuracy"] == 56.25
+    assert evaluate.scores(matrix, ["background", "a", "b", "c"], old=1, step=0)["miou"]["old"] is None
+
+
+def test_recipes_are_those_of_the_paper():
+    voc: Config = RECIPES["voc"]
+    assert voc.base == StepConfig(30, 24, 0.01, 0.01, 0, 0.9, 0.9, 1e-4)
+    assert voc.step == StepConfig(40, 24, 0.001, 0.01, 5, 0.9, 0.9, 1e-4)
+    assert (voc.model.backbone, voc.model.stride, voc.data.crop, voc.losses.alpha) == ("resnet101", 16, 512, 0.5)
+    assert from_dict(to_dict(voc)) == voc and voc.model.head_channels == voc.model.localizer_channels == 256

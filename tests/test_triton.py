@@ -1,0 +1,23 @@
+"""The Triton kernels by Triton's interpreter, in a process of its own."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+
+def test_triton_kernels_in_the_interpreter():
+    if importlib.util.find_spec("wilson.kernels") is None:
+        pytest.skip("wilson.kernels is not installed: run pip install -e .")
+    child = Path(__file__).with_name("triton_interpreter.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(child)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, cwd=child.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"^\d+ passed in", result.stdout, re.MULTILINE), result.stdout  # none skipped
