@@ -1,0 +1,127 @@
+// What the kernel files share: tensor alias, accumulation type, dtype dispatch, tensor views, checks, current stream.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "math/compiler.h"
+
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#endif
+
+namespace wilson {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// What a kernel computes in: double for double inputs, float for all others.
+template <class T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+inline ScalarType acc_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls a lambda with `scalar_t` set to the C++ type of DTYPE. No <<<...>>> inside: the macro splits at its commas.
+#define WILSON_DISPATCH(DTYPE, NAME, ...)                                                                     \
+  THO_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), torch::headeronly::ScalarType::Float,                    \
+                  torch::headeronly::ScalarType::Double, torch::headeronly::ScalarType::Half,                 \
+                  torch::headeronly::ScalarType::BFloat16)
+
+template <class T>
+const T* const_data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// A (B, C, H, W) tensor of any strides, its P = H * W pixels counted row by row. Offsets are 64-bit.
+template <class T>
+struct MapView {
+  T* data;
+  int64_t batch, classes, pixels, width;
+  int64_t batch_stride, class_stride, row_stride, pixel_stride;
+
+  WILSON_HOST_DEVICE int64_t offset(int64_t pixel) const {
+    return pixel / width * row_stride + pixel % width * pixel_stride;
+  }
+  // Pixels of one class lie side by side: contiguous tensors and slices of their images or classes.
+  WILSON_HOST_DEVICE bool unit_stride() const {
+    return pixel_stride == 1 && row_stride == width;
+  }
+};
+
+// Whether threads can move `bytes` at a time: rows of classes lie side by side, and all of them start aligned.
+template <class T>
+bool aligned(const MapView<T>& view, int64_t bytes) {
+  const int64_t n = bytes / sizeof(T);
+  return view.unit_stride() && view.pixels % n == 0 && view.batch_stride % n == 0 && view.class_stride % n == 0 &&
+         reinterpret_cast<uintptr_t>(view.data) % bytes == 0;
+}
+
+template <class T>
+MapView<T> map_view(const Tensor& tensor) {
+  const auto size = tensor.sizes(), stride = tensor.strides();
+  T* data = nullptr;
+  if constexpr (std::is_const_v<T>) {
+    data = const_data<std::remove_const_t<T>>(tensor);
+  } else {
+    data = mutable_data<T>(tensor);
+  }
+  MapView<T> view{data,      size[0],   size[1],   size[2] * size[3], size[3],
+                  stride[0], stride[1], stride[2], stride[3]};
+  // The stride of a side of length 1 means nothing: name the one that the other side continues.
+  if (size[3] == 1) view.pixel_stride = size[2] == 1 ? 1 : stride[2], view.width = size[2], view.row_stride = 0;
+  if (view.width == view.pixels) view.row_stride = view.width * view.pixel_stride;
+  return view;
+}
+
+// Kernels trust their arguments, and a caller of the raw ops may hand over anything: refuse what would read outside.
+inline void check_scores(const char* op, const Tensor& scores) {
+  STD_TORCH_CHECK(scores.dim() == 4, op, ": scores must be (B, C, H, W), got ", scores.dim(), " dimensions");
+  STD_TORCH_CHECK(scores.size(1) > 0 && scores.size(2) > 0 && scores.size(3) > 0, op,
+                  ": scores must have C, H and W of at least 1");
+}
+
+inline void check_per_class(const char* op, const char* name, const Tensor& tensor, const Tensor& scores) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == scores.size(0) && tensor.size(1) == scores.size(1) &&
+                      tensor.scalar_type() == acc_dtype(scores.scalar_type()),
+                  op, ": ", name, " must be (B, C), float64 for float64 scores, else float32");
+}
+
+#if defined(__CUDACC__)
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#else
+// The level that WILSON_CPU_LEVELS chooses on this machine: "avx512", "avx2" or "baseline".
+inline const char* cpu_level() {
+#if defined(__x86_64__) && defined(__linux__)
+  // By features: g++ 11 does not know the names of the levels.
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
+    return "avx512";
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+#endif
+  return "baseline";
+}
+#endif
+
+}  // namespace wilson
