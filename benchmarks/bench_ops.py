@@ -3,11 +3,11 @@
 One group per op and grid, so that the table shows the ratios; inputs are the tests', correctness is asserted first.
 """
 
-import cases
 import pytest
-import tolerance
 import torch
 
+import cases
+import tolerance
 from wilson import ops
 from wilson.ops import _library, reference
 

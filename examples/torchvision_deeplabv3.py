@@ -1,8 +1,8 @@
 """wilson.ops inside torchvision's DeepLabV3, in a plain training loop.
 
-Two drop-ins: the loss on logits at feature resolution (`upsampled_cross_entropy` instead of interpolating first, which
-keeps a tensor of B x C x H x W at the image's size), and an image-level head by `ngwp_focal_pool` for images of which
-only the classes are known. Run it with `python examples/torchvision_deeplabv3.py`; it needs the train extra and no data.
+Two drop-ins: the loss on logits at feature resolution (`upsampled_cross_entropy` instead of interpolating first), and
+an image-level loss by `ngwp_focal_pool` for images of which only the classes are known. Run it with
+`python examples/torchvision_deeplabv3.py`; it needs the train extra and no data.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Inputs of every op, shared by the tests and the benchmarks.
 
-A case is drawn in float64 from a fixed seed, rounded to its dtype, and laid out as its name says; `Case.double()` is the
-same values in float64. Every op has cases for layouts, an empty batch, single pixels, odd sizes, 1 to 1000 classes,
+A case is drawn in float64 from a fixed seed, rounded to its dtype, and laid out as its name says; `Case.double()` is
+the same values in float64. Every op has cases for layouts, an empty batch, single pixels, odd sizes, 1 to 1000 classes,
 extreme logits and, where it reads labels, none present, all ignored and ties.
 """
 
@@ -239,8 +239,7 @@ def upsampled(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "all_ignored", (draw.scores(), torch.full_like(labels, 3)), {"ignore_index": 3})
         yield Case(op, "uint8", (draw.scores(), labels.clamp(0, 255).to(torch.uint8)))
         yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
-    for case in _layouts("upsampled_argmax", lambda d: (d.scores(), (17, 23)), dtype, differentiable=False):
-        yield case
+    yield from _layouts("upsampled_argmax", lambda d: (d.scores(), (17, 23)), dtype, differentiable=False)
 
 
 FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {

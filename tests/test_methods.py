@@ -138,7 +138,7 @@ def test_finetune_targets_are_hard_labels_of_background_and_new_classes(parts):
     labels = batch["labels"].clone()
     labels[:, 0] = 1  # an old class's label must not matter
     pseudo = method.look(batch)
-    targets, weight = ops.merge_pseudo_labels(*method._hard_labels(pseudo, {**batch, "labels": labels}), **method._settings)
+    targets, _ = ops.merge_pseudo_labels(*method._hard_labels(pseudo, {**batch, "labels": labels}), **method._settings)
     assert targets[:, 1:OLD].abs().max() == 0
     assert set(targets.unique().tolist()) <= {0.0, 1.0} and torch.equal(targets.sum(1), torch.ones(3, 8, 8))
     present = torch.cat([torch.ones(3, 1), batch["labels"]], 1)[:, :, None, None]

@@ -81,7 +81,7 @@ def test_head_pools_whole_crops_in_training_and_a_window_in_testing():
 def test_segmenter_grows_by_a_classifier_per_step():
     model = build_segmenter("small_resnet", 4, "none", 16, [4, 2, 1], crop=32, dilations=(1, 2, 3))
     logits, features = model(torch.zeros(2, 3, 32, 48))
-    assert model.classes == 7 and logits.shape == (2, 7, 8, 12) and features.shape == (2, 96, 8, 12)
+    assert model.classes == 7 and logits.shape == (2, 7, 8, 12) and features.shape == (2, 64, 8, 12)
 
 
 def test_ready_for_sync_batch_norm():

@@ -171,21 +171,28 @@ RAW = {  # registered op: inputs with non-default values of every argument
     "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
     "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
     "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "soft_margin_loss_backward": lambda d: (
-        torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])
-    ),
+    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
     "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
     "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
     "pseudo_label_loss_backward": lambda d: (
-        torch.tensor(2.0), d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3
+        torch.tensor(2.0),
+        d.scores(),
+        d.scores(),
+        d.old_logits(),
+        d.image_labels(),
+        0.9,
+        0.3,
     ),
     "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
     "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
-    "balanced_cross_entropy": lambda d: (
-        d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1
-    ),
+    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
     "balanced_cross_entropy_backward": lambda d: (
-        torch.tensor(2.0), d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1
+        torch.tensor(2.0),
+        d.scores(),
+        d.label_map(1),
+        torch.full((2, 7), 5),
+        d.image_labels(),
+        -1,
     ),
     "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2),
     "upsampled_soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.label_map(), 2),

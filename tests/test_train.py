@@ -77,7 +77,7 @@ def test_workers_do_not_change_the_result(whole, tmp_path):
     assert same(weights(whole, 0), weights(run(config, tmp_path / "run", steps=[0]), 0))
 
 
-class Interrupted(Exception):
+class StopHereError(Exception):
     pass
 
 
@@ -93,11 +93,11 @@ def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
     def interrupting(*arguments):
         count["iterations"] += 1
         if count["iterations"] == stop:
-            raise Interrupted
+            raise StopHereError
         return original(*arguments)
 
     monkeypatch.setattr(train, "gradient_norm", interrupting)
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopHereError):
         run(TINY, out)
     monkeypatch.setattr(train, "gradient_norm", original)
     run(TINY, out, resume=True)
@@ -191,7 +191,7 @@ def test_start_of_another_task_or_network_is_refused(whole, tmp_path):
 
 def test_single_new_class_is_refused_unless_all_labels_are_given(tmp_path):
     config = replace(TINY, task="1,2,3,4,5/6")
-    with pytest.raises(UserError, match="single class falling stripes.*--all-labels"):
+    with pytest.raises(UserError, match=r"single class zigzag.*--all-labels"):
         run(config, tmp_path / "a")
     assert not (tmp_path / "a").exists()
     run(replace(config, all_labels=True, step=replace(TINY.step, epochs=1)), tmp_path / "b")
@@ -203,7 +203,7 @@ def test_too_few_images_for_a_batch(tmp_path):
 
 
 def test_not_finite_gradient_stops_with_the_terms(tmp_path):
-    with pytest.raises(UserError, match="gradient is not finite .*lower learning rate"):
+    with pytest.raises(UserError, match=r"gradient is not finite .*lower learning rate"):
         run(replace(TINY, base=replace(TINY.base, lr_encoder=1e30, lr_head=1e30)), tmp_path / "a", steps=[0])
 
 
@@ -239,7 +239,10 @@ def test_demo_folders(tmp_path):
     config = replace(TINY, base=replace(TINY.base, epochs=1), step=replace(TINY.step, epochs=1, warmup=0))
     report = demo(config, tmp_path / "d")
     assert report == tmp_path / "d" / "report.html" and "finetune" in report.read_text()
-    methods = {name: json.loads((tmp_path / "d" / name / "results.json").read_text()) for name in ("base", "finetune", "wilson")}
+    methods = {
+        name: json.loads((tmp_path / "d" / name / "results.json").read_text())
+        for name in ("base", "finetune", "wilson")
+    }
     assert [m["method"] for m in methods.values()] == ["base", "finetune", "wilson"]
     assert methods["wilson"]["steps"][0] == methods["base"]["steps"][0]
 

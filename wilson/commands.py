@@ -1,4 +1,4 @@
-"""The commands, one dataclass each: its fields are the options, calling it does the work and returns the exit status."""
+"""The commands, one dataclass each: fields are options; calling it does the work and returns the exit status."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ def parse(arguments: list[str]) -> Any:
         Annotated[DataCheck | DataExport, subcommand("data", description="Check or export a data set.")],
         Annotated[Ops, subcommand("ops")],
     ]
-    description = "Weakly incremental semantic segmentation. COMMAND --help lists the options; --debug shows tracebacks."
-    return tyro.cli(tree, args=arguments, prog="wilson", description=description)  # type: ignore[call-overload]
+    description = (
+        "Weakly incremental semantic segmentation. COMMAND --help lists the options; --debug shows tracebacks."
+    )
+    return tyro.cli(tree, args=arguments, prog="wilson", description=description)
 
 
 def named_recipe(arguments: list[str]) -> Config:
@@ -231,4 +233,3 @@ class Ops:
 
         ops.providers()
         return 0
-

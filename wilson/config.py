@@ -112,10 +112,10 @@ DEMO = Config(
     task="5-3",
     protocol="disjoint",
     data=DataConfig(root="synthetic", train_split="train", val_split="val", crop=64, workers=0),
-    model=ModelConfig("small_resnet", "none", stride=4, head_channels=64, localizer_channels=64, dilations=(1, 2, 4)),
-    base=StepConfig(epochs=12, batch=16, lr_encoder=0.05, lr_head=0.05),
-    step=StepConfig(epochs=15, batch=16, lr_encoder=0.006, lr_head=0.03, warmup=4),
-    evaluate_every=4,
+    model=ModelConfig("small_resnet", "none", stride=4, head_channels=64, localizer_channels=64, dilations=(2,)),
+    base=StepConfig(epochs=12, batch=16, lr_encoder=0.1, lr_head=0.1),
+    step=StepConfig(epochs=12, batch=16, lr_encoder=0.01, lr_head=0.05, warmup=3),
+    evaluate_every=6,
 )
 
 RECIPES = {"voc": Config(), "demo": DEMO}

@@ -84,7 +84,8 @@ def fit(
         for epoch in range(first, settings.epochs):
             sampler.set_epoch(epoch)
             method.train()
-            start, sums = time.monotonic(), defaultdict(float)
+            start = time.monotonic()
+            sums: defaultdict[str, float] = defaultdict(float)
             bar = tqdm(loader, f"{title}, epoch {epoch + 1}/{settings.epochs}", leave=False, disable=None, unit="batch")
             for iteration, loaded in enumerate(bar, epoch * len(loader)):
                 batch = to_batch(loaded, device, normalization)
@@ -141,7 +142,7 @@ def to_batch(
 ) -> Batch:
     """Move a loaded batch to the device, and add the de-normalised image."""
     batch: Batch = {
-        "image": loaded["image"].to(device, non_blocking=True),
+        "image": loaded["image"].to(device, non_blocking=True, memory_format=torch.channels_last),
         "labels": loaded["labels"].to(device, non_blocking=True),
     }
     batch["rgb"] = denormalize(batch["image"], *normalization)
@@ -178,7 +179,9 @@ def keep(path: Path, state: dict[str, Any], epoch: int) -> None:
     """Write everything that the next epoch depends on."""
     values = {name: part.state_dict() for name, part in state.items()}
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    checkpoint.save({"format": checkpoint.FORMAT, "epoch": epoch, "rng": torch.get_rng_state(), "cuda_rng": cuda, **values}, path)
+    checkpoint.save(
+        {"format": checkpoint.FORMAT, "epoch": epoch, "rng": torch.get_rng_state(), "cuda_rng": cuda, **values}, path
+    )
 
 
 def restore(path: Path, state: dict[str, Any]) -> int:
@@ -190,7 +193,9 @@ def restore(path: Path, state: dict[str, Any]) -> int:
         for name, part in state.items():
             part.load_state_dict(values[name])
     except (KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} does not fit this configuration ({str(error).splitlines()[0]}); use --overwrite") from error
+        raise UserError(
+            f"{path} does not fit this configuration ({str(error).splitlines()[0]}); use --overwrite"
+        ) from error
     torch.set_rng_state(values["rng"])
     if torch.cuda.is_available() and values["cuda_rng"]:
         torch.cuda.set_rng_state_all(values["cuda_rng"])

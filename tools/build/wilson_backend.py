@@ -7,10 +7,9 @@ import shutil
 import subprocess
 from typing import Any
 
+import native
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks that need no change)
-
-import native
 from torch_probe import probe
 
 CMAKE_AT_LEAST = (3, 22)

@@ -1,4 +1,7 @@
-"""A data set drawn on the fly: textured shapes on smooth backgrounds, of classes told by their texture alone."""
+"""A data set drawn on the fly: textured shapes on smooth backgrounds, of classes told by their texture alone.
+
+No class becomes another when an image is flipped, as training does.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from PIL import Image
 from wilson.data.sources import BACKGROUND, ImageSource
 from wilson.errors import UserError
 
-OLD_CLASSES = ("vertical stripes", "horizontal stripes", "rising stripes", "checkers", "rings")
-NEW_CLASSES = ("falling stripes", "dots", "mosaic")
+OLD_CLASSES = ("vertical stripes", "horizontal stripes", "diagonal stripes", "checkers", "rings")
+NEW_CLASSES = ("zigzag", "dots", "mosaic")
 OLD = np.arange(1, 1 + len(OLD_CLASSES))
 NEW = np.arange(1 + len(OLD_CLASSES), 1 + len(OLD_CLASSES) + len(NEW_CLASSES))
 
@@ -143,10 +146,11 @@ def draw_texture(name: str, x: Floats, y: Floats, rng: np.random.Generator) -> B
         return np.sin(wave * x + phase[0]) > 0
     if name == "horizontal stripes":
         return np.sin(wave * y + phase[0]) > 0
-    if name == "rising stripes":
-        return np.sin(wave * (x + y) / np.sqrt(2) + phase[0]) > 0
-    if name == "falling stripes":
-        return np.sin(wave * (x - y) / np.sqrt(2) + phase[0]) > 0
+    if name == "diagonal stripes":  # rising or falling, since training flips images
+        return np.sin(wave * (x + rng.choice([-1, 1]) * y) / np.sqrt(2) + phase[0]) > 0
+    if name == "zigzag":
+        teeth = abs((x + rng.uniform(0, 12)) % 12 - 6)
+        return np.sin(wave * (y + teeth) / np.sqrt(2) + phase[0]) > 0
     if name == "checkers":
         return np.sin(wave * x + phase[0]) * np.sin(wave * y + phase[1]) > 0
     if name == "rings":

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from wilson import ops
 from wilson.models import Localizer, Segmenter
 
-from .base import Batch, LossConfig, Pseudo, WeaklySupervised
+from .base import Batch, LossConfig, WeaklySupervised
 
 
 class Wilson(WeaklySupervised):
@@ -56,21 +56,24 @@ class Wilson(WeaklySupervised):
         if c.sss and epoch >= self.warmup:
             terms["sss"] = self.self_supervision(pseudo, batch)
         if c.seg and epoch >= self.warmup:
-            terms["seg"] = ops.pseudo_label_loss(*self._segmentation(pseudo, old.logits, batch), **self._smoothing)
+            terms["seg"] = ops.pseudo_label_loss(
+                pseudo.logits,
+                pseudo.eval_scores,
+                old.logits,
+                batch["labels"],
+                alpha=c.alpha,
+                background=self.background,
+            )
         return self.weighted(**terms)
 
     @property
-    def _smoothing(self) -> dict[str, float | str]:
-        background = self.config.background
-        return {"alpha": self.config.alpha, "background": "min" if background is None else background}
-
-    @staticmethod
-    def _segmentation(pseudo: Pseudo, old_logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return pseudo.logits, pseudo.eval_scores, old_logits, batch["labels"]
+    def background(self) -> float | str:
+        return "min" if self.config.background is None else self.config.background
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pseudo = self.look(batch)
-        _, *inputs = self._segmentation(pseudo, self.old(batch["image"]).logits, batch)
-        targets, _ = ops.merge_pseudo_labels(*inputs, **self._smoothing)  # type: ignore[arg-type]
+        pseudo, old = self.look(batch), self.old(batch["image"])
+        targets, _ = ops.merge_pseudo_labels(
+            pseudo.eval_scores, old.logits, batch["labels"], alpha=self.config.alpha, background=self.background
+        )
         return pseudo.eval_scores.softmax(1), targets.argmax(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ class TimmBackbone(nn.Module):
                 f"backbone {name} cannot give features at stride {stride}: {error}; "
                 "choose stride 8 or 16 and a convolutional model, such as resnet101 or tf_efficientnet_lite0"
             ) from error
-        self.channels: int = self.body.feature_info.channels()[-1]
-        self.stride: int = self.body.feature_info.reduction()[-1]
+        info: Any = self.body.feature_info
+        self.channels: int = info.channels()[-1]
+        self.stride: int = info.reduction()[-1]
         if self.stride != stride:
             raise UserError(f"backbone {name} has stride {self.stride}, asked for {stride}; choose another stride")
 

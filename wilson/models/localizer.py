@@ -22,7 +22,7 @@ class Localizer(nn.Sequential):
         )
 
     def eval_scores(self, features: Tensor) -> Tensor:
-        """The scores with running statistics, detached: pseudo-labels are made from them. The mode is left as it was."""
+        """The scores with running statistics, detached: pseudo-labels come from them. The mode stays."""
         training = self.training
         self.eval()
         with torch.no_grad():

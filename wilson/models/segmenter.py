@@ -69,4 +69,6 @@ def build_segmenter(
     dilations: Sequence[int] | None = None,
 ) -> Segmenter:
     """A segmentation model from plain values; see :class:`Segmenter` and :func:`build_backbone`."""
-    return Segmenter(build_backbone(backbone, stride, weights), head_channels, classes, max(1, crop // stride), dilations)
+    return Segmenter(
+        build_backbone(backbone, stride, weights), head_channels, classes, max(1, crop // stride), dilations
+    )

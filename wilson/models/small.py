@@ -24,9 +24,9 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Sequential):
-    """(B, 3, H, W) -> (B, 96, H/4, W/4)."""
+    """(B, 3, H, W) -> (B, 64, H/4, W/4)."""
 
-    channels = 96
+    channels = 64
     stride = 4
 
     def __init__(self) -> None:
@@ -35,6 +35,6 @@ class SmallResNet(nn.Sequential):
             NormAct(32),
             ResidualBlock(32, 48, stride=2),
             ResidualBlock(48, 48),
-            ResidualBlock(48, 96),
-            ResidualBlock(96, 96),
+            ResidualBlock(48, 64),
+            ResidualBlock(64, 64),
         )

@@ -1,9 +1,9 @@
 """Fused ops of weakly incremental semantic segmentation, for any PyTorch code.
 
 Needs torch and numpy alone. `B, C, H, W` are images, classes (background first), height and width. Every op takes
-float64, float32, bfloat16 and float16 (mixed within a call, too) in any strides, computes in float32 or better, gives the
-same bits in every run, and works under autocast and `torch.compile(fullgraph=True)`. :mod:`wilson.ops.reference` holds
-the definitions in plain PyTorch; :func:`providers` tells what runs where.
+float64, float32, bfloat16 and float16 (mixed within a call, too) in any strides, computes in float32 or better, and
+works under autocast and `torch.compile(fullgraph=True)`; the kernels give the same bits in every run.
+:mod:`wilson.ops.reference` holds the definitions in plain PyTorch; :func:`providers` tells what runs where.
 """
 
 from . import reference

@@ -21,7 +21,7 @@ class _RefuseSecondDerivative(torch.autograd.Function):
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor) -> tuple[None, None, None]:
         raise RuntimeError(
             f"{ctx.op}: gradients of gradients are not implemented; "
             f"use wilson.ops.reference.{ctx.op}, which is differentiable any number of times"

@@ -27,8 +27,8 @@ OPS = {  # family: its ops, in the order of the documentation
 DEVICES = ("CPU", "CUDA")
 REFERENCE = "reference"
 
-_provider = {device: REFERENCE for device in DEVICES}  # what serves the ops that have a kernel on this device
-_reason = {device: "" for device in DEVICES}  # why nothing better does
+_provider = dict.fromkeys(DEVICES, REFERENCE)  # what serves the ops that have a kernel on this device
+_reason = dict.fromkeys(DEVICES, "")  # why nothing better does
 _warned: set[str] = set()
 
 

@@ -83,7 +83,7 @@ class _NgwpFocalPool(torch.autograd.Function):
         return pooled
 
     @staticmethod
-    def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_pooled: Tensor) -> tuple[Tensor, None, None, None, None]:
         scores, mass, score = ctx.saved_tensors
         grad = _backward(grad_pooled.detach(), scores.detach(), mass, score, *ctx.options)
         return first_order(OP, grad, scores), None, None, None, None

@@ -77,7 +77,11 @@ def _loss_backward(
 ) -> Tensor:
     _library.note_reference(LOSS, logits)
     targets, image_weight = reference.merge_pseudo_labels(
-        localizer_scores.to(grad.dtype), old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+        localizer_scores.to(grad.dtype),
+        old_logits,
+        image_labels,
+        alpha=alpha,
+        background=_background(background_weight),
     )
     derivative = logits.to(grad.dtype).sigmoid() - targets
     return torch.empty_like(logits).copy_(derivative * image_factor(grad, logits, image_weight))
@@ -112,7 +116,7 @@ class _PseudoLabelLoss(torch.autograd.Function):
         return _loss_forward(logits, localizer_scores, old_logits, image_labels, alpha, background_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         logits, *constants = ctx.saved_tensors
         grad_logits = _loss_backward(grad.detach(), logits.detach(), *constants, *ctx.options)
         return first_order(LOSS, grad_logits, logits), None, None, None, None, None

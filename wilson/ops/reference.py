@@ -28,7 +28,7 @@ def accumulate(*tensors: Tensor | None) -> torch.dtype:
 def ngwp_focal_pool(
     scores: Tensor, *, eps: float = 1.0, gamma: float = 3.0, lam: float = 0.01, focal: bool = True
 ) -> Tensor:
-    """T / (eps + S) + (1 - S/P)^gamma log(lam + S/P), with S = sum_i m_i, T = sum_i m_i z_i, m = softmax of z (Eq. 1, 2)."""
+    """T / (eps + S) + (1 - S/P)^gamma log(lam + S/P); S = sum_i m_i, T = sum_i m_i z_i, m = softmax of z (Eq. 1, 2)."""
     z = scores.to(accumulate(scores)).flatten(2)  # (B, C, P)
     m = z.softmax(1)
     mass = m.sum(2)
@@ -37,13 +37,13 @@ def ngwp_focal_pool(
 
 
 def focal_penalty(mass: Tensor, pixels: int, gamma: float, lam: float) -> Tensor:
-    """(1 - S/P)^gamma log(lam + S/P): low for a class that covers little of the image; S/P is clamped against rounding."""
+    """(1 - S/P)^gamma log(lam + S/P): low for a class that covers little of the image; S/P clamped against rounding."""
     share = (mass / pixels).clamp(max=1)
     return (1 - share) ** gamma * (lam + share).log()
 
 
 def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
-    """BCE between the localizer's scores of the old classes and the old model's sigmoid, mean over B*O*P (LOC, Eq. 4)."""
+    """BCE between the localizer's scores of old classes and the old model's sigmoid, mean over B*O*P (LOC, Eq. 4)."""
     dtype = accumulate(scores, old_logits)
     old = old_logits.shape[1]
     z, prior = scores[:, :old].to(dtype), old_logits.detach().to(dtype).sigmoid()
@@ -111,9 +111,7 @@ def pseudo_label_loss(
     return soft_margin_loss(logits, targets, image_weight=image_weight)
 
 
-def pamr(
-    image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)
-) -> Tensor:
+def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
     """Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): mask_i <- sum_n a_in mask_n, repeated.
 
     k_in = mean over channels of -|x_i - x_n| / (1e-8 + 0.1 sigma_i); a = softmax of k over the 8 neighbours at each
@@ -157,7 +155,7 @@ def confident_labels(
     floor: float = 0.2,
     ignore_index: int = 255,
 ) -> tuple[Tensor, Tensor]:
-    """A pixel belongs to the one class whose gated score exceeds max(ratio * peak, floor); published code, SSS steps 2, 3."""
+    """A pixel belongs to the one class whose gated score exceeds max(ratio * peak, floor); published code, SSS."""
     r = refined.detach().to(accumulate(refined))
     r = torch.cat([r[:, :1], r[:, 1:] * image_labels[:, :, None, None].to(r.dtype)], 1)
     peak = r.flatten(2).amax(2)  # (B, C)

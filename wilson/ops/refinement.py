@@ -31,9 +31,7 @@ def _(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) ->
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))
 
 
-def pamr(
-    image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)
-) -> Tensor:
+def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
     """Pixel-adaptive mask refinement: every pixel of the mask becomes a mean of neighbours of similar colour, repeated.
 
     For the 8 neighbours n of pixel i at each dilation, coordinates clamped to the image::
@@ -47,7 +45,8 @@ def pamr(
 
     Args:
         image: RGB in 0..1 `(B, 3, H, W)`, floating.
-        mask: scores to refine `(B, C, h, w)`, floating; resized to (H, W) first if it differs (bilinear, corners aligned).
+        mask: scores to refine `(B, C, h, w)`, floating; resized to (H, W) first if they differ (bilinear, corners
+            aligned).
         iterations: number of passes, >= 1.
         dilations: distances of the neighbours in pixels, each >= 1.
 
@@ -181,9 +180,7 @@ def _balanced_backward(
 
 
 @_balanced_backward.register_fake
-def _(
-    grad: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int
-) -> Tensor:
+def _(grad: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -197,7 +194,7 @@ class _BalancedCrossEntropy(torch.autograd.Function):
         return _balanced_forward(scores, labels, counts, image_labels, ignore_index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, *constants = ctx.saved_tensors
         grad_scores = _balanced_backward(grad.detach(), scores.detach(), *constants, ctx.ignore_index)
         return first_order(BALANCED, grad_scores, scores), None, None, None, None

@@ -52,7 +52,7 @@ class _LocalizationPriorLoss(torch.autograd.Function):
         return _prior_forward(scores, old_logits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         scores, old_logits = ctx.saved_tensors
         return first_order(LOC, _prior_backward(grad.detach(), scores.detach(), old_logits), scores), None
 
@@ -128,7 +128,7 @@ class _SoftMarginLoss(torch.autograd.Function):
         return _soft_forward(logits, targets, image_weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, image_weight = ctx.saved_tensors
         return (
             first_order(SOFT, _soft_backward(grad.detach(), logits.detach(), targets, image_weight), logits),

@@ -61,7 +61,7 @@ class _UpsampledSoftMarginLoss(torch.autograd.Function):
         return _margin_forward(logits, labels, ignore_index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, labels = ctx.saved_tensors
         grad_logits = _margin_backward(grad.detach(), logits.detach(), labels, ctx.ignore_index)
         return first_order(MARGIN, grad_logits, logits), None, None
@@ -134,7 +134,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         return _entropy_forward(logits, labels, ignore_index)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, labels = ctx.saved_tensors
         grad_logits = _entropy_backward(grad.detach(), logits.detach(), labels, ctx.ignore_index)
         return first_order(ENTROPY, grad_logits, logits), None, None
