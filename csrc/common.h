@@ -34,9 +34,9 @@ inline ScalarType acc_dtype(ScalarType dtype) {
 }
 
 // Calls a lambda with `scalar_t` set to the C++ type of DTYPE. No <<<...>>> inside: the macro splits at its commas.
-#define WILSON_DISPATCH(DTYPE, NAME, ...)                                                                     \
-  THO_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), torch::headeronly::ScalarType::Float,                    \
-                  torch::headeronly::ScalarType::Double, torch::headeronly::ScalarType::Half,                 \
+#define WILSON_DISPATCH(DTYPE, NAME, ...)                                                     \
+  THO_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), torch::headeronly::ScalarType::Float,    \
+                  torch::headeronly::ScalarType::Double, torch::headeronly::ScalarType::Half, \
                   torch::headeronly::ScalarType::BFloat16)
 
 template <class T>
@@ -60,9 +60,7 @@ struct MapView {
     return pixel / width * row_stride + pixel % width * pixel_stride;
   }
   // Pixels of one class lie side by side: contiguous tensors and slices of their images or classes.
-  WILSON_HOST_DEVICE bool unit_stride() const {
-    return pixel_stride == 1 && row_stride == width;
-  }
+  WILSON_HOST_DEVICE bool unit_stride() const { return pixel_stride == 1 && row_stride == width; }
 };
 
 // Whether threads can move `bytes` at a time: rows of classes lie side by side, and all of them start aligned.
@@ -82,8 +80,7 @@ MapView<T> map_view(const Tensor& tensor) {
   } else {
     data = mutable_data<T>(tensor);
   }
-  MapView<T> view{data,      size[0],   size[1],   size[2] * size[3], size[3],
-                  stride[0], stride[1], stride[2], stride[3]};
+  MapView<T> view{data, size[0], size[1], size[2] * size[3], size[3], stride[0], stride[1], stride[2], stride[3]};
   // The stride of a side of length 1 means nothing: name the one that the other side continues.
   if (size[3] == 1) view.pixel_stride = size[2] == 1 ? 1 : stride[2], view.width = size[2], view.row_stride = 0;
   if (view.width == view.pixels) view.row_stride = view.width * view.pixel_stride;
@@ -108,19 +105,6 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
-}
-#else
-// The level that WILSON_CPU_LEVELS chooses on this machine: "avx512", "avx2" or "baseline".
-inline const char* cpu_level() {
-#if defined(__x86_64__) && defined(__linux__)
-  // By features: g++ 11 does not know the names of the levels.
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd")) {
-    return "avx512";
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "baseline";
 }
 #endif
 

@@ -1,4 +1,4 @@
-"""The GPU kernels compiled ahead of time, with no GPU: they compile, nothing spills, memory is moved 16 bytes at a time."""
+"""The GPU kernels compiled ahead of time, with no GPU: they compile, do not spill, and move 16 bytes at a time."""
 
 from __future__ import annotations
 

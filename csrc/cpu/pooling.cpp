@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "../common.h"
+#include "../cpu_levels.h"
 #include "../math/convert.h"
-#include "../math/exp_log.h"
+#include "../math/exp.h"
 #include "../math/pooling.h"
 
 namespace wilson {

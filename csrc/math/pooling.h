@@ -22,23 +22,30 @@ PoolingOptions<acc> pooling_options(double eps, double gamma, double lam, int64_
   return {static_cast<acc>(eps), static_cast<acc>(gamma), static_cast<acc>(lam), static_cast<acc>(pixels), focal};
 }
 
+// x^e for x in 0..1 and e >= 0. Not pow: that is a call on a GPU, around which double kernels spill.
+template <class acc>
+WILSON_HOST_DEVICE acc power(acc x, acc e) {
+  using std::exp;
+  using std::log;
+  if (e == acc(0)) return acc(1);
+  return x > acc(0) ? exp(e * log(x)) : acc(0);
+}
+
 // (1 - x)^gamma log(lam + x) at x = S/P, the share of the image that the class covers.
 template <class acc>
 WILSON_HOST_DEVICE acc focal_penalty(acc mass, const PoolingOptions<acc>& o) {
   using std::log;
-  using std::pow;
   const acc share = mass < o.pixels ? mass / o.pixels : acc(1);  // S can pass P by rounding
-  return pow(acc(1) - share, o.gamma) * log(o.lam + share);
+  return power(acc(1) - share, o.gamma) * log(o.lam + share);
 }
 
 // Its derivative by S; 0 where S passes P, as the share is held at 1 there.
 template <class acc>
 WILSON_HOST_DEVICE acc focal_penalty_slope(acc mass, const PoolingOptions<acc>& o) {
   using std::log;
-  using std::pow;
   if (mass > o.pixels) return acc(0);
   const acc share = mass / o.pixels, rest = acc(1) - share;
-  return pow(rest, o.gamma - acc(1)) * (rest / (o.lam + share) - o.gamma * log(o.lam + share)) / o.pixels;
+  return power(rest, o.gamma - acc(1)) * (rest / (o.lam + share) - o.gamma * log(o.lam + share)) / o.pixels;
 }
 
 // What the gradient needs of an image and class: dL/dm_i = by_mass + by_total * z_i.
