@@ -12,6 +12,7 @@ from wilson.config import Config, from_dict, to_dict
 from wilson.data.protocols import Task
 from wilson.errors import UserError
 from wilson.models import Segmenter, build_segmenter
+from wilson.models.backbone import normalization
 
 FORMAT = 1
 NAME = "checkpoint.pt"  # the model after a step
@@ -90,6 +91,12 @@ def save_model(
         "weights": model.state_dict(),
     }
     save(values, path)
+
+
+def image_statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that images are normalised by: the configuration's, else the backbone's."""
+    mean, std = normalization(config.model.backbone)
+    return config.data.mean or mean, config.data.std or std
 
 
 def new_model(config: Config, task: Task, step: int, weights: str) -> Segmenter:

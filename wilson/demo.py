@@ -10,7 +10,7 @@ from wilson.checkpoint import NAME
 from wilson.config import Config
 from wilson.run import REPORT, claim_folder, run
 
-INCREMENTAL = ("finetune", "wilson")
+METHODS = ("finetune", "wilson")
 
 
 def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -27,7 +27,7 @@ def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = F
     """
     claim_folder(out, resume=resume, overwrite=overwrite)
     base = run(config, out / "base", steps=[0], resume=resume)
-    for method in INCREMENTAL:
+    for method in METHODS:
         start = base / "step-0" / NAME
         run(replace(config, method=method), out / method, steps=[1], start=start, resume=resume)  # type: ignore[arg-type]
-    return report.write([out / name for name in ("base", *INCREMENTAL)], out / REPORT)
+    return report.write([out / name for name in ("base", *METHODS)], out / REPORT)

@@ -10,10 +10,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from wilson import ops, palette
-from wilson.checkpoint import Checkpoint
+from wilson.checkpoint import Checkpoint, image_statistics
 from wilson.data.transforms import resized
 from wilson.errors import UserError
-from wilson.models.backbone import normalization
 from wilson.overlay import overlay
 
 
@@ -29,8 +28,7 @@ class Predictor:
         config = checkpoint.config
         self.model, self.device = checkpoint.model().to(device), device
         self.short_side = config.data.crop
-        mean, std = normalization(config.model.backbone)
-        self.mean, self.std = config.data.mean or mean, config.data.std or std
+        self.mean, self.std = image_statistics(config)
         self.classes = checkpoint.task.class_names(checkpoint.step)
         self.ids = np.array(checkpoint.task.seen(checkpoint.step), dtype=np.uint8)
 

@@ -24,7 +24,7 @@ import yaml
 
 from wilson import checkpoint, evaluate, panels, report, train
 from wilson import config as configuration
-from wilson.checkpoint import Checkpoint
+from wilson.checkpoint import Checkpoint, image_statistics
 from wilson.config import Config
 from wilson.data import class_sets, open_source
 from wilson.data.dataset import StepDataset
@@ -33,9 +33,8 @@ from wilson.data.sources import ImageSource
 from wilson.data.transforms import evaluate as evaluation_transform
 from wilson.data.transforms import train as training_transform
 from wilson.errors import UserError
-from wilson.methods import INCREMENTAL, Method, Supervised
+from wilson.methods import Finetune, Method, Supervised, Wilson
 from wilson.models import Localizer
-from wilson.models.backbone import normalization
 
 CONFIG, COMMAND, RESULTS, REPORT = "config.yaml", "command.txt", "results.json", "report.html"
 MAY_DIFFER = {"device", "workers", "evaluate_every"}  # on resuming: they do not change what is learned
@@ -59,10 +58,7 @@ class Experiment:
         training = open_source(data.root, data.train_split, images=data.train_images, size=data.crop, seed=config.seed)
         validation = open_validation(config)
         task = Task.parse(config.task, training.classes)
-        mean, std = normalization(config.model.backbone)
-        return cls(
-            config, task, training, validation, choose_device(config.device), (data.mean or mean, data.std or std)
-        )
+        return cls(config, task, training, validation, choose_device(config.device), image_statistics(config))
 
     def steps(self) -> range:
         """The steps to train: all of the task, or the last one alone with dense labels of all classes (offline)."""
@@ -88,17 +84,22 @@ class Experiment:
         )
 
     def validation_set(self, step: int) -> StepDataset:
-        return StepDataset(
-            self.validation,
-            range(len(self.validation.names)),
-            self.task,
-            step,
-            evaluation_transform(self.config.data.crop, *self.normalization),
-            dense=True,
-            seed=self.config.seed,
-            all_labels=self.config.all_labels,
-            ignore=evaluate.VOID,
-        )
+        return validation_set(self.config, self.validation, self.task, step)
+
+
+def validation_set(config: Config, images: ImageSource, task: Task, step: int) -> StepDataset:
+    """All images of a list, with the masks and labels that a model after `step` is tested on."""
+    return StepDataset(
+        images,
+        range(len(images.names)),
+        task,
+        step,
+        evaluation_transform(config.data.crop, *image_statistics(config)),
+        dense=True,
+        seed=config.seed,
+        all_labels=config.all_labels,
+        ignore=evaluate.VOID,
+    )
 
 
 def open_validation(config: Config) -> ImageSource:
@@ -215,11 +216,10 @@ def build_method(experiment: Experiment, step: int, old: Checkpoint | None) -> M
     previous = old.model()
     model.start_from(previous)
     localizer = Localizer(model.backbone.channels, config.model.localizer_channels, model.classes)
-    kind, warmup = INCREMENTAL[config.method], config.step.warmup
-    options = (config.losses, warmup, config.all_labels)
+    options = (config.losses, config.step.warmup, config.all_labels)
     if config.method == "wilson":
-        return kind(model, localizer, previous, *options)  # type: ignore[arg-type]
-    return kind(model, localizer, previous.classes, *options)  # type: ignore[arg-type]
+        return Wilson(model, localizer, previous, *options)
+    return Finetune(model, localizer, previous.classes, *options)
 
 
 def evaluate_checkpoint(
@@ -236,18 +236,8 @@ def evaluate_checkpoint(
             f"{data.root} has the classes {', '.join(images.classes)}, the checkpoint was trained on "
             f"{', '.join(task.classes)}; evaluate on a data set with the same classes"
         )
-    mean, std = normalization(config.model.backbone)
     where = choose_device(device)
-    dataset = StepDataset(
-        images,
-        range(len(images.names)),
-        task,
-        step,
-        evaluation_transform(data.crop, data.mean or mean, data.std or std),
-        dense=True,
-        seed=config.seed,
-        ignore=evaluate.VOID,
-    )
+    dataset = validation_set(config, images, task, step)
     loader = train.make_loader(dataset, config.for_step(step).batch, data.workers, where)
     names, old = task.class_names(step), len(task.seen(step - 1)) if step else 1
     entry = evaluate.scores(
@@ -255,7 +245,7 @@ def evaluate_checkpoint(
     )
     width = max(map(len, names))
     for name, iou in entry["iou"].items():
-        print(f"{name:{width}}  {'-' if iou is None else f'{iou:.1f}'}")
+        print(f"{name:{width}}  {percent(iou)}")
     print(summary(entry))
     if out is not None:
         out.write_text(json.dumps(entry, indent=2))
@@ -263,8 +253,12 @@ def evaluate_checkpoint(
 
 
 def summary(entry: dict[str, Any]) -> str:
-    miou = ", ".join(f"{group} {'-' if value is None else f'{value:.1f}'}" for group, value in entry["miou"].items())
-    return f"mIoU {miou}; pixel accuracy {entry['pixel_accuracy']:.1f}"
+    miou = ", ".join(f"{group} {percent(value)}" for group, value in entry["miou"].items())
+    return f"mIoU {miou}; pixel accuracy {percent(entry['pixel_accuracy'])}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def write_results(out: Path, config: Config, steps: list[dict[str, Any]]) -> None:
@@ -319,9 +313,8 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _ours(path: Path) -> bool:
     """Whether a run or a demo writes a file or folder of this name."""
-    return path.name in (CONFIG, COMMAND, RESULTS, REPORT, f".{RESULTS}", "base", *INCREMENTAL) or path.name.startswith(
-        "step-"
-    )
+    files, folders = (CONFIG, COMMAND, RESULTS, REPORT, f".{RESULTS}"), ("base", "finetune", "wilson")
+    return path.name in (*files, *folders) or path.name.startswith("step-")
 
 
 def check_same(saved: Config, config: Config, out: Path) -> None:

@@ -101,7 +101,8 @@ def fit(
                 scaler.step(optimizer)
                 scaler.update()
 
-                values = {"total": loss.item(), **{name: term.item() for name, term in terms.items()}}
+                # one host synchronisation for all of them
+                values = dict(zip(("total", *terms), torch.stack([loss, *terms.values()]).tolist(), strict=True))
                 for name, value in values.items():
                     sums[name] += value
                 done = iteration - epoch * len(loader) + 1

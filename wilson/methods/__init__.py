@@ -5,7 +5,4 @@ from .finetune import Finetune
 from .supervised import Supervised
 from .wilson import Wilson
 
-INCREMENTAL: dict[str, type[Finetune] | type[Wilson]] = {"finetune": Finetune, "wilson": Wilson}
-METHODS = (*INCREMENTAL, "offline")
-
-__all__ = ["INCREMENTAL", "METHODS", "Batch", "Finetune", "LossConfig", "Method", "Supervised", "Wilson"]
+__all__ = ["Batch", "Finetune", "LossConfig", "Method", "Supervised", "Wilson"]
