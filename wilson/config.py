@@ -113,7 +113,7 @@ DEMO = Config(
     protocol="disjoint",
     data=DataConfig(root="synthetic", train_split="train", val_split="val", crop=64, workers=0),
     model=ModelConfig("small_resnet", "none", stride=4, head_channels=64, localizer_channels=64, dilations=(2,)),
-    base=StepConfig(epochs=13, batch=16, lr_encoder=0.1, lr_head=0.1),
+    base=StepConfig(epochs=16, batch=16, lr_encoder=0.1, lr_head=0.1),
     step=StepConfig(epochs=11, batch=16, lr_encoder=0.02, lr_head=0.1, warmup=3),
     evaluate_every=6,
 )
