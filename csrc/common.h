@@ -33,6 +33,13 @@ inline ScalarType acc_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+template <class... Tensors>
+ScalarType wider_acc_dtype(const Tensors&... tensors) {
+  return ((tensors.scalar_type() == ScalarType::Double) || ...) ? ScalarType::Double : ScalarType::Float;
+}
+
+constexpr double kImageWeightEps = 1e-5;  // keeps the weighted mean over images finite when no image counts
+
 // Calls a lambda with `scalar_t` set to the C++ type of DTYPE. No <<<...>>> inside: the macro splits at its commas.
 #define WILSON_DISPATCH(DTYPE, NAME, ...)                                                     \
   THO_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), torch::headeronly::ScalarType::Float,    \
@@ -92,6 +99,11 @@ inline void check_scores(const char* op, const Tensor& scores) {
   STD_TORCH_CHECK(scores.dim() == 4, op, ": scores must be (B, C, H, W), got ", scores.dim(), " dimensions");
   STD_TORCH_CHECK(scores.size(1) > 0 && scores.size(2) > 0 && scores.size(3) > 0, op,
                   ": scores must have C, H and W of at least 1");
+}
+
+inline void check_same_grid(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
+  STD_TORCH_CHECK(tensor.size(0) == like.size(0) && tensor.size(2) == like.size(2) && tensor.size(3) == like.size(3),
+                  op, ": ", name, " must have the batch, height and width of the scores");
 }
 
 inline void check_per_class(const char* op, const char* name, const Tensor& tensor, const Tensor& scores) {

@@ -1,38 +1,12 @@
 // nGWP + focal pooling on the CPU. Formulas: math/pooling.h.
-//
-// An image is worked on in chunks of pixels, whose sums are added in chunk order, so that neither the number of threads
-// nor the other images of the batch can change a bit. A chunk goes through tiles small enough to stay in the cache.
-#include <algorithm>
 #include <memory>
-#include <numeric>
-#include <vector>
 
-#include "../common.h"
-#include "../cpu_levels.h"
-#include "../math/convert.h"
+#include "../cpu_tiles.h"
 #include "../math/exp.h"
 #include "../math/pooling.h"
 
 namespace wilson {
 namespace {
-
-constexpr int64_t kTile = 128;  // pixels whose scores of all classes stay in the cache
-constexpr int64_t kChunk = 8 * kTile;
-constexpr int64_t kLanes = 16;     // running sums of a class, so that they are added up once a chunk, not once a tile
-constexpr int64_t kGrain = 16384;  // elements that are worth a thread
-
-// One class of a tile. The padding keeps the rows out of each other's cache sets.
-template <class acc>
-struct alignas(64) Row {
-  acc value[kTile + kLanes];
-};
-
-template <class acc>
-struct alignas(64) Lanes {
-  acc value[kLanes];
-
-  acc sum() const { return std::accumulate(value, value + kLanes, acc(0)); }
-};
 
 // What one thread works with.
 template <class acc>
@@ -42,55 +16,6 @@ struct Scratch {
   std::vector<Lanes<acc>> mass, total;
 };
 
-// The scores of a tile: where they are, or a converted copy.
-template <class acc>
-struct Tile {
-  const acc* data;
-  int64_t stride;
-
-  WILSON_INLINE const acc* row(int64_t c) const { return data + c * stride; }
-};
-
-// Offsets of `count` pixels from `first` on.
-template <class T>
-WILSON_INLINE void pixel_offsets(const MapView<T>& view, int64_t first, int64_t count, int64_t* offset) {
-  int64_t row = first / view.width, column = first % view.width;
-  for (int64_t j = 0; j < count; ++j) {
-    offset[j] = row * view.row_stride + column * view.pixel_stride;
-    if (++column == view.width) column = 0, ++row;
-  }
-}
-
-// Scores of `count` pixels of an image from `first` on. The copy's remaining columns are 0.
-template <class T, class acc>
-WILSON_INLINE Tile<acc> load_tile(const MapView<const T>& view, const T* image, int64_t first, int64_t count,
-                                  Row<acc>* copy) {
-  if (view.unit_stride()) {
-    if (std::is_same_v<T, acc> && count == kTile) {
-      return {reinterpret_cast<const acc*>(image + first), view.class_stride};
-    }
-    for (int64_t c = 0; c < view.classes; ++c) {
-      const T* from = image + c * view.class_stride + first;
-      acc* to = copy[c].value;
-      if (count == kTile) {
-#pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) to[j] = static_cast<acc>(from[j]);
-      } else {
-        for (int64_t j = 0; j < kTile; ++j) to[j] = j < count ? static_cast<acc>(from[j]) : acc(0);
-      }
-    }
-  } else {
-    int64_t offset[kTile];
-    pixel_offsets(view, first, count, offset);
-    for (int64_t j = count; j < kTile; ++j) offset[j] = offset[0];
-    for (int64_t j = 0; j < kTile; ++j) {  // pixel by pixel: in channels-last their classes lie side by side
-      const T* from = image + offset[j];
-      for (int64_t c = 0; c < view.classes; ++c) copy[c].value[j] = static_cast<acc>(from[c * view.class_stride]);
-    }
-  }
-  return {copy->value, sizeof(Row<acc>) / sizeof(acc)};
-}
-
 template <class acc>
 WILSON_INLINE void prefetch(const acc* row) {
   for (int64_t j = 0; j < kTile; j += 64 / sizeof(acc)) __builtin_prefetch(row + j);
@@ -98,7 +23,7 @@ WILSON_INLINE void prefetch(const acc* row) {
 
 // The highest score of each pixel.
 template <class acc>
-WILSON_INLINE void find_peaks(const Tile<acc>& z, int64_t classes, acc* peak) {
+WILSON_INLINE void find_peaks(const Tile<const acc>& z, int64_t classes, acc* peak) {
   const acc* z0 = z.row(0);
 #pragma omp simd
   for (int64_t j = 0; j < kTile; ++j) peak[j] = z0[j];
@@ -109,18 +34,16 @@ WILSON_INLINE void find_peaks(const Tile<acc>& z, int64_t classes, acc* peak) {
   }
 }
 
-template <class T>
-WILSON_CPU_LEVELS void forward_chunk(const MapView<const T>& view, int64_t b, int64_t begin, int64_t end,
-                                     Scratch<acc_t<T>>& scratch) {
-  using acc = acc_t<T>;
-  const int64_t C = view.classes;
+template <class acc>
+WILSON_CPU_LEVELS void forward_chunk(const AnyMap& scores, const Chunk& chunk, Scratch<acc>& scratch) {
+  const int64_t C = scores.classes;
   Row<acc>* terms = scratch.terms.data();
   Lanes<acc>*mass = scratch.mass.data(), *total = scratch.total.data();
   std::fill_n(mass, C, Lanes<acc>{});
   std::fill_n(total, C, Lanes<acc>{});
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t count = std::min(kTile, end - first);
-    const auto z = load_tile(view, view.data + b * view.batch_stride, first, count, scratch.scores.data());
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
     alignas(64) acc peak[kTile], sum[kTile];
     find_peaks(z, C, peak);
 #pragma omp simd
@@ -157,16 +80,14 @@ WILSON_CPU_LEVELS void forward_chunk(const MapView<const T>& view, int64_t b, in
   }
 }
 
-template <class T>
-WILSON_CPU_LEVELS void backward_chunk(const MapView<const T>& view, const MapView<T>& grad, int64_t b, int64_t begin,
-                                      int64_t end, const acc_t<T>* by_mass, const acc_t<T>* by_total,
-                                      Scratch<acc_t<T>>& scratch) {
-  using acc = acc_t<T>;
-  const int64_t C = view.classes;
+template <class acc>
+WILSON_CPU_LEVELS void backward_chunk(const AnyMap& scores, const AnyMap& grad, const Chunk& chunk, const acc* by_mass,
+                                      const acc* by_total, Scratch<acc>& scratch) {
+  const int64_t C = scores.classes;
   Row<acc>* terms = scratch.terms.data();
-  for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t count = std::min(kTile, end - first);
-    const auto z = load_tile(view, view.data + b * view.batch_stride, first, count, scratch.scores.data());
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
     alignas(64) acc peak[kTile], sum[kTile], inner[kTile];
     find_peaks(z, C, peak);
 #pragma omp simd
@@ -188,118 +109,96 @@ WILSON_CPU_LEVELS void backward_chunk(const MapView<const T>& view, const MapVie
       sum[j] = acc(1) / sum[j];
       inner[j] *= sum[j];
     }
-    T* image = grad.data + b * grad.batch_stride;
-    const bool in_place = grad.unit_stride() && count == kTile;
+    const TileWriter<acc> out(grad, chunk.image, first, count, terms);
     for (int64_t c = 0; c < C; ++c) {
-      const acc* zc = z.row(c);
-      acc* e = terms[c].value;
+      const acc *zc = z.row(c), *e = terms[c].value;
+      acc* to = out.row(c);
       const acc A = by_mass[c], B = by_total[c];
-      if (in_place) {
-        T* to = image + c * grad.class_stride + first;
 #pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) to[j] = round_to<T>(e[j] * sum[j] * ((A + B * zc[j]) - inner[j] + B));
-      } else {
-#pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) e[j] = e[j] * sum[j] * ((A + B * zc[j]) - inner[j] + B);
-      }
+      for (int64_t j = 0; j < kTile; ++j) to[j] = e[j] * sum[j] * ((A + B * zc[j]) - inner[j] + B);
+      out.row_done(c);
     }
-    if (!in_place) {
-      int64_t offset[kTile];
-      pixel_offsets(grad, first, count, offset);
-      for (int64_t j = 0; j < count; ++j) {
-        T* to = image + offset[j];
-        for (int64_t c = 0; c < C; ++c) to[c * grad.class_stride] = round_to<T>(terms[c].value[j]);
-      }
-    }
+    out.done();
   }
 }
 
-inline int64_t grain(int64_t classes, int64_t pixels) {
-  return std::max<int64_t>(1, kGrain / (classes * std::min(pixels, kChunk)));
-}
-
-template <class T>
-void forward(const Tensor& scores, const PoolingOptions<acc_t<T>>& options, Tensor& pooled, Tensor& mass,
-             Tensor& score) {
-  using acc = acc_t<T>;
-  const auto view = map_view<const T>(scores);
-  const int64_t B = view.batch, C = view.classes, P = view.pixels, chunks = (P + kChunk - 1) / kChunk;
+template <class acc>
+void forward(const AnyMap& scores, const PoolingOptions<acc>& options, acc* pooled, acc* mass, acc* score) {
+  const int64_t B = scores.batch, C = scores.classes, P = scores.pixels, chunks = chunks_of(P);
   const std::unique_ptr<acc[]> sums(new acc[B * chunks * 2 * C]);  // (B, chunks, 2, C): S and T of each chunk
-  torch::stable::parallel_for(0, B * chunks, grain(C, P), [&](int64_t begin, int64_t end) {
-    Scratch<acc> scratch(C);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / chunks, first = i % chunks * kChunk;
-      acc* chunk = sums.get() + i * 2 * C;
-      forward_chunk<T>(view, b, first, std::min(P, first + kChunk), scratch);
-      for (int64_t c = 0; c < C; ++c) {
-        chunk[c] = scratch.mass[c].sum();
-        chunk[C + c] = scratch.total[c].sum();
-      }
-    }
-  });
-  acc *pooled_data = mutable_data<acc>(pooled), *mass_data = mutable_data<acc>(mass),
-      *score_data = mutable_data<acc>(score);  // (B, C)
+  parallel_chunks(
+      B, P, C, [&] { return Scratch<acc>(C); },
+      [&](const Chunk& chunk, Scratch<acc>& scratch) {
+        forward_chunk(scores, chunk, scratch);
+        acc* chunk_sums = sums.get() + chunk.index * 2 * C;
+        for (int64_t c = 0; c < C; ++c) {
+          chunk_sums[c] = scratch.mass[c].sum();
+          chunk_sums[C + c] = scratch.total[c].sum();
+        }
+      });
   for (int64_t i = 0; i < B * C; ++i) {
-    const acc* chunk = sums.get() + i / C * chunks * 2 * C + i % C;
+    const acc* chunk_sums = sums.get() + i / C * chunks * 2 * C + i % C;
     double s = 0, t = 0;
     for (int64_t k = 0; k < chunks; ++k) {
-      s += chunk[k * 2 * C];
-      t += chunk[k * 2 * C + C];
+      s += chunk_sums[k * 2 * C];
+      t += chunk_sums[k * 2 * C + C];
     }
-    mass_data[i] = static_cast<acc>(s);
-    score_data[i] = static_cast<acc>(t) / (options.eps + mass_data[i]);
-    pooled_data[i] = score_data[i] + (options.focal ? focal_penalty(mass_data[i], options) : acc(0));
+    mass[i] = static_cast<acc>(s);
+    score[i] = static_cast<acc>(t) / (options.eps + mass[i]);
+    pooled[i] = score[i] + (options.focal ? focal_penalty(mass[i], options) : acc(0));
   }
 }
 
-template <class T>
-void backward(const Tensor& grad_pooled, const Tensor& scores, const Tensor& mass, const Tensor& score,
-              const PoolingOptions<acc_t<T>>& options, Tensor& grad_scores) {
-  using acc = acc_t<T>;
-  const auto view = map_view<const T>(scores);
-  const auto grad = map_view<T>(grad_scores);
-  const int64_t B = view.batch, C = view.classes, P = view.pixels, chunks = (P + kChunk - 1) / kChunk;
-  const acc *grad_pooled_data = const_data<acc>(grad_pooled), *mass_data = const_data<acc>(mass),
-            *score_data = const_data<acc>(score);
-  const int64_t image_stride = grad_pooled.stride(0), class_stride = grad_pooled.stride(1);
-  torch::stable::parallel_for(0, B * chunks, grain(C, P), [&](int64_t begin, int64_t end) {
-    Scratch<acc> scratch(C);
-    std::vector<acc> A(C), Bc(C);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / chunks, first = i % chunks * kChunk;
-      if (i == begin || first == 0) {
-        for (int64_t c = 0; c < C; ++c) {
-          const auto s = pooling_slopes(grad_pooled_data[b * image_stride + c * class_stride], mass_data[b * C + c],
-                                        score_data[b * C + c], options);
-          A[c] = s.by_mass;
-          Bc[c] = s.by_total;
-        }
-      }
-      backward_chunk<T>(view, grad, b, first, std::min(P, first + kChunk), A.data(), Bc.data(), scratch);
-    }
-  });
+template <class acc>
+void backward(const Tensor& grad_pooled, const AnyMap& scores, const acc* mass, const acc* score,
+              const PoolingOptions<acc>& options, const AnyMap& grad_scores) {
+  const int64_t B = scores.batch, C = scores.classes;
+  std::vector<acc> by_mass = read_matrix<acc>(grad_pooled), by_total(B * C);
+  for (int64_t i = 0; i < B * C; ++i) {
+    const auto slopes = pooling_slopes(by_mass[i], mass[i], score[i], options);
+    by_mass[i] = slopes.by_mass;
+    by_total[i] = slopes.by_total;
+  }
+  parallel_chunks(
+      B, scores.pixels, C, [&] { return Scratch<acc>(C); },
+      [&](const Chunk& chunk, Scratch<acc>& scratch) {
+        const int64_t image = chunk.image * C;
+        backward_chunk(scores, grad_scores, chunk, by_mass.data() + image, by_total.data() + image, scratch);
+      });
 }
 
 std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double eps, double gamma, double lam,
                                                    bool focal) {
+  check_scores("ngwp_focal_pool", scores);
   const ScalarType dtype = acc_dtype(scores.scalar_type());
-  const int64_t B = scores.size(0), C = scores.size(1), H = scores.size(2), W = scores.size(3);
+  const int64_t B = scores.size(0), C = scores.size(1), P = scores.size(2) * scores.size(3);
   Tensor pooled = torch::stable::empty({B, C}, dtype), mass = torch::stable::empty({B, C}, dtype),
          score = torch::stable::empty({B, C}, dtype);
-  WILSON_DISPATCH(scores.scalar_type(), "ngwp_focal_pool", [&] {
-    forward<scalar_t>(scores, pooling_options<acc_t<scalar_t>>(eps, gamma, lam, H * W, focal), pooled, mass, score);
-  });
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        forward(any_map(scores), pooling_options<acc>(eps, gamma, lam, P, focal), mutable_data<acc>(pooled),
+                mutable_data<acc>(mass), mutable_data<acc>(score));
+      },
+      scores);
   return {pooled, mass, score};
 }
 
 Tensor ngwp_focal_pool_backward(const Tensor& grad_pooled, const Tensor& scores, const Tensor& mass,
                                 const Tensor& score, double eps, double gamma, double lam, bool focal) {
+  check_scores("ngwp_focal_pool_backward", scores);
+  check_per_class("ngwp_focal_pool_backward", "grad_pooled", grad_pooled, scores);
+  check_per_class("ngwp_focal_pool_backward", "mass", mass, scores);
+  check_per_class("ngwp_focal_pool_backward", "score", score, scores);
   Tensor grad_scores = torch::stable::empty_like(scores);
-  WILSON_DISPATCH(scores.scalar_type(), "ngwp_focal_pool_backward", [&] {
-    backward<scalar_t>(grad_pooled, scores, mass, score,
-                       pooling_options<acc_t<scalar_t>>(eps, gamma, lam, scores.size(2) * scores.size(3), focal),
-                       grad_scores);
-  });
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const auto options = pooling_options<acc>(eps, gamma, lam, scores.size(2) * scores.size(3), focal);
+        backward(grad_pooled, any_map(scores), const_data<acc>(mass), const_data<acc>(score), options,
+                 any_map(grad_scores));
+      },
+      scores);
   return grad_scores;
 }
 

@@ -5,14 +5,17 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <type_traits>
+
 #include "bits.h"
 
 namespace wilson {
 
 template <class T, class acc>
-WILSON_INLINE T round_to(acc value) {
+WILSON_INLINE T round_to(acc wide) {
   using torch::headeronly::BFloat16;
   using torch::headeronly::Half;
+  const float value = static_cast<float>(wide);
   if constexpr (std::is_same_v<T, BFloat16>) {
     const uint32_t bits = bits_as<uint32_t>(value);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -27,7 +30,7 @@ WILSON_INLINE T round_to(acc value) {
     half = size > 0x7f800000u ? 0x7e00u : half;               // NaN
     return Half(static_cast<uint16_t>(sign | half), Half::from_bits());
   } else {
-    return value;
+    return static_cast<T>(wide);
   }
 }
 

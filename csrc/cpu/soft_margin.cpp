@@ -1,0 +1,219 @@
+// Binary cross-entropy with logits against soft targets on the CPU: LOC, whose target is the old model's sigmoid, and
+// SEG. Formulas: math/logistic.h. Sums go tile by tile, in a fixed order: see cpu_tiles.h.
+#include <optional>
+
+#include "../cpu_tiles.h"
+#include "../math/exp.h"
+#include "../math/log.h"
+#include "../math/logistic.h"
+
+namespace wilson {
+namespace {
+
+// The target of a class in terms of what the second tensor holds: the old model's logit (LOC), or the target (SEG).
+struct FromLogit {
+  template <class acc>
+  WILSON_INLINE acc operator()(acc o) const {
+    return sigmoid(o, exp_nonpositive(-std::abs(o)));
+  }
+};
+struct AsIs {
+  template <class acc>
+  WILSON_INLINE acc operator()(acc target) const {
+    return target;
+  }
+};
+
+template <class acc>
+struct Scratch {
+  explicit Scratch(int64_t classes) : logits(classes), targets(classes) {}
+  std::vector<Row<acc>> logits, targets;
+};
+
+// Sum over the classes of `targets` and the pixels of a chunk of max(s, 0) - s q + log(1 + exp(-|s|)).
+template <class Target, class acc>
+WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& targets, const Chunk& chunk, Target target_of,
+                                       Scratch<acc>& scratch) {
+  const int64_t C = targets.classes;
+  double total = 0;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
+    const auto q = read_tile(targets, chunk.image, first, count, scratch.targets.data());
+    alignas(64) acc loss[kTile] = {}, product[kTile] = {};
+    for (int64_t c = 0; c < C; ++c) {
+      const acc *sc = s.row(c), *qc = q.row(c);
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) {
+        product[j] = times_one_plus(product[j], exp_nonpositive(-std::abs(sc[j])));
+        loss[j] += positive_part(sc[j]) - sc[j] * target_of(qc[j]);
+      }
+      if ((c + 1) % kMaxFactors == 0 || c + 1 == C) {
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          loss[j] += log1p_nonnegative(product[j]);
+          product[j] = acc(0);
+        }
+      }
+    }
+    total += sum_of(loss, count);
+  }
+  return total;
+}
+
+// (sigmoid(s) - q) * factor for the classes of `targets`, 0 for those beyond.
+template <class Target, class acc>
+WILSON_CPU_LEVELS void gradient_of_chunk(const AnyMap& logits, const AnyMap& targets, const AnyMap& grad, acc factor,
+                                         const Chunk& chunk, Target target_of, Scratch<acc>& scratch) {
+  const int64_t C = targets.classes;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
+    const auto q = read_tile(targets, chunk.image, first, count, scratch.targets.data());
+    const TileWriter<acc> out(grad, chunk.image, first, count, scratch.logits.data());
+    for (int64_t c = 0; c < grad.classes; ++c) {
+      acc* to = out.row(c);
+      if (c < C) {
+        const acc *sc = s.row(c), *qc = q.row(c);
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          to[j] = (sigmoid(sc[j], exp_nonpositive(-std::abs(sc[j]))) - target_of(qc[j])) * factor;
+        }
+      } else {
+        std::fill_n(to, kTile, acc(0));
+      }
+      out.row_done(c);
+    }
+    out.done();
+  }
+}
+
+// Sum of the loss of each image over its classes and pixels.
+template <class acc, class Target>
+std::vector<double> loss_per_image(const AnyMap& logits, const AnyMap& targets, Target target_of) {
+  const int64_t B = targets.batch, C = targets.classes, chunks = chunks_of(targets.pixels);
+  std::vector<double> chunk_loss(B * chunks), loss(B);
+  parallel_chunks(
+      B, targets.pixels, C, [&] { return Scratch<acc>(C); },
+      [&](const Chunk& chunk, Scratch<acc>& scratch) {
+        chunk_loss[chunk.index] = loss_of_chunk(logits, targets, chunk, target_of, scratch);
+      });
+  for (int64_t i = 0; i < B * chunks; ++i) loss[i / chunks] += chunk_loss[i];
+  return loss;
+}
+
+// factor: what the derivative of each image is multiplied by.
+template <class acc, class Target>
+void gradient(const AnyMap& logits, const AnyMap& targets, const std::vector<acc>& factor, Target target_of,
+              const AnyMap& grad) {
+  parallel_chunks(
+      targets.batch, targets.pixels, grad.classes, [&] { return Scratch<acc>(grad.classes); },
+      [&](const Chunk& chunk, Scratch<acc>& scratch) {
+        gradient_of_chunk(logits, targets, grad, factor[chunk.image], chunk, target_of, scratch);
+      });
+}
+
+// The map without the classes that are not old.
+AnyMap old_classes(AnyMap scores, const AnyMap& old) {
+  scores.classes = old.classes;
+  return scores;
+}
+
+void check_prior(const char* op, const Tensor& scores, const Tensor& old_logits) {
+  check_scores(op, scores);
+  check_scores(op, old_logits);
+  check_same_grid(op, "old_logits", old_logits, scores);
+  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than scores");
+}
+
+Tensor localization_prior_loss(const Tensor& scores, const Tensor& old_logits) {
+  check_prior("localization_prior_loss", scores, old_logits);
+  Tensor loss = torch::stable::empty({}, wider_acc_dtype(scores, old_logits));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap old = any_map(old_logits);
+        const auto images = loss_per_image<acc>(old_classes(any_map(scores), old), old, FromLogit());
+        const double sum = std::accumulate(images.begin(), images.end(), 0.0);
+        *mutable_data<acc>(loss) = static_cast<acc>(sum / std::max<int64_t>(1, old_logits.numel()));
+      },
+      scores, old_logits);
+  return loss;
+}
+
+Tensor localization_prior_loss_backward(const Tensor& grad, const Tensor& scores, const Tensor& old_logits) {
+  check_prior("localization_prior_loss_backward", scores, old_logits);
+  Tensor grad_scores = torch::stable::empty_like(scores);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap old = any_map(old_logits);
+        const acc factor = read_scalar<acc>(grad) / std::max<int64_t>(1, old_logits.numel());
+        gradient(old_classes(any_map(scores), old), old, std::vector<acc>(old.batch, factor), FromLogit(),
+                 any_map(grad_scores));
+      },
+      scores, old_logits);
+  return grad_scores;
+}
+
+void check_soft(const char* op, const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
+  check_scores(op, logits);
+  check_scores(op, targets);
+  check_same_grid(op, "targets", targets, logits);
+  STD_TORCH_CHECK(targets.size(1) == logits.size(1), op, ": targets must have the classes of logits");
+  STD_TORCH_CHECK(!weight || (weight->dim() == 1 && weight->size(0) == logits.size(0)), op,
+                  ": image_weight must be (B,)");
+}
+
+// What the loss of each image, a sum over its pixels, is multiplied by: g_b / (sum g + 1e-5) / P, or 1 / B / P.
+template <class acc>
+std::vector<acc> image_factors(const Tensor& logits, const std::optional<Tensor>& weight) {
+  const int64_t B = logits.size(0);
+  const acc pixels = static_cast<acc>(logits.size(2) * logits.size(3));
+  if (!weight) return std::vector<acc>(B, acc(1) / (static_cast<acc>(B) * pixels));
+  std::vector<acc> factor = read_vector<acc>(*weight);
+  const acc sum = std::accumulate(factor.begin(), factor.end(), acc(0)) + acc(kImageWeightEps);
+  for (acc& f : factor) f = f / sum / pixels;
+  return factor;
+}
+
+Tensor soft_margin_loss(const Tensor& logits, const Tensor& targets, std::optional<Tensor> image_weight) {
+  check_soft("soft_margin_loss", logits, targets, image_weight);
+  const Tensor& weight = image_weight ? *image_weight : logits;
+  Tensor loss = torch::stable::empty({}, wider_acc_dtype(logits, targets, weight));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const auto images = loss_per_image<acc>(any_map(logits), any_map(targets), AsIs());
+        const auto factor = image_factors<acc>(logits, image_weight);
+        *mutable_data<acc>(loss) =
+            static_cast<acc>(std::inner_product(images.begin(), images.end(), factor.begin(), 0.0));
+      },
+      logits, targets, weight);
+  return loss;
+}
+
+Tensor soft_margin_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& targets,
+                                 std::optional<Tensor> image_weight) {
+  check_soft("soft_margin_loss_backward", logits, targets, image_weight);
+  Tensor grad_logits = torch::stable::empty_like(logits);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        auto factor = image_factors<acc>(logits, image_weight);
+        for (acc& f : factor) f *= read_scalar<acc>(grad);
+        gradient(any_map(logits), any_map(targets), factor, AsIs(), any_map(grad_logits));
+      },
+      logits, targets, image_weight ? *image_weight : logits);
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) {
+  m.impl("localization_prior_loss", TORCH_BOX(&wilson::localization_prior_loss));
+  m.impl("localization_prior_loss_backward", TORCH_BOX(&wilson::localization_prior_loss_backward));
+  m.impl("soft_margin_loss", TORCH_BOX(&wilson::soft_margin_loss));
+  m.impl("soft_margin_loss_backward", TORCH_BOX(&wilson::soft_margin_loss_backward));
+}

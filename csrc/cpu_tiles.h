@@ -1,0 +1,309 @@
+// How the CPU kernels go through maps: in tiles of pixels with all their classes, read from and written to tensors of
+// any dtype and strides.
+//
+// An image is worked on in chunks of pixels, whose sums are added in chunk order, so that neither the number of threads
+// nor the other images of the batch can change a bit. A chunk goes through tiles small enough to stay in the cache.
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "common.h"
+#include "cpu_levels.h"
+#include "math/convert.h"
+
+namespace wilson {
+
+constexpr int64_t kTile = 128;  // pixels whose scores of all classes stay in the cache
+constexpr int64_t kChunk = 8 * kTile;
+constexpr int64_t kLanes = 16;     // running sums side by side, so that they are added up once, not once a pixel
+constexpr int64_t kGrain = 16384;  // elements that are worth a thread
+
+// One class of a tile. The padding keeps the rows out of each other's cache sets.
+template <class acc>
+struct alignas(64) Row {
+  acc value[kTile + kLanes];
+};
+
+template <class acc>
+struct alignas(64) Lanes {
+  acc value[kLanes];
+
+  acc sum() const { return std::accumulate(value, value + kLanes, acc(0)); }
+};
+
+// Adds up `count` values of a tile.
+template <class acc>
+WILSON_INLINE acc sum_of(const acc* value, int64_t count) {
+  Lanes<acc> lanes{};
+  for (int64_t i = 0; i < kTile; i += kLanes) {
+#pragma omp simd
+    for (int64_t j = 0; j < kLanes; ++j) lanes.value[j] += i + j < count ? value[i + j] : acc(0);
+  }
+  return lanes.sum();
+}
+
+// A (B, C, H, W) tensor of any floating dtype.
+struct AnyMap : MapView<const char> {
+  ScalarType dtype;
+
+  template <class T>
+  WILSON_INLINE T* image(int64_t b) const {
+    return const_cast<T*>(reinterpret_cast<const T*>(data)) + b * batch_stride;
+  }
+};
+
+inline AnyMap any_map(const Tensor& tensor) { return {map_view<const char>(tensor), tensor.scalar_type()}; }
+
+// Calls body with a value of the C++ type of a floating dtype.
+template <class Body>
+WILSON_INLINE void with_type_of(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::BFloat16:
+      return body(torch::headeronly::BFloat16());
+    default:
+      return body(torch::headeronly::Half());
+  }
+}
+
+// Whether the rows of a tile can be used where they are.
+template <class acc>
+WILSON_INLINE bool direct(const AnyMap& map, int64_t count) {
+  const ScalarType dtype = std::is_same_v<acc, double> ? ScalarType::Double : ScalarType::Float;
+  return map.dtype == dtype && map.unit_stride() && count == kTile;
+}
+
+// The rows of a tile: where they are in the tensor, or in a copy.
+template <class acc>
+struct Tile {
+  acc* data;
+  int64_t stride;
+
+  WILSON_INLINE acc* row(int64_t c) const { return data + c * stride; }
+};
+
+template <class acc>
+WILSON_INLINE Tile<acc> tile_of(Row<acc>* rows) {
+  return {rows->value, sizeof(Row<acc>) / sizeof(acc)};
+}
+
+// Offsets of `count` pixels from `first` on.
+template <class T>
+WILSON_INLINE void pixel_offsets(const MapView<T>& view, int64_t first, int64_t count, int64_t* offset) {
+  int64_t row = first / view.width, column = first % view.width;
+  for (int64_t j = 0; j < count; ++j) {
+    offset[j] = row * view.row_stride + column * view.pixel_stride;
+    if (++column == view.width) column = 0, ++row;
+  }
+}
+
+// `count` pixels of image b from `first` on, `copy` having a row for each class. A copy's remaining columns are 0.
+template <class acc>
+WILSON_INLINE Tile<const acc> read_tile(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
+  if (direct<acc>(map, count)) return {map.image<const acc>(b) + first, map.class_stride};
+  with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
+    using T = decltype(type);
+    const T* image = map.image<const T>(b);
+    if (map.unit_stride()) {
+      for (int64_t c = 0; c < map.classes; ++c) {
+        const T* from = image + c * map.class_stride + first;
+        acc* to = copy[c].value;
+        if (count == kTile) {
+#pragma omp simd
+          for (int64_t j = 0; j < kTile; ++j) to[j] = static_cast<acc>(from[j]);
+        } else {
+          for (int64_t j = 0; j < kTile; ++j) to[j] = j < count ? static_cast<acc>(from[j]) : acc(0);
+        }
+      }
+    } else {
+      int64_t offset[kTile];
+      pixel_offsets(map, first, count, offset);
+      for (int64_t j = 0; j < count; ++j) {  // pixel by pixel: in channels-last their classes lie side by side
+        const T* from = image + offset[j];
+        for (int64_t c = 0; c < map.classes; ++c) copy[c].value[j] = static_cast<acc>(from[c * map.class_stride]);
+      }
+      for (int64_t c = 0; c < map.classes; ++c) std::fill(copy[c].value + count, copy[c].value + kTile, acc(0));
+    }
+  });
+  const auto rows = tile_of(copy);
+  return {rows.data, rows.stride};
+}
+
+// A tile to be written: rows are filled one after the other, each followed by `row_done`, all by `done`.
+template <class acc>
+class TileWriter {
+ public:
+  WILSON_INLINE TileWriter(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy)
+      : map_(map), b_(b), first_(first), count_(count), direct_(direct<acc>(map, count)), rows_(tile_of(copy)) {
+    if (direct_) rows_ = {map.image<acc>(b) + first, map.class_stride};
+  }
+
+  WILSON_INLINE acc* row(int64_t c) const { return rows_.row(c); }
+
+  WILSON_INLINE void row_done(int64_t c) const {
+    if (direct_ || !map_.unit_stride()) return;
+    with_type_of(map_.dtype, [&](auto type) __attribute__((always_inline)) {
+      using T = decltype(type);
+      T* to = map_.image<T>(b_) + c * map_.class_stride + first_;
+      const acc* from = row(c);
+      if (count_ == kTile) {
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) to[j] = round_to<T>(from[j]);
+      } else {
+        for (int64_t j = 0; j < count_; ++j) to[j] = round_to<T>(from[j]);
+      }
+    });
+  }
+
+  WILSON_INLINE void done() const {
+    if (direct_ || map_.unit_stride()) return;
+    with_type_of(map_.dtype, [&](auto type) __attribute__((always_inline)) {
+      using T = decltype(type);
+      int64_t offset[kTile];
+      pixel_offsets(map_, first_, count_, offset);
+      for (int64_t j = 0; j < count_; ++j) {
+        T* to = map_.image<T>(b_) + offset[j];
+        for (int64_t c = 0; c < map_.classes; ++c) to[c * map_.class_stride] = round_to<T>(row(c)[j]);
+      }
+    });
+  }
+
+ private:
+  const AnyMap& map_;
+  int64_t b_, first_, count_;
+  bool direct_;
+  Tile<acc> rows_;
+};
+
+inline int64_t chunks_of(int64_t pixels) { return (pixels + kChunk - 1) / kChunk; }
+
+// Part of an image; `index` counts the chunks of all images.
+struct Chunk {
+  int64_t index, image, begin, end;
+};
+
+// Calls body(chunk, scratch) for the chunks of all images, on all threads; make_scratch() once per thread.
+template <class MakeScratch, class Body>
+void parallel_chunks(int64_t images, int64_t pixels, int64_t classes, MakeScratch make_scratch, Body body) {
+  const int64_t chunks = chunks_of(pixels);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (classes * std::min(pixels, kChunk)));
+  torch::stable::parallel_for(0, images * chunks, grain, [&](int64_t begin, int64_t end) {
+    auto scratch = make_scratch();
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % chunks * kChunk;
+      body(Chunk{i, i / chunks, first, std::min(pixels, first + kChunk)}, scratch);
+    }
+  });
+}
+
+// Calls body with a value of the C++ type of labels: integers of any width, bool, or floating.
+template <class Body>
+WILSON_INLINE void with_label_type_of(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+      return body(uint8_t());
+    case ScalarType::Char:
+      return body(int8_t());
+    case ScalarType::Short:
+      return body(int16_t());
+    case ScalarType::Int:
+      return body(int32_t());
+    case ScalarType::Long:
+    case ScalarType::UInt64:  // beyond 2^63 they turn negative: no class, either way
+      return body(int64_t());
+    case ScalarType::UInt16:
+      return body(uint16_t());
+    case ScalarType::UInt32:
+      return body(uint32_t());
+    default:
+      return with_type_of(dtype, body);
+  }
+}
+
+// The values of a (B, N) tensor, row by row.
+template <class T>
+std::vector<T> read_matrix(const Tensor& tensor) {
+  const int64_t rows = tensor.size(0), columns = tensor.size(1);
+  std::vector<T> values(rows * columns);
+  with_label_type_of(tensor.scalar_type(), [&](auto type) {
+    const auto* data = static_cast<const decltype(type)*>(tensor.const_data_ptr());
+    for (int64_t i = 0; i < rows * columns; ++i) {
+      values[i] = static_cast<T>(data[i / columns * tensor.stride(0) + i % columns * tensor.stride(1)]);
+    }
+  });
+  return values;
+}
+
+template <class T>
+std::vector<T> read_vector(const Tensor& tensor) {
+  std::vector<T> values(tensor.size(0));
+  with_label_type_of(tensor.scalar_type(), [&](auto type) {
+    const auto* data = static_cast<const decltype(type)*>(tensor.const_data_ptr());
+    for (int64_t i = 0; i < tensor.size(0); ++i) values[i] = static_cast<T>(data[i * tensor.stride(0)]);
+  });
+  return values;
+}
+
+template <class T>
+T read_scalar(const Tensor& tensor) {
+  T value;
+  with_label_type_of(tensor.scalar_type(), [&](auto type) {
+    value = static_cast<T>(*static_cast<const decltype(type)*>(tensor.const_data_ptr()));
+  });
+  return value;
+}
+
+// A (B, H, W) tensor of class labels of any integer dtype.
+struct LabelMap {
+  const void* data;
+  ScalarType dtype;
+  int64_t batch, height, width;
+  int64_t batch_stride, row_stride, pixel_stride;
+  int64_t classes, ignore_index;
+
+  // The labels of `count` pixels from (row, column) on, running on into the next rows; -1 for those that are no class.
+  WILSON_INLINE void read(int64_t b, int64_t row, int64_t column, int64_t count, int32_t* label) const {
+    with_label_type_of(dtype, [&](auto type) __attribute__((always_inline)) {
+      const auto* image = static_cast<const decltype(type)*>(data) + b * batch_stride;
+      while (count > 0) {
+        const auto* from = image + row * row_stride + column * pixel_stride;
+        const int64_t n = std::min(count, width - column), stride = pixel_stride;
+        if (stride == 1) {
+#pragma omp simd
+          for (int64_t j = 0; j < n; ++j) label[j] = as_class(static_cast<int64_t>(from[j]));
+        } else {
+          for (int64_t j = 0; j < n; ++j) label[j] = as_class(static_cast<int64_t>(from[j * stride]));
+        }
+        label += n, count -= n, column = 0, ++row;
+      }
+    });
+  }
+
+ private:
+  WILSON_INLINE int32_t as_class(int64_t value) const {
+    return value >= 0 && value < classes && value != ignore_index ? static_cast<int32_t>(value) : -1;
+  }
+};
+
+inline LabelMap label_map(const Tensor& labels, int64_t classes, int64_t ignore_index) {
+  return {labels.const_data_ptr(), labels.scalar_type(), labels.size(0),   labels.size(1), labels.size(2),
+          labels.stride(0),        labels.stride(1),     labels.stride(2), classes,        ignore_index};
+}
+
+// Calls body with the accumulation type: double if any of the tensors is, else float.
+template <class Body, class... Tensors>
+void with_acc_of(Body body, const Tensors&... tensors) {
+  if (((tensors.scalar_type() == ScalarType::Double) || ...)) {
+    body(double());
+  } else {
+    body(float());
+  }
+}
+
+}  // namespace wilson
