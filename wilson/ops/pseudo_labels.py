@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
-from .soft_margin import image_factor
 
 MERGE = "merge_pseudo_labels"
 LOSS = "pseudo_label_loss"
@@ -46,11 +45,23 @@ def _loss_forward(
     image_labels: Tensor,
     alpha: float,
     background_weight: float | None,
-) -> Tensor:
+    with_derivative: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; g_b / (sum g + 1e-5) / P of each image (B,); and sigmoid(s) - q^ in the dtype of the logits, if asked.
+
+    The derivative is worked out here because its parts are at hand: again in backward, it would cost the three inputs
+    and their exponentials a second time.
+    """
     _library.note_reference(LOSS, logits)
-    return reference.pseudo_label_loss(
-        logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+    dtype = reference.accumulate(logits, localizer_scores, old_logits, image_labels)
+    targets, g = reference.merge_pseudo_labels(
+        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=_background(background_weight)
     )
+    loss = reference.soft_margin_loss(logits, targets, image_weight=g)
+    factor = g / (g.sum() + reference.IMAGE_WEIGHT_EPS) / (logits.shape[2] * logits.shape[3])
+    if not with_derivative:
+        return loss, factor, targets.new_empty(0)
+    return loss, factor, torch.empty_like(logits).copy_(logits.to(dtype).sigmoid() - targets)
 
 
 @_loss_forward.register_fake
@@ -61,43 +72,22 @@ def _(
     image_labels: Tensor,
     alpha: float,
     background_weight: float | None,
-) -> Tensor:
-    return logits.new_empty((), dtype=reference.accumulate(logits, localizer_scores, old_logits, image_labels))
+    with_derivative: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = reference.accumulate(logits, localizer_scores, old_logits, image_labels)
+    loss, factor = logits.new_empty((), dtype=dtype), logits.new_empty((logits.shape[0],), dtype=dtype)
+    return loss, factor, torch.empty_like(logits) if with_derivative else logits.new_empty(0, dtype=dtype)
 
 
 @torch.library.custom_op("wilson::pseudo_label_loss_backward", mutates_args=())
-def _loss_backward(
-    grad: Tensor,
-    logits: Tensor,
-    localizer_scores: Tensor,
-    old_logits: Tensor,
-    image_labels: Tensor,
-    alpha: float,
-    background_weight: float | None,
-) -> Tensor:
-    _library.note_reference(LOSS, logits)
-    targets, image_weight = reference.merge_pseudo_labels(
-        localizer_scores.to(grad.dtype),
-        old_logits,
-        image_labels,
-        alpha=alpha,
-        background=_background(background_weight),
-    )
-    derivative = logits.to(grad.dtype).sigmoid() - targets
-    return torch.empty_like(logits).copy_(derivative * image_factor(grad, logits, image_weight))
+def _loss_backward(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
+    _library.note_reference(LOSS, derivative)
+    return torch.empty_like(derivative).copy_(derivative * (grad * factor)[:, None, None, None])
 
 
 @_loss_backward.register_fake
-def _(
-    grad: Tensor,
-    logits: Tensor,
-    localizer_scores: Tensor,
-    old_logits: Tensor,
-    image_labels: Tensor,
-    alpha: float,
-    background_weight: float | None,
-) -> Tensor:
-    return torch.empty_like(logits)
+def _(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
+    return torch.empty_like(derivative)
 
 
 class _PseudoLabelLoss(torch.autograd.Function):
@@ -111,14 +101,17 @@ class _PseudoLabelLoss(torch.autograd.Function):
         alpha: float,
         background_weight: float | None,
     ) -> Tensor:
-        ctx.save_for_backward(logits, localizer_scores, old_logits, image_labels)
-        ctx.options = (alpha, background_weight)
-        return _loss_forward(logits, localizer_scores, old_logits, image_labels, alpha, background_weight)
+        loss, factor, derivative = _loss_forward(
+            logits, localizer_scores, old_logits, image_labels, alpha, background_weight, True
+        )
+        # the logits, only for the refusal of second derivatives
+        ctx.save_for_backward(logits, factor, derivative)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, *constants = ctx.saved_tensors
-        grad_logits = _loss_backward(grad.detach(), logits.detach(), *constants, *ctx.options)
+        logits, factor, derivative = ctx.saved_tensors
+        grad_logits = _loss_backward(grad.detach(), factor, derivative)
         return first_order(LOSS, grad_logits, logits), None, None, None, None, None
 
 
@@ -214,4 +207,4 @@ def pseudo_label_loss(
     constants = (localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _PseudoLabelLoss.apply(logits, *constants)
-    return _loss_forward(logits.detach(), *constants)
+    return _loss_forward(logits.detach(), *constants, False)[0]

@@ -1,0 +1,292 @@
+// Pseudo-labels from the localizer and the old model, and the segmentation loss against them, on the CPU
+// (arXiv 2112.01882, Eq. 5 to 7). With m the softmax of the localizer's scores times the image-level labels, h = 1 where
+// it is largest, omega the old model's sigmoid:
+//   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
+// One pass over the inputs gives the targets, the loss and its derivative of a tile.
+#include <optional>
+
+#include "../cpu_tiles.h"
+#include "../math/exp.h"
+#include "../math/log.h"
+#include "../math/logistic.h"
+
+namespace wilson {
+namespace {
+
+template <class acc>
+struct Options {
+  acc alpha;                              // weight of the hard labels
+  std::optional<double> background;       // weight of the localizer's background; without: the minimum of both
+  int64_t classes, old;                   // C and O
+  const std::vector<acc>* image_labels;   // (B, C-1)
+
+  acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : (*image_labels)[b * (classes - 1) + c - 1]; }
+};
+
+template <class acc>
+struct Scratch {
+  explicit Scratch(int64_t classes)
+      : scores(classes), old_logits(classes), targets(classes), logits(classes), found(classes) {}
+  std::vector<Row<acc>> scores, old_logits, targets, logits;
+  std::vector<uint8_t> found;  // per class: whether q is above 0 at a pixel of the chunk
+};
+
+// The targets of a tile, row by row into scratch.targets.
+template <class acc>
+WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<acc>& options, int64_t b,
+                              int64_t first, int64_t count, Scratch<acc>& scratch) {
+  const int64_t C = options.classes, O = options.old;
+  const auto z = read_tile(scores, b, first, count, scratch.scores.data());
+  const auto o = read_tile(old_logits, b, first, count, scratch.old_logits.data());
+  Row<acc>* rows = scratch.targets.data();
+  alignas(64) acc peak[kTile], sum[kTile], best[kTile];
+  std::copy_n(z.row(0), kTile, peak);
+  for (int64_t c = 1; c < C; ++c) {
+    const acc* zc = z.row(c);
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) peak[j] = zc[j] > peak[j] ? zc[j] : peak[j];
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < kTile; ++j) sum[j] = best[j] = acc(0);
+  for (int64_t c = 0; c < C; ++c) {
+    const acc* zc = z.row(c);
+    acc* e = rows[c].value;
+    const acc gate = options.gate(b, c);
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) {
+      e[j] = exp_nonpositive(zc[j] - peak[j]);
+      sum[j] += e[j];
+      e[j] *= gate;
+      best[j] = e[j] > best[j] ? e[j] : best[j];
+    }
+  }
+#pragma omp simd
+  for (int64_t j = 0; j < kTile; ++j) sum[j] = acc(1) / sum[j];
+  const acc hard = options.alpha, soft = acc(1) - options.alpha;
+  for (int64_t c = 0; c < C; ++c) {
+    acc* q = rows[c].value;
+    const acc* oc = o.row(c < O ? c : 0);
+    if (c == 0) {
+      const bool minimum = !options.background;
+      const acc weight = static_cast<acc>(options.background.value_or(0));
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) {
+        const acc omega = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
+        const acc own = (q[j] == best[j] ? hard : acc(0)) + soft * (q[j] * sum[j]);
+        const acc least = omega < own ? omega : own;
+        q[j] = minimum ? least : (acc(1) - weight) * omega + weight * own;
+      }
+    } else if (c < O) {
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) q[j] = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
+    } else {
+      acc most = 0;
+#pragma omp simd reduction(max : most)
+      for (int64_t j = 0; j < kTile; ++j) {
+        q[j] = (q[j] == best[j] ? hard : acc(0)) + soft * (q[j] * sum[j]);
+        const acc counted = j < count ? q[j] : acc(0);
+        most = counted > most ? counted : most;
+      }
+      scratch.found[c] |= most > acc(0);
+    }
+  }
+}
+
+template <class acc>
+WILSON_CPU_LEVELS void merge_chunk(const AnyMap& scores, const AnyMap& old_logits, const AnyMap& targets,
+                                   const Options<acc>& options, const Chunk& chunk, Scratch<acc>& scratch) {
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    merge_tile(scores, old_logits, options, chunk.image, first, count, scratch);
+    const TileWriter<acc> out(targets, chunk.image, first, count, scratch.targets.data());
+    for (int64_t c = 0; c < options.classes; ++c) {
+      std::copy_n(scratch.targets[c].value, kTile, out.row(c));
+      out.row_done(c);
+    }
+    out.done();
+  }
+}
+
+// Sum over classes and pixels of the loss; sigmoid(s) - q goes to `derivative` if there is one.
+template <class acc>
+WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& scores, const AnyMap& old_logits,
+                                       const AnyMap* derivative, const Options<acc>& options, const Chunk& chunk,
+                                       Scratch<acc>& scratch) {
+  double total = 0;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    merge_tile(scores, old_logits, options, chunk.image, first, count, scratch);
+    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
+    alignas(64) acc loss[kTile] = {}, product[kTile] = {};
+    const TileWriter<acc> out(derivative ? *derivative : logits, chunk.image, first, count, scratch.scores.data());
+    for (int64_t c = 0; c < options.classes; ++c) {
+      const acc *sc = s.row(c), *q = scratch.targets[c].value;
+      if (derivative) {
+        acc* to = out.row(c);
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          const acc x = sc[j], target = q[j], e = exp_nonpositive(-std::abs(x));
+          product[j] = times_one_plus(product[j], e);
+          loss[j] += positive_part(x) - x * target;
+          to[j] = sigmoid(x, e) - target;
+        }
+        out.row_done(c);
+      } else {
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          product[j] = times_one_plus(product[j], exp_nonpositive(-std::abs(sc[j])));
+          loss[j] += positive_part(sc[j]) - sc[j] * q[j];
+        }
+      }
+      if ((c + 1) % kMaxFactors == 0 || c + 1 == options.classes) {
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          loss[j] += log1p_nonnegative(product[j]);
+          product[j] = acc(0);
+        }
+      }
+    }
+    if (derivative) out.done();
+    total += sum_of(loss, count);
+  }
+  return total;
+}
+
+template <class acc>
+WILSON_CPU_LEVELS void scale_chunk(const AnyMap& derivative, const AnyMap& grad, acc factor, const Chunk& chunk,
+                                   std::vector<Row<acc>>& rows) {
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    const auto d = read_tile(derivative, chunk.image, first, count, rows.data());
+    const TileWriter<acc> out(grad, chunk.image, first, count, rows.data());
+    for (int64_t c = 0; c < grad.classes; ++c) {
+      const acc* from = d.row(c);
+      acc* to = out.row(c);
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) to[j] = from[j] * factor;
+      out.row_done(c);
+    }
+    out.done();
+  }
+}
+
+// Goes through all chunks: run(chunk, scratch) on each, which notes what new classes it found. Returns the weights of
+// the images: 1 where the new classes found are the labelled ones.
+template <class acc, class Run>
+std::vector<acc> image_weights(int64_t images, int64_t pixels, const Options<acc>& options, Run run) {
+  const int64_t C = options.classes, chunks = chunks_of(pixels);
+  std::vector<uint8_t> found(images * chunks * C);
+  parallel_chunks(
+      images, pixels, C, [&] { return Scratch<acc>(C); },
+      [&](const Chunk& chunk, Scratch<acc>& scratch) {
+        std::fill(scratch.found.begin(), scratch.found.end(), uint8_t(0));
+        run(chunk, scratch);
+        std::copy(scratch.found.begin(), scratch.found.end(), found.begin() + chunk.index * C);
+      });
+  std::vector<acc> weight(images, acc(1));
+  for (int64_t b = 0; b < images; ++b) {
+    for (int64_t c = options.old; c < C; ++c) {
+      bool anywhere = false;
+      for (int64_t k = 0; k < chunks; ++k) anywhere |= found[(b * chunks + k) * C + c];
+      if (anywhere != (options.gate(b, c) > acc(0))) weight[b] = acc(0);
+    }
+  }
+  return weight;
+}
+
+void check(const char* op, const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels) {
+  check_scores(op, scores);
+  check_scores(op, old_logits);
+  check_same_grid(op, "old_logits", old_logits, scores);
+  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than localizer_scores");
+  STD_TORCH_CHECK(
+      image_labels.dim() == 2 && image_labels.size(0) == scores.size(0) && image_labels.size(1) == scores.size(1) - 1,
+      op, ": image_labels must be (B, C-1)");
+}
+
+std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
+                                               const Tensor& image_labels, double alpha,
+                                               std::optional<double> background) {
+  check("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
+  const ScalarType dtype = wider_acc_dtype(localizer_scores, old_logits, image_labels);
+  Tensor targets = torch::stable::empty(localizer_scores.sizes(), dtype);
+  Tensor weight = torch::stable::empty({localizer_scores.size(0)}, dtype);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits), out = any_map(targets);
+        const auto labels = read_matrix<acc>(image_labels);
+        const Options<acc> options{static_cast<acc>(alpha), background, scores.classes, old.classes, &labels};
+        const auto weights =
+            image_weights(scores.batch, scores.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
+              merge_chunk(scores, old, out, options, chunk, scratch);
+            });
+        std::copy(weights.begin(), weights.end(), mutable_data<acc>(weight));
+      },
+      localizer_scores, old_logits, image_labels);
+  return {targets, weight};
+}
+
+std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
+                                                     const Tensor& old_logits, const Tensor& image_labels, double alpha,
+                                                     std::optional<double> background, bool with_derivative) {
+  check("pseudo_label_loss", localizer_scores, old_logits, image_labels);
+  check_scores("pseudo_label_loss", logits);
+  check_same_grid("pseudo_label_loss", "localizer_scores", localizer_scores, logits);
+  STD_TORCH_CHECK(localizer_scores.size(1) == logits.size(1), "pseudo_label_loss: one number of classes for both");
+  const ScalarType dtype = wider_acc_dtype(logits, localizer_scores, old_logits, image_labels);
+  const int64_t B = logits.size(0);
+  Tensor loss = torch::stable::empty({}, dtype), factor = torch::stable::empty({B}, dtype),
+         derivative = with_derivative ? torch::stable::empty_like(logits) : torch::stable::empty({0}, dtype);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap s = any_map(logits), scores = any_map(localizer_scores), old = any_map(old_logits);
+        const std::optional<AnyMap> out = with_derivative ? std::optional(any_map(derivative)) : std::nullopt;
+        const auto labels = read_matrix<acc>(image_labels);
+        const Options<acc> options{static_cast<acc>(alpha), background, s.classes, old.classes, &labels};
+        std::vector<double> chunk_loss(B * chunks_of(s.pixels));
+        const auto weights = image_weights(B, s.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
+          chunk_loss[chunk.index] =
+              loss_of_chunk(s, scores, old, out ? &*out : nullptr, options, chunk, scratch);
+        });
+        const acc sum = std::accumulate(weights.begin(), weights.end(), acc(0)) + acc(kImageWeightEps);
+        acc* factors = mutable_data<acc>(factor);
+        for (int64_t b = 0; b < B; ++b) factors[b] = weights[b] / sum / static_cast<acc>(s.pixels);
+        double total = 0;
+        for (size_t i = 0; i < chunk_loss.size(); ++i) total += factors[i / chunks_of(s.pixels)] * chunk_loss[i];
+        *mutable_data<acc>(loss) = static_cast<acc>(total);
+      },
+      logits, localizer_scores, old_logits, image_labels);
+  return {loss, factor, derivative};
+}
+
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& factor, const Tensor& derivative) {
+  check_scores("pseudo_label_loss_backward", derivative);
+  STD_TORCH_CHECK(factor.dim() == 1 && factor.size(0) == derivative.size(0),
+                  "pseudo_label_loss_backward: factor must be (B,)");
+  Tensor grad_logits = torch::stable::empty_like(derivative);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap from = any_map(derivative), to = any_map(grad_logits);
+        auto factors = read_vector<acc>(factor);
+        for (acc& f : factors) f *= read_scalar<acc>(grad);
+        parallel_chunks(
+            from.batch, from.pixels, from.classes, [&] { return std::vector<Row<acc>>(from.classes); },
+            [&](const Chunk& chunk, std::vector<Row<acc>>& rows) {
+              scale_chunk(from, to, factors[chunk.image], chunk, rows);
+            });
+      },
+      factor, derivative);
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) {
+  m.impl("merge_pseudo_labels", TORCH_BOX(&wilson::merge_pseudo_labels));
+  m.impl("pseudo_label_loss", TORCH_BOX(&wilson::pseudo_label_loss));
+  m.impl("pseudo_label_loss_backward", TORCH_BOX(&wilson::pseudo_label_loss_backward));
+}
