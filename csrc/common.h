@@ -106,6 +106,11 @@ inline void check_same_grid(const char* op, const char* name, const Tensor& tens
                   op, ": ", name, " must have the batch, height and width of the scores");
 }
 
+inline void check_image_labels(const char* op, const Tensor& labels, const Tensor& scores) {
+  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(1) - 1, op,
+                  ": image_labels must be (B, C-1)");
+}
+
 inline void check_per_class(const char* op, const char* name, const Tensor& tensor, const Tensor& scores) {
   STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == scores.size(0) && tensor.size(1) == scores.size(1) &&
                       tensor.scalar_type() == acc_dtype(scores.scalar_type()),

@@ -199,9 +199,7 @@ void check(const char* op, const Tensor& scores, const Tensor& old_logits, const
   check_scores(op, old_logits);
   check_same_grid(op, "old_logits", old_logits, scores);
   STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than localizer_scores");
-  STD_TORCH_CHECK(
-      image_labels.dim() == 2 && image_labels.size(0) == scores.size(0) && image_labels.size(1) == scores.size(1) - 1,
-      op, ": image_labels must be (B, C-1)");
+  check_image_labels(op, image_labels, scores);
 }
 
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,

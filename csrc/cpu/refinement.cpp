@@ -1,0 +1,562 @@
+// Refining masks by the image (PAMR), choosing confident pixels and the loss on them, on the CPU. Published code of
+// WILSON (arXiv 2112.01882); PAMR: Araslanov and Roth, CVPR 2020.
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "../cpu_tiles.h"
+#include "../math/exp.h"
+
+namespace wilson {
+namespace {
+
+// ------------------------------------------------------------------------------------------------------------- PAMR
+
+constexpr int64_t kBlock = 16;  // pixels of a row whose affinities lie together: one AVX-512 register of floats
+constexpr int kGroup = 8;       // classes that share the affinities once they are loaded: 8 sums fit into registers
+
+// The neighbours of a pixel in planes that are padded by their border's values, so that no coordinate leaves them.
+struct Stencil {
+  int64_t height, width;
+  int64_t blocks;                // of a row
+  int64_t pad_y, pad_x, stride;  // of a padded plane: rows and columns on either side, elements of a row
+  int64_t dilations;
+  std::vector<int64_t> offset;  // of the 8 neighbours at each dilation
+
+  Stencil(int64_t height, int64_t width, const std::vector<int64_t>& distances)
+      : height(height), width(width), blocks((width + kBlock - 1) / kBlock), dilations(distances.size()) {
+    const int64_t far = *std::max_element(distances.begin(), distances.end());
+    pad_y = std::min(far, height - 1);  // further out there is nothing but the border again
+    pad_x = std::min(far, width - 1);
+    stride = pad_x + blocks * kBlock + pad_x;
+    for (const int64_t distance : distances) {
+      const int64_t dy = std::min(distance, height - 1) * stride, dx = std::min(distance, width - 1);
+      for (const int64_t y : {-dy, int64_t(0), dy}) {
+        for (const int64_t x : {-dx, int64_t(0), dx}) offset.push_back(y + x);
+      }
+      offset.erase(offset.end() - 5);  // the pixel itself
+    }
+  }
+
+  int64_t neighbours() const { return static_cast<int64_t>(offset.size()); }
+  int64_t plane() const { return (height + 2 * pad_y) * stride; }
+  int64_t first() const { return pad_y * stride + pad_x; }
+  int64_t affinities() const { return height * blocks * kBlock * neighbours(); }
+};
+
+// Repeats the border's values around a plane.
+template <class acc>
+void pad(const Stencil& s, acc* plane) {
+  for (int64_t y = 0; y < s.height; ++y) {
+    acc* row = plane + (s.pad_y + y) * s.stride;
+    std::fill_n(row, s.pad_x, row[s.pad_x]);
+    std::fill(row + s.pad_x + s.width, row + s.stride, row[s.pad_x + s.width - 1]);
+  }
+  acc *top = plane + s.pad_y * s.stride, *bottom = top + (s.height - 1) * s.stride;
+  for (int64_t y = 1; y <= s.pad_y; ++y) {
+    std::copy_n(top, s.stride, top - y * s.stride);
+    std::copy_n(bottom, s.stride, bottom + y * s.stride);
+  }
+}
+
+template <class acc>
+void load_plane(const AnyMap& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  with_type_of(map.dtype, [&](auto type) {
+    const auto* from = map.image<const decltype(type)>(b) + c * map.class_stride;
+    for (int64_t y = 0; y < s.height; ++y) {
+      acc* row = plane + s.first() + y * s.stride;
+      for (int64_t x = 0; x < s.width; ++x) row[x] = static_cast<acc>(from[map.offset(y * s.width + x)]);
+    }
+  });
+  pad(s, plane);
+}
+
+// Bilinear, corners aligned.
+template <class acc>
+void load_resized_plane(const AnyMap& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  const int64_t width = map.width, height = map.pixels / map.width;
+  const acc scale_y = s.height > 1 ? static_cast<acc>(height - 1) / static_cast<acc>(s.height - 1) : acc(0),
+            scale_x = s.width > 1 ? static_cast<acc>(width - 1) / static_cast<acc>(s.width - 1) : acc(0);
+  with_type_of(map.dtype, [&](auto type) {
+    const auto* from = map.image<const decltype(type)>(b) + c * map.class_stride;
+    const auto at = [&](int64_t y, int64_t x) { return static_cast<acc>(from[map.offset(y * width + x)]); };
+    for (int64_t y = 0; y < s.height; ++y) {
+      const acc source_y = scale_y * static_cast<acc>(y);
+      const int64_t y0 = std::min(static_cast<int64_t>(source_y), height - 1), y1 = std::min(y0 + 1, height - 1);
+      const acc ly = source_y - static_cast<acc>(y0);
+      for (int64_t x = 0; x < s.width; ++x) {
+        const acc source_x = scale_x * static_cast<acc>(x);
+        const int64_t x0 = std::min(static_cast<int64_t>(source_x), width - 1), x1 = std::min(x0 + 1, width - 1);
+        const acc lx = source_x - static_cast<acc>(x0);
+        plane[s.first() + y * s.stride + x] = (acc(1) - ly) * ((acc(1) - lx) * at(y0, x0) + lx * at(y0, x1)) +
+                                              ly * ((acc(1) - lx) * at(y1, x0) + lx * at(y1, x1));
+      }
+    }
+  });
+  pad(s, plane);
+}
+
+// affinity (blocks, neighbours, kBlock) of one row of pixels, from the planes of the three colours.
+template <class acc>
+WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
+  const int64_t N = s.neighbours();
+  const acc values = static_cast<acc>(N + s.dilations);
+  for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
+    std::fill_n(affinity, N * kBlock, acc(0));
+    for (int colour = 0; colour < 3; ++colour) {
+      const acc* x = planes + colour * s.plane() + s.first() + y * s.stride + block * kBlock;
+      acc mean[kBlock], square[kBlock], by_sigma[kBlock];
+      // relative to the centre, whose own share of the deviation is then the mean's square
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) mean[j] = square[j] = acc(0);
+      for (int64_t n = 0; n < N; ++n) {
+        const acc* neighbour = x + s.offset[n];
+#pragma omp simd
+        for (int64_t j = 0; j < kBlock; ++j) mean[j] += neighbour[j] - x[j];
+      }
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) mean[j] /= values;
+      for (int64_t n = 0; n < N; ++n) {
+        const acc* neighbour = x + s.offset[n];
+#pragma omp simd
+        for (int64_t j = 0; j < kBlock; ++j) {
+          const acc deviation = (neighbour[j] - x[j]) - mean[j];
+          square[j] += deviation * deviation;
+        }
+      }
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) {
+        square[j] += static_cast<acc>(s.dilations) * mean[j] * mean[j];
+        by_sigma[j] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * std::sqrt(square[j] / (values - acc(1))));
+      }
+      for (int64_t n = 0; n < N; ++n) {
+        const acc* neighbour = x + s.offset[n];
+        acc* k = affinity + n * kBlock;
+#pragma omp simd
+        for (int64_t j = 0; j < kBlock; ++j) k[j] += std::abs(x[j] - neighbour[j]) * by_sigma[j];
+      }
+    }
+    acc peak[kBlock], sum[kBlock];
+#pragma omp simd
+    for (int64_t j = 0; j < kBlock; ++j) peak[j] = affinity[j], sum[j] = acc(0);
+    for (int64_t n = 1; n < N; ++n) {
+      const acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) peak[j] = k[j] > peak[j] ? k[j] : peak[j];
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) {
+        k[j] = exp_nonpositive(k[j] - peak[j]);
+        sum[j] += k[j];
+      }
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < kBlock; ++j) sum[j] = acc(1) / sum[j];
+    for (int64_t n = 0; n < N; ++n) {
+      acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) k[j] *= sum[j];
+    }
+  }
+}
+
+// One iteration for `kClasses` planes of an image.
+template <int kClasses, class acc>
+WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+  const int64_t N = s.neighbours(), plane = s.plane();
+  for (int64_t y = 0; y < s.height; ++y) {
+    for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
+      const int64_t at = s.first() + y * s.stride + block * kBlock;
+      acc sum[kClasses][kBlock] = {};
+      for (int64_t n = 0; n < N; ++n) {
+        const acc *a = affinity + n * kBlock, *neighbour = from + at + s.offset[n];
+        for (int c = 0; c < kClasses; ++c) {
+#pragma omp simd
+          for (int64_t j = 0; j < kBlock; ++j) sum[c][j] += a[j] * neighbour[c * plane + j];
+        }
+      }
+      for (int c = 0; c < kClasses; ++c) {
+#pragma omp simd
+        for (int64_t j = 0; j < kBlock; ++j) to[c * plane + at + j] = sum[c][j];
+      }
+    }
+  }
+}
+
+template <class acc>
+void refine(int classes, const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+  switch (classes) {
+    case 8: return refine<8>(s, affinity, from, to);
+    case 7: return refine<7>(s, affinity, from, to);
+    case 6: return refine<6>(s, affinity, from, to);
+    case 5: return refine<5>(s, affinity, from, to);
+    case 4: return refine<4>(s, affinity, from, to);
+    case 3: return refine<3>(s, affinity, from, to);
+    case 2: return refine<2>(s, affinity, from, to);
+    default: return refine<1>(s, affinity, from, to);
+  }
+}
+
+template <class acc>
+void refine_image(const AnyMap& image, const AnyMap& mask, int64_t iterations, const Stencil& s, acc* refined) {
+  const int64_t B = mask.batch, C = mask.classes, groups = (C + kGroup - 1) / kGroup, N = s.neighbours();
+  const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
+  const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
+  torch::stable::parallel_for(0, B * s.height, rows_of_work, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<acc[]> planes(new acc[3 * s.plane()]);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i == begin || i % s.height == 0) {
+        for (int64_t c = 0; c < 3; ++c) load_plane(image, i / s.height, c, s, planes.get() + c * s.plane());
+      }
+      row_affinities(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
+    }
+  });
+  const bool same_size = mask.pixels == s.height * s.width && mask.width == s.width;
+  torch::stable::parallel_for(0, B * groups, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<acc[]> planes(new acc[2 * kGroup * s.plane()]);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / groups, first = i % groups * kGroup, classes = std::min<int64_t>(kGroup, C - first);
+      acc *from = planes.get(), *to = from + kGroup * s.plane();
+      for (int64_t c = 0; c < classes; ++c) {
+        (same_size ? load_plane<acc> : load_resized_plane<acc>)(mask, b, first + c, s, from + c * s.plane());
+      }
+      for (int64_t k = 0; k < iterations; ++k) {
+        refine<acc>(static_cast<int>(classes), s, affinity.get() + b * s.affinities(), from, to);
+        for (int64_t c = 0; c < classes; ++c) pad(s, to + c * s.plane());
+        std::swap(from, to);
+      }
+      for (int64_t c = 0; c < classes; ++c) {
+        for (int64_t y = 0; y < s.height; ++y) {
+          std::copy_n(from + c * s.plane() + s.first() + y * s.stride, s.width,
+                      refined + ((b * C + first + c) * s.height + y) * s.width);
+        }
+      }
+    }
+  });
+}
+
+Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
+  check_scores("pamr", image);
+  check_scores("pamr", mask);
+  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), "pamr: image must be (B, 3, H, W)");
+  STD_TORCH_CHECK(iterations > 0 && !dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
+                  "pamr: iterations and dilations must be at least 1");
+  Tensor refined = torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)},
+                                        wider_acc_dtype(image, mask));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        refine_image(any_map(image), any_map(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
+                     mutable_data<acc>(refined));
+      },
+      image, mask);
+  return refined;
+}
+
+// ------------------------------------------------------------------------------------------------- confident pixels
+
+template <class acc>
+struct Threshold {
+  acc background_ratio, class_ratio, floor;
+
+  acc of(int64_t c, acc peak) const { return std::max((c == 0 ? background_ratio : class_ratio) * peak, floor); }
+};
+
+template <class acc>
+struct Candidates {  // classes that can claim pixels: the background and those with a label; others are gated to 0
+  std::vector<int64_t> classes;
+  std::vector<acc> gate;
+};
+
+template <class acc>
+Candidates<acc> candidates(const acc* labels, int64_t classes) {
+  Candidates<acc> found{{0}, {acc(1)}};
+  for (int64_t c = 1; c < classes; ++c) {
+    if (labels[c - 1] != acc(0)) found.classes.push_back(c), found.gate.push_back(labels[c - 1]);
+  }
+  return found;
+}
+
+// One class of a tile, gated.
+template <class acc>
+WILSON_INLINE void read_gated(const AnyMap& refined, int64_t b, int64_t c, acc gate, int64_t first, int64_t count,
+                              Row<acc>* row) {
+  with_type_of(refined.dtype, [&](auto type) __attribute__((always_inline)) {
+    const auto* from = refined.image<const decltype(type)>(b) + c * refined.class_stride;
+    if (refined.unit_stride()) {
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) row->value[j] = static_cast<acc>(from[first + j]) * gate;
+    } else {
+      for (int64_t j = 0; j < count; ++j) row->value[j] = static_cast<acc>(from[refined.offset(first + j)]) * gate;
+    }
+  });
+}
+
+template <class acc>
+WILSON_CPU_LEVELS void peaks_of_image(const AnyMap& refined, int64_t b, const Candidates<acc>& candidates, acc* peak) {
+  Row<acc> row;
+  for (size_t k = 0; k < candidates.classes.size(); ++k) {
+    acc highest = -std::numeric_limits<acc>::infinity();
+    for (int64_t first = 0; first < refined.pixels; first += kTile) {
+      const int64_t count = std::min(kTile, refined.pixels - first);
+      read_gated(refined, b, candidates.classes[k], candidates.gate[k], first, count, &row);
+#pragma omp simd reduction(max : highest)
+      for (int64_t j = 0; j < count; ++j) highest = row.value[j] > highest ? row.value[j] : highest;
+    }
+    peak[k] = highest;
+  }
+}
+
+template <class acc>
+WILSON_CPU_LEVELS void label_image(const AnyMap& refined, int64_t b, const Candidates<acc>& candidates,
+                                   const acc* threshold, int64_t ignore_index, int64_t* label, int64_t* count_of) {
+  Row<acc> row;
+  int32_t claims[kTile], owner[kTile];
+  for (int64_t first = 0; first < refined.pixels; first += kTile) {
+    const int64_t count = std::min(kTile, refined.pixels - first);
+    std::fill_n(claims, kTile, 0);
+    std::fill_n(owner, kTile, 0);
+    for (size_t k = 0; k < candidates.classes.size(); ++k) {
+      const int32_t c = static_cast<int32_t>(candidates.classes[k]);
+      const acc least = threshold[k];
+      read_gated(refined, b, c, candidates.gate[k], first, count, &row);
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) {
+        const bool claimed = row.value[j] > least;
+        claims[j] += claimed;
+        owner[j] = claimed ? c : owner[j];
+      }
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const bool one = claims[j] == 1;
+      label[first + j] = one ? owner[j] : ignore_index;
+      count_of[owner[j]] += one;
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor& image_labels, double background_ratio,
+                                            double class_ratio, double floor, int64_t ignore_index) {
+  check_scores("confident_labels", refined);
+  check_image_labels("confident_labels", image_labels, refined);
+  const int64_t B = refined.size(0), C = refined.size(1), H = refined.size(2), W = refined.size(3);
+  Tensor labels = torch::stable::empty({B, H, W}, ScalarType::Long),
+         counts = torch::stable::empty({B, C}, ScalarType::Long);
+  std::fill_n(mutable_data<int64_t>(counts), B * C, int64_t(0));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap map = any_map(refined);
+        const auto y = read_matrix<acc>(image_labels);
+        const Threshold<acc> threshold{static_cast<acc>(background_ratio), static_cast<acc>(class_ratio),
+                                       static_cast<acc>(floor)};
+        torch::stable::parallel_for(0, B, std::max<int64_t>(1, kGrain / (C * H * W)), [&](int64_t begin, int64_t end) {
+          for (int64_t b = begin; b < end; ++b) {
+            const auto able = candidates(y.data() + b * (C - 1), C);
+            std::vector<acc> least(able.classes.size());
+            peaks_of_image(map, b, able, least.data());
+            for (size_t k = 0; k < least.size(); ++k) least[k] = threshold.of(able.classes[k], least[k]);
+            label_image(map, b, able, least.data(), ignore_index, mutable_data<int64_t>(labels) + b * H * W,
+                        mutable_data<int64_t>(counts) + b * C);
+          }
+        });
+      },
+      refined);
+  return {labels, counts};
+}
+
+// -------------------------------------------------------------------------------------------------- the loss on them
+
+// w_c = (n - n_c) / (1 + n) of each image and class; all 0 for an image whose classes are not the labelled ones plus
+// the background.
+template <class acc>
+std::vector<acc> balanced_weights(const Tensor& counts, const Tensor& image_labels) {
+  const int64_t B = counts.size(0), C = counts.size(1);
+  const auto n = read_matrix<int64_t>(counts);
+  const auto y = read_matrix<double>(image_labels);
+  std::vector<acc> weight(B * C, acc(0));
+  for (int64_t b = 0; b < B; ++b) {
+    const int64_t* of = n.data() + b * C;
+    const int64_t sum = std::accumulate(of, of + C, int64_t(0));
+    const auto found = std::count_if(of, of + C, [](int64_t count) { return count > 0; });
+    const double* labels = y.data() + b * (C - 1);
+    if (found != 1 + std::count_if(labels, labels + C - 1, [](double label) { return label > 0; })) continue;
+    for (int64_t c = 0; c < C; ++c) weight[b * C + c] = static_cast<acc>(sum - of[c]) / static_cast<acc>(1 + sum);
+  }
+  return weight;
+}
+
+template <class acc>
+struct SoftmaxTile {
+  alignas(64) acc peak[kTile], sum[kTile];
+  int32_t label[kTile];
+  acc weight[kTile];  // 0 where the pixel does not count
+};
+
+// Labels and weights of a tile; whether any pixel counts.
+template <class acc>
+WILSON_INLINE bool read_weights(const LabelMap& labels, const acc* class_weight, int64_t b, int64_t first,
+                                int64_t count, SoftmaxTile<acc>& tile) {
+  labels.read(b, first / labels.width, first % labels.width, count, tile.label);
+  bool any = false;
+  for (int64_t j = 0; j < kTile; ++j) {
+    if (j >= count) tile.label[j] = -1;
+    tile.weight[j] = tile.label[j] < 0 ? acc(0) : class_weight[tile.label[j]];
+    any |= tile.weight[j] != acc(0);
+  }
+  return any;
+}
+
+// e_c = exp(z_c - peak) into `terms`, their sum and the peak into `tile`.
+template <class acc>
+WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, Row<acc>* terms, SoftmaxTile<acc>& tile) {
+  std::copy_n(z.row(0), kTile, tile.peak);
+  for (int64_t c = 1; c < classes; ++c) {
+    const acc* zc = z.row(c);
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) tile.peak[j] = zc[j] > tile.peak[j] ? zc[j] : tile.peak[j];
+  }
+  std::fill_n(tile.sum, kTile, acc(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    const acc* zc = z.row(c);
+    acc* e = terms[c].value;
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) {
+      e[j] = exp_nonpositive(zc[j] - tile.peak[j]);
+      tile.sum[j] += e[j];
+    }
+  }
+}
+
+template <class acc>
+struct Scratch {
+  explicit Scratch(int64_t classes) : scores(classes), terms(classes) {}
+  std::vector<Row<acc>> scores, terms;
+};
+
+template <class acc>
+WILSON_CPU_LEVELS double balanced_loss_of_chunk(const AnyMap& scores, const LabelMap& labels, const acc* class_weight,
+                                                const Chunk& chunk, Scratch<acc>& scratch) {
+  double total = 0;
+  SoftmaxTile<acc> tile;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first);
+    if (!read_weights(labels, class_weight, chunk.image, first, count, tile)) continue;
+    const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
+    exponentials(z, scores.classes, scratch.terms.data(), tile);
+    alignas(64) acc loss[kTile] = {};
+    for (int64_t j = 0; j < count; ++j) {
+      if (tile.weight[j] != acc(0)) {
+        loss[j] = tile.weight[j] * (std::log(tile.sum[j]) + tile.peak[j] - z.row(tile.label[j])[j]);
+      }
+    }
+    total += sum_of(loss, count);
+  }
+  return total;
+}
+
+template <class acc>
+WILSON_CPU_LEVELS void balanced_gradient_of_chunk(const AnyMap& scores, const LabelMap& labels,
+                                                  const acc* class_weight, acc factor, const AnyMap& grad,
+                                                  const Chunk& chunk, Scratch<acc>& scratch) {
+  SoftmaxTile<acc> tile;
+  for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
+    const int64_t count = std::min(kTile, chunk.end - first), C = scores.classes;
+    Row<acc>* terms = scratch.terms.data();
+    const bool any = read_weights(labels, class_weight, chunk.image, first, count, tile);
+    if (any) {
+      const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
+      exponentials(z, C, terms, tile);
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) {
+        tile.weight[j] *= factor;
+        tile.sum[j] = tile.weight[j] / tile.sum[j];
+      }
+    }
+    const TileWriter<acc> out(grad, chunk.image, first, count, terms);
+    for (int64_t c = 0; c < C; ++c) {
+      const acc* e = terms[c].value;
+      acc* to = out.row(c);
+      if (any) {
+#pragma omp simd
+        for (int64_t j = 0; j < kTile; ++j) {
+          to[j] = e[j] * tile.sum[j] - (tile.label[j] == static_cast<int32_t>(c) ? tile.weight[j] : acc(0));
+        }
+      } else {
+        std::fill_n(to, kTile, acc(0));
+      }
+      out.row_done(c);
+    }
+    out.done();
+  }
+}
+
+void check_balanced(const char* op, const Tensor& scores, const Tensor& labels, const Tensor& counts,
+                    const Tensor& image_labels) {
+  check_scores(op, scores);
+  check_image_labels(op, image_labels, scores);
+  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(2) &&
+                      labels.size(2) == scores.size(3),
+                  op, ": labels must be (B, H, W)");
+  STD_TORCH_CHECK(counts.dim() == 2 && counts.size(0) == scores.size(0) && counts.size(1) == scores.size(1), op,
+                  ": counts must be (B, C)");
+}
+
+Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const Tensor& counts,
+                              const Tensor& image_labels, int64_t ignore_index) {
+  check_balanced("balanced_cross_entropy", scores, labels, counts, image_labels);
+  Tensor loss = torch::stable::empty({}, acc_dtype(scores.scalar_type()));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap z = any_map(scores);
+        const LabelMap index = label_map(labels, z.classes, ignore_index);
+        const auto weight = balanced_weights<acc>(counts, image_labels);
+        std::vector<double> chunk_loss(z.batch * chunks_of(z.pixels));
+        parallel_chunks(
+            z.batch, z.pixels, z.classes, [&] { return Scratch<acc>(z.classes); },
+            [&](const Chunk& chunk, Scratch<acc>& scratch) {
+              const acc* class_weight = weight.data() + chunk.image * z.classes;
+              chunk_loss[chunk.index] = balanced_loss_of_chunk(z, index, class_weight, chunk, scratch);
+            });
+        const double sum = std::accumulate(chunk_loss.begin(), chunk_loss.end(), 0.0);
+        *mutable_data<acc>(loss) = static_cast<acc>(sum / std::max<int64_t>(1, labels.numel()));
+      },
+      scores);
+  return loss;
+}
+
+Tensor balanced_cross_entropy_backward(const Tensor& grad, const Tensor& scores, const Tensor& labels,
+                                       const Tensor& counts, const Tensor& image_labels, int64_t ignore_index) {
+  check_balanced("balanced_cross_entropy_backward", scores, labels, counts, image_labels);
+  Tensor grad_scores = torch::stable::empty_like(scores);
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        const AnyMap z = any_map(scores), out = any_map(grad_scores);
+        const LabelMap index = label_map(labels, z.classes, ignore_index);
+        const auto weight = balanced_weights<acc>(counts, image_labels);
+        const acc factor = read_scalar<acc>(grad) / std::max<int64_t>(1, labels.numel());
+        parallel_chunks(
+            z.batch, z.pixels, z.classes, [&] { return Scratch<acc>(z.classes); },
+            [&](const Chunk& chunk, Scratch<acc>& scratch) {
+              const acc* class_weight = weight.data() + chunk.image * z.classes;
+              balanced_gradient_of_chunk(z, index, class_weight, factor, out, chunk, scratch);
+            });
+      },
+      scores);
+  return grad_scores;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) {
+  m.impl("pamr", TORCH_BOX(&wilson::pamr));
+  m.impl("confident_labels", TORCH_BOX(&wilson::confident_labels));
+  m.impl("balanced_cross_entropy", TORCH_BOX(&wilson::balanced_cross_entropy));
+  m.impl("balanced_cross_entropy_backward", TORCH_BOX(&wilson::balanced_cross_entropy_backward));
+}
