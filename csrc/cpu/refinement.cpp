@@ -60,75 +60,107 @@ void pad(const Stencil& s, acc* plane) {
   }
 }
 
+// A (B, C, H, W) tensor, to be read row by row. (AnyMap counts pixels, whatever their rows.)
+struct Planes {
+  const Tensor& tensor;
+  int64_t batch, classes, height, width;
+
+  explicit Planes(const Tensor& t) : tensor(t), batch(t.size(0)), classes(t.size(1)), height(t.size(2)), width(t.size(3)) {}
+
+  // Calls body(row_of): row_of(y)(x) is a value of class c of image b.
+  template <class Body>
+  void with_rows(int64_t b, int64_t c, Body body) const {
+    with_type_of(tensor.scalar_type(), [&](auto type) {
+      const auto* plane = static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0) +
+                          c * tensor.stride(1);
+      const int64_t row_stride = tensor.stride(2), stride = tensor.stride(3);
+      body([=](int64_t y) { return [row = plane + y * row_stride, stride](int64_t x) { return row[x * stride]; }; });
+    });
+  }
+};
+
 template <class acc>
-void load_plane(const AnyMap& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
-  with_type_of(map.dtype, [&](auto type) {
-    const auto* from = map.image<const decltype(type)>(b) + c * map.class_stride;
+void load_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  map.with_rows(b, c, [&](auto row_of) {
     for (int64_t y = 0; y < s.height; ++y) {
+      const auto from = row_of(y);
       acc* row = plane + s.first() + y * s.stride;
-      for (int64_t x = 0; x < s.width; ++x) row[x] = static_cast<acc>(from[map.offset(y * s.width + x)]);
+      for (int64_t x = 0; x < s.width; ++x) row[x] = static_cast<acc>(from(x));
     }
   });
   pad(s, plane);
 }
 
-// Bilinear, corners aligned.
+// Where the resized coordinate `at` lies between source coordinates `low` and `high`. Bilinear, corners aligned.
 template <class acc>
-void load_resized_plane(const AnyMap& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
-  const int64_t width = map.width, height = map.pixels / map.width;
-  const acc scale_y = s.height > 1 ? static_cast<acc>(height - 1) / static_cast<acc>(s.height - 1) : acc(0),
-            scale_x = s.width > 1 ? static_cast<acc>(width - 1) / static_cast<acc>(s.width - 1) : acc(0);
-  with_type_of(map.dtype, [&](auto type) {
-    const auto* from = map.image<const decltype(type)>(b) + c * map.class_stride;
-    const auto at = [&](int64_t y, int64_t x) { return static_cast<acc>(from[map.offset(y * width + x)]); };
+struct Between {
+  int64_t low, high;
+  acc weight;  // of `high`
+
+  Between(int64_t at, int64_t size, int64_t source_size) {
+    const acc scale = size > 1 ? static_cast<acc>(source_size - 1) / static_cast<acc>(size - 1) : acc(0);
+    const acc source = scale * static_cast<acc>(at);
+    low = std::min(static_cast<int64_t>(source), source_size - 1);
+    high = std::min(low + 1, source_size - 1);
+    weight = source - static_cast<acc>(low);
+  }
+};
+
+template <class acc>
+void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  std::vector<Between<acc>> columns;
+  for (int64_t x = 0; x < s.width; ++x) columns.emplace_back(x, s.width, map.width);
+  map.with_rows(b, c, [&](auto row_of) {
     for (int64_t y = 0; y < s.height; ++y) {
-      const acc source_y = scale_y * static_cast<acc>(y);
-      const int64_t y0 = std::min(static_cast<int64_t>(source_y), height - 1), y1 = std::min(y0 + 1, height - 1);
-      const acc ly = source_y - static_cast<acc>(y0);
+      const Between<acc> between(y, s.height, map.height);
+      const auto top = row_of(between.low), bottom = row_of(between.high);
+      acc* row = plane + s.first() + y * s.stride;
       for (int64_t x = 0; x < s.width; ++x) {
-        const acc source_x = scale_x * static_cast<acc>(x);
-        const int64_t x0 = std::min(static_cast<int64_t>(source_x), width - 1), x1 = std::min(x0 + 1, width - 1);
-        const acc lx = source_x - static_cast<acc>(x0);
-        plane[s.first() + y * s.stride + x] = (acc(1) - ly) * ((acc(1) - lx) * at(y0, x0) + lx * at(y0, x1)) +
-                                              ly * ((acc(1) - lx) * at(y1, x0) + lx * at(y1, x1));
+        const auto [left, right, weight] = columns[x];
+        const auto across = [left = left, right = right, weight = weight](const auto& from) {
+          return (acc(1) - weight) * static_cast<acc>(from(left)) + weight * static_cast<acc>(from(right));
+        };
+        row[x] = (acc(1) - between.weight) * across(top) + between.weight * across(bottom);
       }
     }
   });
   pad(s, plane);
 }
 
+// kBlock numbers that the compiler keeps in registers: it does not do so for arrays in a loop of loops.
+template <class acc>
+struct Block {
+  typedef acc Vector __attribute__((vector_size(kBlock * sizeof(acc)), aligned(sizeof(acc)), may_alias));
+
+  static WILSON_INLINE Vector load(const acc* from) { return *reinterpret_cast<const Vector*>(from); }
+  static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
+};
+
 // affinity (blocks, neighbours, kBlock) of one row of pixels, from the planes of the three colours.
 template <class acc>
 WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
+  using Vector = typename Block<acc>::Vector;
   const int64_t N = s.neighbours();
   const acc values = static_cast<acc>(N + s.dilations);
   for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
     std::fill_n(affinity, N * kBlock, acc(0));
     for (int colour = 0; colour < 3; ++colour) {
       const acc* x = planes + colour * s.plane() + s.first() + y * s.stride + block * kBlock;
-      acc mean[kBlock], square[kBlock], by_sigma[kBlock];
       // relative to the centre, whose own share of the deviation is then the mean's square
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) mean[j] = square[j] = acc(0);
+      const Vector centre = Block<acc>::load(x);
+      Vector mean = {}, squares = {};
+      for (int64_t n = 0; n < N; ++n) mean += Block<acc>::load(x + s.offset[n]) - centre;
+      mean /= values;
       for (int64_t n = 0; n < N; ++n) {
-        const acc* neighbour = x + s.offset[n];
-#pragma omp simd
-        for (int64_t j = 0; j < kBlock; ++j) mean[j] += neighbour[j] - x[j];
+        const Vector deviation = (Block<acc>::load(x + s.offset[n]) - centre) - mean;
+        squares += deviation * deviation;
       }
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) mean[j] /= values;
-      for (int64_t n = 0; n < N; ++n) {
-        const acc* neighbour = x + s.offset[n];
-#pragma omp simd
-        for (int64_t j = 0; j < kBlock; ++j) {
-          const acc deviation = (neighbour[j] - x[j]) - mean[j];
-          square[j] += deviation * deviation;
-        }
-      }
+      squares += static_cast<acc>(s.dilations) * mean * mean;
+      acc by_sigma[kBlock];
+      Block<acc>::store(by_sigma, squares / (values - acc(1)));
 #pragma omp simd
       for (int64_t j = 0; j < kBlock; ++j) {
-        square[j] += static_cast<acc>(s.dilations) * mean[j] * mean[j];
-        by_sigma[j] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * std::sqrt(square[j] / (values - acc(1))));
+        by_sigma[j] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * std::sqrt(by_sigma[j]));
       }
       for (int64_t n = 0; n < N; ++n) {
         const acc* neighbour = x + s.offset[n];
@@ -166,22 +198,21 @@ WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64
 // One iteration for `kClasses` planes of an image.
 template <int kClasses, class acc>
 WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+  using Vector = typename Block<acc>::Vector;
   const int64_t N = s.neighbours(), plane = s.plane();
+  const int64_t* offset = s.offset.data();
   for (int64_t y = 0; y < s.height; ++y) {
     for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
       const int64_t at = s.first() + y * s.stride + block * kBlock;
-      acc sum[kClasses][kBlock] = {};
+      Vector sum[kClasses] = {};
       for (int64_t n = 0; n < N; ++n) {
-        const acc *a = affinity + n * kBlock, *neighbour = from + at + s.offset[n];
-        for (int c = 0; c < kClasses; ++c) {
-#pragma omp simd
-          for (int64_t j = 0; j < kBlock; ++j) sum[c][j] += a[j] * neighbour[c * plane + j];
-        }
+        const Vector a = Block<acc>::load(affinity + n * kBlock);
+        const acc* neighbour = from + at + offset[n];
+#pragma GCC unroll 8
+        for (int c = 0; c < kClasses; ++c) sum[c] += a * Block<acc>::load(neighbour + c * plane);
       }
-      for (int c = 0; c < kClasses; ++c) {
-#pragma omp simd
-        for (int64_t j = 0; j < kBlock; ++j) to[c * plane + at + j] = sum[c][j];
-      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kClasses; ++c) Block<acc>::store(to + c * plane + at, sum[c]);
     }
   }
 }
@@ -201,7 +232,7 @@ void refine(int classes, const Stencil& s, const acc* affinity, const acc* from,
 }
 
 template <class acc>
-void refine_image(const AnyMap& image, const AnyMap& mask, int64_t iterations, const Stencil& s, acc* refined) {
+void refine_images(const Planes& image, const Planes& mask, int64_t iterations, const Stencil& s, acc* refined) {
   const int64_t B = mask.batch, C = mask.classes, groups = (C + kGroup - 1) / kGroup, N = s.neighbours();
   const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
   const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
@@ -214,7 +245,7 @@ void refine_image(const AnyMap& image, const AnyMap& mask, int64_t iterations, c
       row_affinities(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
     }
   });
-  const bool same_size = mask.pixels == s.height * s.width && mask.width == s.width;
+  const bool same_size = mask.height == s.height && mask.width == s.width;
   torch::stable::parallel_for(0, B * groups, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<acc[]> planes(new acc[2 * kGroup * s.plane()]);
     for (int64_t i = begin; i < end; ++i) {
@@ -249,7 +280,7 @@ Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::ve
   with_acc_of(
       [&](auto type) {
         using acc = decltype(type);
-        refine_image(any_map(image), any_map(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
+        refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
                      mutable_data<acc>(refined));
       },
       image, mask);
