@@ -191,10 +191,8 @@ RAW = {  # registered op: inputs with non-default values of every argument
         d.image_labels(),
         -1,
     ),
-    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2),
-    "upsampled_soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.label_map(), 2),
-    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2),
-    "upsampled_cross_entropy_backward": lambda d: (torch.tensor(2.0), d.scores(), d.label_map(), 2),
+    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
+    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
     "upsampled_argmax": lambda d: (d.scores(), 20, 24),
 }
 

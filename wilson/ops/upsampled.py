@@ -16,54 +16,56 @@ ARGMAX = "upsampled_argmax"
 
 
 def _downsample_gradient(grad_up: Tensor, logits: Tensor) -> Tensor:
-    """The transpose of the bilinear upsampling, in the dtype of the logits."""
-    grad = grad_up.new_zeros(logits.shape)
-    if logits.shape[0]:
-        grad = torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, False)
-    return torch.empty_like(logits).copy_(grad)
+    """The transpose of the bilinear upsampling."""
+    if not logits.shape[0]:
+        return grad_up.new_zeros(logits.shape)
+    return torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, False)
+
+
+def _empty_derivative(logits: Tensor, wanted: bool) -> Tensor:
+    """What the ops return as derivative, for tracing: (B, C, H, W), or nothing."""
+    dtype = reference.accumulate(logits)
+    return logits.new_empty(logits.shape if wanted else 0, dtype=dtype)
+
+
+# The gradient is worked out in the forward, where the upsampled logits and their exponentials are at hand: it is as
+# small as the logits. What is kept is the derivative of the sum over pixels, in the accumulation dtype; backward only
+# multiplies it.
 
 
 # -------------------------------------------------------------------------------------- binary cross-entropy, one-hot
 
 
 @torch.library.custom_op("wilson::upsampled_soft_margin_loss", mutates_args=())
-def _margin_forward(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+def _margin(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and the derivative of the sum over pixels if asked: sigmoid - onehot where there is a class."""
     _library.note_reference(MARGIN, logits)
-    return reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
-
-
-@_margin_forward.register_fake
-def _(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return logits.new_empty((), dtype=reference.accumulate(logits))
-
-
-@torch.library.custom_op("wilson::upsampled_soft_margin_loss_backward", mutates_args=())
-def _margin_backward(grad: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """(sigmoid - onehot) / (B P) at pixels with a class, brought down to the logits' resolution."""
-    _library.note_reference(MARGIN, logits)
+    loss = reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
+    if not with_derivative:
+        return loss, loss.new_empty(0)
     derivative = reference.upsample(logits, labels.shape[1:]).sigmoid()
     valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
     derivative.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(derivative[:, :1]))
-    factor = valid.unsqueeze(1) * (grad / max(labels.numel(), 1))
-    return _downsample_gradient(derivative * factor, logits)
+    return loss, _downsample_gradient(derivative * valid.unsqueeze(1), logits)
 
 
-@_margin_backward.register_fake
-def _(grad: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return torch.empty_like(logits)
+@_margin.register_fake
+def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
+    return logits.new_empty((), dtype=reference.accumulate(logits)), _empty_derivative(logits, with_derivative)
 
 
 class _UpsampledSoftMarginLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        ctx.save_for_backward(logits, labels)
-        ctx.ignore_index = ignore_index
-        return _margin_forward(logits, labels, ignore_index)
+        loss, derivative = _margin(logits, labels, ignore_index, True)
+        ctx.save_for_backward(logits, derivative)  # the logits, only for the refusal of second derivatives
+        ctx.pixels = max(labels.numel(), 1)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels = ctx.saved_tensors
-        grad_logits = _margin_backward(grad.detach(), logits.detach(), labels, ctx.ignore_index)
+        logits, derivative = ctx.saved_tensors
+        grad_logits = (derivative * (grad.detach() / ctx.pixels)).to(logits.dtype)
         return first_order(MARGIN, grad_logits, logits), None, None
 
 
@@ -93,50 +95,43 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
     _checks.same_device(MARGIN, logits=logits, labels=labels)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _UpsampledSoftMarginLoss.apply(logits, labels, int(ignore_index))
-    return _margin_forward(logits.detach(), labels, int(ignore_index))
+    return _margin(logits.detach(), labels, int(ignore_index), False)[0]
 
 
 # --------------------------------------------------------------------------------------------- softmax cross-entropy
 
 
 @torch.library.custom_op("wilson::upsampled_cross_entropy", mutates_args=())
-def _entropy_forward(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+def _entropy(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss; the pixels with a class, at least 1; and softmax - onehot summed over them, if asked."""
     _library.note_reference(ENTROPY, logits)
-    return reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
-
-
-@_entropy_forward.register_fake
-def _(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return logits.new_empty((), dtype=reference.accumulate(logits))
-
-
-@torch.library.custom_op("wilson::upsampled_cross_entropy_backward", mutates_args=())
-def _entropy_backward(grad: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """(softmax - onehot) / counted pixels, brought down to the logits' resolution."""
-    _library.note_reference(ENTROPY, logits)
-    derivative = reference.upsample(logits, labels.shape[1:]).softmax(1)
+    loss = reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
     valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
+    counted = valid.sum().clamp(min=1).to(loss.dtype)
+    if not with_derivative:
+        return loss, counted, loss.new_empty(0)
+    derivative = reference.upsample(logits, labels.shape[1:]).softmax(1)
     derivative.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(derivative[:, :1]))
-    factor = valid.unsqueeze(1) * (grad / valid.sum().clamp(min=1))
-    return _downsample_gradient(derivative * factor, logits)
+    return loss, counted, _downsample_gradient(derivative * valid.unsqueeze(1), logits)
 
 
-@_entropy_backward.register_fake
-def _(grad: Tensor, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return torch.empty_like(logits)
+@_entropy.register_fake
+def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
+    loss = logits.new_empty((), dtype=reference.accumulate(logits))
+    return loss, torch.empty_like(loss), _empty_derivative(logits, with_derivative)
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        ctx.save_for_backward(logits, labels)
-        ctx.ignore_index = ignore_index
-        return _entropy_forward(logits, labels, ignore_index)
+        loss, counted, derivative = _entropy(logits, labels, ignore_index, True)
+        ctx.save_for_backward(logits, counted, derivative)  # the logits, only for the refusal of second derivatives
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, labels = ctx.saved_tensors
-        grad_logits = _entropy_backward(grad.detach(), logits.detach(), labels, ctx.ignore_index)
+        logits, counted, derivative = ctx.saved_tensors
+        grad_logits = (derivative * (grad.detach() / counted)).to(logits.dtype)
         return first_order(ENTROPY, grad_logits, logits), None, None
 
 
@@ -165,7 +160,7 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int
     _checks.same_device(ENTROPY, logits=logits, labels=labels)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _UpsampledCrossEntropy.apply(logits, labels, int(ignore_index))
-    return _entropy_forward(logits.detach(), labels, int(ignore_index))
+    return _entropy(logits.detach(), labels, int(ignore_index), False)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
