@@ -1,57 +1,87 @@
-"""Every op with a kernel of its own, forward and backward, against eager PyTorch and torch.compile of the reference.
+"""Every op, forward and backward, against eager PyTorch and torch.compile of the reference.
 
 One group per op and grid, so that the table shows the ratios; inputs are the tests', correctness is asserted first.
+`confident_labels+balanced_cross_entropy` is the pair as the method uses it.
 """
 
+from __future__ import annotations
+
+import functools
+
+import measure
 import pytest
 import torch
+from agreement import Expected
+from torch import Tensor
 
 import cases
-import tolerance
 from wilson import ops
 from wilson.ops import _library, reference
 
 GRIDS = {"small": cases.SMALL, "voc": cases.VOC, "coco": cases.COCO}
+BASE_GRIDS = {"small": cases.SMALL_BASE, "voc": cases.VOC_BASE, "coco": cases.COCO_BASE}
+PAIR = "confident_labels+balanced_cross_entropy"
+NAMES = [*(op for family in _library.OPS.values() for op in family), PAIR]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-KERNELS = [op for family in _library.OPS.values() for op in family if _library.has_kernel(op, "CPU")]
-INPUTS = {"ngwp_focal_pool": lambda draw: (draw.scores(),)}
 
 
-@pytest.fixture(params=DTYPES)
-def dtype(request):
-    return DTYPES[request.param]
+def confident_and_balanced(module):  # type: ignore[no-untyped-def]
+    def function(scores: Tensor, refined: Tensor, image_labels: Tensor) -> Tensor:
+        labels, counts = module.confident_labels(refined, image_labels, **cases.EXACT_THRESHOLDS)
+        return module.balanced_cross_entropy(scores, labels, counts, image_labels)
+
+    return function
 
 
-def implementation(name, op):
-    if name == "wilson":
-        return getattr(ops, op)
-    function = getattr(reference, op)
-    return torch.compile(function, dynamic=False) if name == "compile" else function
+def function_of(op: str, module):  # type: ignore[no-untyped-def]
+    return confident_and_balanced(module) if op == PAIR else getattr(module, op)
 
 
-@pytest.mark.skipif(not KERNELS, reason="no compiled kernels: installed with WILSON_BUILD=none")
-@pytest.mark.parametrize("name", ["wilson", "eager", "compile"])
-@pytest.mark.parametrize("op", KERNELS)
-def test_forward_and_backward(benchmark, op, grid, dtype, name):
-    case = cases.Case(op, grid, INPUTS[op](cases.Draw(f"{op}{grid}", GRIDS[grid], dtype)))
-    function = implementation(name, op)
-    value, grad = case.value_and_grad(function)  # compiles, too
-    eager, eager_grad = case.value_and_grad(getattr(reference, op))
-    exact, exact_grad = case.double().value_and_grad(getattr(reference, op))
-    tolerance.assert_close(value, eager, exact, dtype)
-    tolerance.assert_close(grad, eager_grad, exact_grad, dtype, gradient=True)
+@functools.lru_cache(maxsize=1)  # the implementations of one op and grid come one after the other
+def case_of(op: str, grid: str, dtype: torch.dtype) -> cases.Case:
+    shape = (BASE_GRIDS if op.startswith("upsampled") else GRIDS)[grid]
+    if op != PAIR:
+        return cases.case(op, grid, shape, dtype)
+    draw = cases.Draw(f"{op}{grid}", shape, dtype)
+    return cases.Case(op, grid, (draw.scores(), *cases.INPUTS["confident_labels"](draw)))
 
-    scores = case.args[0].requires_grad_()
-    weights = torch.randn_like(value)
 
-    def forward_and_backward():
-        result = function(scores, *case.args[1:])
-        return torch.autograd.grad(result, scores, weights)
+@functools.lru_cache(maxsize=1)
+def expected(op: str, grid: str, dtype: torch.dtype) -> Expected:
+    return Expected(case_of(op, grid, dtype), function_of(op, reference))
 
-    benchmark.group = f"{op} {grid} {tuple(scores.shape)} {dtype}".replace("torch.", "")
-    benchmark.pedantic(forward_and_backward, rounds=15, warmup_rounds=3)
-    # least traffic: scores read in forward and in backward, their gradient written
-    moved = 3 * scores.numel() * scores.element_size()
-    benchmark.extra_info["provider"] = name if name != "wilson" else _library.provider(op, "CPU")[0]
+
+@pytest.mark.parametrize("implementation", ["wilson", "eager", "compile"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", NAMES)
+def test_forward_and_backward(benchmark, op, grid, dtype, implementation):
+    if dtype == "bf16" and implementation == "compile":
+        pytest.skip("bf16 is compared with our own fp32, not with torch.compile")
+    dtype = DTYPES[dtype]
+    case = case_of(op, grid, dtype)
+    function = function_of(op, ops if implementation == "wilson" else reference)
+    if implementation == "compile":
+        torch.compiler.reset()
+        function = torch.compile(function, dynamic=False)
+    expected(op, grid, dtype).assert_met_by(function)
+
+    args = measure.to_device(case.args)
+    call = measure.forward_and_backward(function, args, case.kwargs, case.differentiable)
+    benchmark.group = f"{op} {grid} {tuple(args[0].shape)} {dtype}".replace("torch.", "")
+    benchmark.extra_info["provider"] = provider(op) if implementation == "wilson" else implementation
+    benchmark.extra_info["peak extra MB"] = round(measure.peak_extra_bytes(call) / 1e6, 2)
+    benchmark.pedantic(call, rounds=measure.rounds_for(call), warmup_rounds=1)
+    least = least_bytes(args, case.differentiable)
+    benchmark.extra_info["least bytes"] = least
     if benchmark.stats:
-        benchmark.extra_info["GB/s of the least traffic"] = round(moved / benchmark.stats.stats.median / 1e9, 2)
+        benchmark.extra_info["GB/s of the least bytes"] = round(least / benchmark.stats.stats.median / 1e9, 2)
+
+
+def provider(op: str) -> str:
+    return _library.provider(op.split("+")[0], measure.DEVICE.type.upper())[0]
+
+
+def least_bytes(args: tuple, differentiable: bool) -> int:
+    """Each input read once, the gradient written once."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    return sum(t.numel() * t.element_size() for t in [*tensors, *(tensors[:1] if differentiable else [])])

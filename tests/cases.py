@@ -29,11 +29,19 @@ class Shape:
     old: int = 1
     scale: float = 4
 
+    def scaled(self, scale: float | None = None) -> tuple[int, int]:
+        scale = self.scale if scale is None else scale
+        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+
 
 # The grids of the published settings, and small ones for CI
 VOC = Shape(24, 21, 32, 32, old=16, scale=16)
 COCO = Shape(12, 81, 56, 56, old=61, scale=8)
 SMALL = Shape(4, 21, 16, 16, old=16, scale=4)
+# The same for the base step, whose logits go up to the image's size
+VOC_BASE = Shape(4, 16, 32, 32, scale=16)
+COCO_BASE = Shape(4, 61, 56, 56, scale=8)
+SMALL_BASE = Shape(2, 16, 16, 16, scale=8)
 
 SHAPES = {
     "odd": Shape(2, 7, 9, 11, old=4, scale=3.7),
@@ -136,32 +144,78 @@ class Draw:
     def label_map(self, scale: float | None = None) -> Tensor:
         """Classes, ignored pixels, and values that are no class."""
         s = self.shape
-        scale = s.scale if scale is None else scale
-        size = (s.batch, max(1, round(s.height * scale)), max(1, round(s.width * scale)))
+        size = (s.batch, *s.scaled(scale))
         labels = torch.randint(0, s.classes, size, generator=self.generator)
         labels[torch.rand(size, generator=self.generator) < 0.2] = s.classes + 300
         labels[torch.rand(size, generator=self.generator) < 0.1] = -1
         return lay_out(labels, self.layout)
 
 
-def _layouts(op: str, build: Callable[[Draw], tuple], dtype: torch.dtype, **options: Any) -> Iterator[Case]:
+def _layouts(op: str, dtype: torch.dtype) -> Iterator[Case]:
     """The cases that every op has."""
     for name, shape in SHAPES.items():
-        yield Case(op, name, build(Draw(f"{op}{name}", shape, dtype)), **options)
+        yield case(op, name, shape, dtype)
     for layout in LAYOUTS:
-        yield Case(op, layout, build(Draw(f"{op}{layout}", SHAPES["odd"], dtype, layout)), **options)
+        yield case(op, layout, SHAPES["odd"], dtype, layout=layout)
     for name, spread in (("extreme", 1e4), ("flat", 0.0)):  # flat: every class ties
-        yield Case(op, name, build(Draw(f"{op}{name}", SHAPES["odd"], dtype, spread=spread)), **options)
+        yield case(op, name, SHAPES["odd"], dtype, spread=spread)
 
 
-def _ignore(case: Case) -> dict[str, Any]:
-    """255, the default, is a class above 255 of them."""
-    return {"ignore_index": -1} if case.args[0].shape[1] > 255 else {}
+def _confident(d: Draw) -> tuple:
+    refined = (d.probabilities().double() * 256).round() / 256  # exactly representable in every dtype
+    return lay_out(refined.to(d.dtype), d.layout), d.image_labels()
+
+
+def _balanced(d: Draw) -> tuple:
+    """Labels that make every image count: the background and the labelled classes, each at one pixel or more."""
+    s = d.shape
+    image_labels = d.image_labels()
+    able = torch.cat([torch.ones(s.batch, 1), image_labels.float()], 1)
+    labels = d.label_map(1).contiguous()
+    for b in range(s.batch):
+        classes = able[b].nonzero().flatten()
+        drawn = classes[torch.randint(0, len(classes), (s.height, s.width), generator=d.generator)]
+        drawn.view(-1)[: len(classes)] = classes[: s.height * s.width]
+        skipped = (labels[b] < 0) | (labels[b] >= s.classes)
+        skipped.view(-1)[: len(classes)] = False
+        labels[b] = torch.where(skipped, labels[b], drawn)
+    labels = lay_out(labels, d.layout)
+    one_hot = torch.nn.functional.one_hot(labels.clamp(-1, s.classes) + 1, s.classes + 2)[..., 1:-1]
+    return d.scores(), labels, one_hot.flatten(1, 2).sum(1), image_labels
+
+
+INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
+    "ngwp_focal_pool": lambda d: (d.scores(),),
+    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
+    "soft_margin_loss": lambda d: (d.scores(), d.probabilities()),
+    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels()),
+    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels()),
+    "pamr": lambda d: (d.image(), d.probabilities()),
+    "confident_labels": _confident,
+    "balanced_cross_entropy": _balanced,
+    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map()),
+    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
+    "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
+}
+NOT_DIFFERENTIABLE = ("merge_pseudo_labels", "pamr", "confident_labels", "upsampled_argmax")
+
+
+# Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
+EXACT_THRESHOLDS = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
+
+
+def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -> Case:
+    """One case of an op; `options` are those of :class:`Draw`."""
+    args = INPUTS[op](Draw(f"{op}{name}", shape, dtype, **options))
+    kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
+    if op in ("confident_labels", "balanced_cross_entropy") and shape.classes > 255:
+        kwargs["ignore_index"] = -1  # 255, the default, is a class
+    return Case(op, name, args, kwargs, differentiable=op not in NOT_DIFFERENTIABLE)
 
 
 def pooling(dtype: torch.dtype) -> Iterator[Case]:
     op = "ngwp_focal_pool"
-    yield from _layouts(op, lambda d: (d.scores(),), dtype)
+    yield from _layouts(op, dtype)
     scores = Draw("options", SHAPES["odd"], dtype).scores()
     yield Case(op, "no_focal", (scores,), {"focal": False})
     yield Case(op, "options", (scores,), {"eps": 1e-5, "gamma": 2.5, "lam": 0.1})
@@ -169,8 +223,8 @@ def pooling(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
-    yield from _layouts("localization_prior_loss", lambda d: (d.scores(), d.old_logits()), dtype)
-    yield from _layouts("soft_margin_loss", lambda d: (d.scores(), d.probabilities()), dtype)
+    yield from _layouts("localization_prior_loss", dtype)
+    yield from _layouts("soft_margin_loss", dtype)
     draw = Draw("weights", SHAPES["odd"], dtype)
     args = (draw.scores(), draw.probabilities())
     yield Case("soft_margin_loss", "image_weight", args, {"image_weight": torch.tensor([1.0, 0.25])})
@@ -178,15 +232,10 @@ def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
-    def merge(d: Draw) -> tuple:
-        return d.scores(), d.old_logits(), d.image_labels()
-
-    def loss(d: Draw) -> tuple:
-        return d.scores(), d.scores(), d.old_logits(), d.image_labels()
-
+    merge, loss = INPUTS["merge_pseudo_labels"], INPUTS["pseudo_label_loss"]
     draw = Draw("merge", SHAPES["odd"], dtype)
-    yield from _layouts("merge_pseudo_labels", merge, dtype, differentiable=False)
-    yield from _layouts("pseudo_label_loss", loss, dtype)
+    yield from _layouts("merge_pseudo_labels", dtype)
+    yield from _layouts("pseudo_label_loss", dtype)
     for name, options in (
         ("hard", {"alpha": 1.0}),
         ("soft", {"alpha": 0.0}),
@@ -201,32 +250,18 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def refinement(dtype: torch.dtype) -> Iterator[Case]:
-    yield from _layouts("pamr", lambda d: (d.image(), d.probabilities()), dtype, differentiable=False)
+    yield from _layouts("pamr", dtype)
     draw = Draw("pamr", SHAPES["odd"], dtype)
     options = {"iterations": 2, "dilations": [3]}
     yield Case("pamr", "options", (draw.image(), draw.probabilities()), options, differentiable=False)
     small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
     yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3}, differentiable=False)
 
-    def confident(d: Draw) -> tuple:
-        refined = (d.probabilities().double() * 256).round() / 256  # exactly representable in every dtype
-        return lay_out(refined.to(d.dtype), d.layout), d.image_labels()
-
-    # thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
-    exact = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
-    for case in _layouts("confident_labels", confident, dtype, differentiable=False):
-        yield replace(case, kwargs={**exact, **_ignore(case)})
-
-    def balanced(d: Draw) -> tuple:
-        s = d.shape
-        labels, image_labels = d.label_map(1), d.image_labels()
-        one_hot = torch.nn.functional.one_hot(labels.clamp(0, s.classes), s.classes + 1)[..., :-1]
-        return d.scores(), labels, one_hot.flatten(1, 2).sum(1), image_labels
-
-    for case in _layouts("balanced_cross_entropy", balanced, dtype):
-        yield replace(case, kwargs=_ignore(case))
-    scores, labels, counts, _ = balanced(draw)
-    yield Case("balanced_cross_entropy", "every_class", (scores, labels, counts, torch.ones(2, 6)))
+    yield from _layouts("confident_labels", dtype)
+    yield from _layouts("balanced_cross_entropy", dtype)
+    scores, labels, counts, image_labels = _balanced(draw)
+    no_image = (labels, counts, torch.ones_like(image_labels))  # more labels than classes found
+    yield Case("balanced_cross_entropy", "no_image_counts", (scores, *no_image))
     ignored = (torch.full_like(labels, 255), torch.zeros_like(counts), torch.zeros(2, 6, dtype=torch.int32))
     yield Case("balanced_cross_entropy", "all_ignored", (scores, *ignored))
 
@@ -234,12 +269,12 @@ def refinement(dtype: torch.dtype) -> Iterator[Case]:
 def upsampled(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw("upsampled", SHAPES["odd"], dtype)
     for op in ("upsampled_soft_margin_loss", "upsampled_cross_entropy"):
-        yield from _layouts(op, lambda d: (d.scores(), d.label_map()), dtype)
+        yield from _layouts(op, dtype)
         labels = draw.label_map()
         yield Case(op, "all_ignored", (draw.scores(), torch.full_like(labels, 3)), {"ignore_index": 3})
         yield Case(op, "uint8", (draw.scores(), labels.clamp(0, 255).to(torch.uint8)))
         yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
-    yield from _layouts("upsampled_argmax", lambda d: (d.scores(), (17, 23)), dtype, differentiable=False)
+    yield from _layouts("upsampled_argmax", dtype)
 
 
 FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {

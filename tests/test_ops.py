@@ -1,9 +1,12 @@
 """Every public op against the reference in float64, on every case; gradients, determinism, compilation, tracing."""
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from agreement import assert_agrees, flat, tensors
 
 import cases
 import tolerance
@@ -27,25 +30,21 @@ def of(op, dtype=torch.float64, name="odd"):
     return next(case for case in EVERY[dtype] if case.op == op and case.name == name)
 
 
-def tensors(result):
-    return result if isinstance(result, tuple) else (result,)
-
-
 @pytest.mark.parametrize("case", list(itertools.chain(*EVERY.values())), ids=lambda c: f"{c}-{c.args[0].dtype}"[:80])
 def test_agrees_with_the_reference(case):
-    dtype = case.args[0].dtype
-    op, definition = getattr(ops, case.op), getattr(reference, case.op)
-    value, grad = case.value_and_grad(op)
-    eager, eager_grad = case.value_and_grad(definition)
-    exact, exact_grad = case.double().value_and_grad(definition)
-    for kernel, other, best in zip(tensors(value), tensors(eager), tensors(exact), strict=True):
-        if kernel.dtype.is_floating_point:
-            tolerance.assert_close(kernel, other, best, dtype)
-        else:
-            assert kernel.dtype == other.dtype and torch.equal(kernel, best)
-    if grad is not None:
-        assert grad.dtype == dtype
-        tolerance.assert_close(grad, eager_grad, exact_grad, dtype, gradient=True)
+    assert_agrees(case, getattr(ops, case.op))
+
+
+@pytest.mark.parametrize("op", NAMES)
+@pytest.mark.parametrize("name", ["odd", "long", "channels_last", "empty_batch"])
+def test_writes_the_whole_of_its_outputs(op, name):
+    """New tensors come filled with NaN (integers with their largest value) while the op runs."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+        assert_agrees(of(op, torch.float32, name), getattr(ops, op))
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -101,11 +100,6 @@ def test_gradient_penalty_is_refused(op):
         grad.pow(2).sum().backward()
 
 
-def flat(value_and_grad):
-    value, grad = value_and_grad
-    return [*tensors(value), *([] if grad is None else [grad])]
-
-
 KERNELS = [op for op in NAMES if _library.has_kernel(op, "CPU")]  # the reference has the guarantees of PyTorch
 
 
@@ -127,6 +121,59 @@ def test_same_bits_for_any_threads_and_neighbours(op, name):
         last = case.args[0].shape[0] - 1
         alone = function(*(a[last:] if isinstance(a, torch.Tensor) else a for a in case.args), **case.kwargs)
         assert all(torch.equal(a, b[last:]) for a, b in zip(tensors(alone), expected, strict=False))
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_four_threads_at_once(op):
+    case = of(op, torch.float32, "long")
+    expected = flat(case.value_and_grad(getattr(ops, op)))
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(case.value_and_grad, getattr(ops, op)) for _ in range(12)]
+        for run in runs:
+            assert all(torch.equal(a, b) for a, b in zip(flat(run.result()), expected, strict=True))
+
+
+FAR = 2**31 + 64  # elements between the images: 64-bit offsets or bust
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_offsets_beyond_32_bits(op):
+    case = of(op, torch.float16)
+    far = torch.empty(FAR + 4096, dtype=torch.float16)  # of which only a few pages are ever touched
+    args = list(case.args)
+    first = args[0]
+    args[0] = far.as_strided(first.shape, (FAR, *first.stride()[1:])).copy_(first)
+    near = case.value_and_grad(getattr(ops, op))
+    apart = cases.replace(case, args=tuple(args)).value_and_grad(getattr(ops, op))
+    assert all(torch.equal(a, b) for a, b in zip(flat(near), flat(apart), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 14 * 2**30, reason="needs 14 GiB of free memory"
+)
+def test_more_than_2_31_elements():
+    side = 32800
+    scores = torch.zeros(1, 2, side, side, dtype=torch.bfloat16)
+    assert scores.numel() > 2**31
+    scores[0, 1, -1, -1] = 8.0  # the very last of them
+    scores.requires_grad_()
+    pooled = ops.ngwp_focal_pool(scores, focal=False)  # S of class 1 is P/2, T is 8 at one pixel
+    torch.testing.assert_close(pooled[0, 1].item(), 8.0 / (1 + side * side / 2), rtol=1e-3, atol=0)
+    (grad,) = torch.autograd.grad(pooled[0, 1] * side * side, scores)
+    assert grad[0, 1, -1, -1] != grad[0, 1, 0, 0] and grad[0, 1, -1, -2] == grad[0, 1, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", NAMES)
+def test_compiles_with_inductor(op):
+    case = of(op, torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(getattr(ops, op), fullgraph=True)
+    for got, expected in zip(
+        flat(case.value_and_grad(compiled)), flat(case.value_and_grad(getattr(ops, op))), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

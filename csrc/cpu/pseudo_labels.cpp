@@ -31,6 +31,10 @@ struct Scratch {
   std::vector<uint8_t> found;  // per class: whether q is above 0 at a pixel of the chunk
 };
 
+// exp underflows to 0 below (exp_nonpositive already does where results stop being normal numbers).
+template <class acc>
+constexpr acc kUnderflow = std::is_same_v<acc, double> ? acc(-745.13) : acc(-103.97);
+
 // The targets of a tile, row by row into scratch.targets.
 template <class acc>
 WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<acc>& options, int64_t b,
@@ -39,56 +43,69 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
   const auto z = read_tile(scores, b, first, count, scratch.scores.data());
   const auto o = read_tile(old_logits, b, first, count, scratch.old_logits.data());
   Row<acc>* rows = scratch.targets.data();
-  alignas(64) acc peak[kTile], sum[kTile], best[kTile];
+  // peak: of all classes; best: of those that the labels allow, among which the hard label is chosen
+  alignas(64) acc peak[kTile], best[kTile], sum[kTile];
   std::copy_n(z.row(0), kTile, peak);
+  std::copy_n(z.row(0), kTile, best);
   for (int64_t c = 1; c < C; ++c) {
     const acc* zc = z.row(c);
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) peak[j] = zc[j] > peak[j] ? zc[j] : peak[j];
-  }
+    if (options.gate(b, c) == acc(0)) continue;
 #pragma omp simd
-  for (int64_t j = 0; j < kTile; ++j) sum[j] = best[j] = acc(0);
+    for (int64_t j = 0; j < kTile; ++j) best[j] = zc[j] > best[j] ? zc[j] : best[j];
+  }
+  int64_t lost = 0;  // pixels where all that is allowed has probability 0: every class is the largest then
+#pragma omp simd reduction(+ : lost)
+  for (int64_t j = 0; j < kTile; ++j) {
+    sum[j] = acc(0);
+    lost += best[j] - peak[j] < kUnderflow<acc>;
+  }
   for (int64_t c = 0; c < C; ++c) {
     const acc* zc = z.row(c);
     acc* e = rows[c].value;
-    const acc gate = options.gate(b, c);
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) {
       e[j] = exp_nonpositive(zc[j] - peak[j]);
       sum[j] += e[j];
-      e[j] *= gate;
-      best[j] = e[j] > best[j] ? e[j] : best[j];
     }
   }
-#pragma omp simd
-  for (int64_t j = 0; j < kTile; ++j) sum[j] = acc(1) / sum[j];
   const acc hard = options.alpha, soft = acc(1) - options.alpha;
-  for (int64_t c = 0; c < C; ++c) {
+#pragma omp simd
+  for (int64_t j = 0; j < kTile; ++j) sum[j] = soft / sum[j];
+  for (int64_t c = 0; c < C; c = c == 0 ? O : c + 1) {  // the classes that are the localizer's
+    const acc* zc = z.row(c);
     acc* q = rows[c].value;
-    const acc* oc = o.row(c < O ? c : 0);
-    if (c == 0) {
-      const bool minimum = !options.background;
-      const acc weight = static_cast<acc>(options.background.value_or(0));
-#pragma omp simd
-      for (int64_t j = 0; j < kTile; ++j) {
-        const acc omega = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
-        const acc own = (q[j] == best[j] ? hard : acc(0)) + soft * (q[j] * sum[j]);
-        const acc least = omega < own ? omega : own;
-        q[j] = minimum ? least : (acc(1) - weight) * omega + weight * own;
-      }
-    } else if (c < O) {
-#pragma omp simd
-      for (int64_t j = 0; j < kTile; ++j) q[j] = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
+    if (options.gate(b, c) == acc(0)) {
+      std::fill_n(q, kTile, acc(0));
     } else {
-      acc most = 0;
-#pragma omp simd reduction(max : most)
-      for (int64_t j = 0; j < kTile; ++j) {
-        q[j] = (q[j] == best[j] ? hard : acc(0)) + soft * (q[j] * sum[j]);
-        const acc counted = j < count ? q[j] : acc(0);
-        most = counted > most ? counted : most;
-      }
-      scratch.found[c] |= most > acc(0);
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) q[j] = q[j] * sum[j] + (zc[j] == best[j] ? hard : acc(0));
     }
+    for (int64_t j = 0; lost > 0 && j < kTile; ++j) {
+      if (best[j] - peak[j] < kUnderflow<acc>) q[j] = hard;
+    }
+    if (c > 0 && !scratch.found[c]) {
+      for (int64_t j = 0; j < count && !scratch.found[c]; ++j) {
+        scratch.found[c] = q[j] > acc(0) || (options.gate(b, c) > acc(0) && soft > acc(0) &&
+                                             zc[j] - peak[j] >= kUnderflow<acc>);
+      }
+    }
+  }
+  acc* q = rows[0].value;
+  const acc* o0 = o.row(0);
+  const bool minimum = !options.background;
+  const acc weight = static_cast<acc>(options.background.value_or(0));
+#pragma omp simd
+  for (int64_t j = 0; j < kTile; ++j) {
+    const acc omega = sigmoid(o0[j], exp_nonpositive(-std::abs(o0[j])));
+    q[j] = minimum ? (omega < q[j] ? omega : q[j]) : (acc(1) - weight) * omega + weight * q[j];
+  }
+  for (int64_t c = 1; c < O; ++c) {
+    const acc* oc = o.row(c);
+    acc* omega = rows[c].value;
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) omega[j] = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
   }
 }
 

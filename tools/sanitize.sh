@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The op tests on a build of the C++ core with the address and undefined-behaviour sanitizers.
+# Needs the environment of the tests: pip install -e ".[train,test]"
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=build/sanitize
+cmake -S . -B $build -G Ninja -DCMAKE_BUILD_TYPE=Debug -DWILSON_SANITIZE=ON -DWILSON_CUDA=OFF -DPython_EXECUTABLE="$(command -v python)"
+cmake --build $build
+
+# The package as it stands here, with the instrumented module in the place of the installed one.
+rm -rf $build/site && mkdir -p $build/site/wilson
+for entry in wilson/*; do
+  case "$entry" in *.so) ;; *) ln -s "$PWD/$entry" $build/site/wilson/ ;; esac
+done
+ln -s "$PWD/kernels" $build/site/wilson/kernels
+cp $build/_C*.so $build/site/wilson/
+
+# Python itself is not instrumented: the runtime comes first, and leaks of the interpreter do not count.
+export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export PYTHONPATH=$PWD/$build/site
+python - <<'PYTHON'
+import wilson._C
+
+assert "sanitize" in wilson._C.__file__, wilson._C.__file__
+PYTHON
+pytest tests/test_ops.py tests/test_ops_random.py tests/test_golden.py -m "not slow" -k "not compile" -p no:cacheprovider "$@"
