@@ -19,10 +19,14 @@ cp $build/_C*.so $build/site/wilson/
 # Python itself is not instrumented: the runtime comes first, and leaks of the interpreter do not count.
 export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-export PYTHONPATH=$PWD/$build/site
+cd $build/site # where `wilson` is the one linked above
+export PYTHONPATH=$PWD
 python - <<'PYTHON'
+import wilson.ops  # brings torch
 import wilson._C
 
 assert "sanitize" in wilson._C.__file__, wilson._C.__file__
 PYTHON
-pytest tests/test_ops.py tests/test_ops_random.py tests/test_golden.py -m "not slow" -k "not compile" -p no:cacheprovider "$@"
+tests=$OLDPWD/tests
+pytest "$tests"/test_ops.py "$tests"/test_ops_random.py "$tests"/test_golden.py -m "not slow" -k "not compile" \
+  -p no:cacheprovider "$@"
