@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50
 
+from compare import compare
 from wilson import ops
 
 CLASSES = 5  # background first
@@ -60,7 +61,23 @@ def main(iterations: int = 20, batch: int = 4, size: int = 64) -> list[float]:
     with torch.no_grad():
         classes = ops.upsampled_argmax(forward(model, image), tuple(image.shape[2:]))
     print("predicted classes:", classes.unique().tolist())
+    compare_losses(size=256)
     return losses
+
+
+def compare_losses(size: int) -> dict[str, float]:
+    """The loss at full size, before and after; returns what is saved."""
+    image, mask, _ = synthetic_batch(4, size)
+    logits = F.avg_pool2d(image, 8).mean(1, keepdim=True).repeat(1, CLASSES, 1, 1).requires_grad_()
+
+    def usual() -> Tensor:
+        up = F.interpolate(logits, mask.shape[1:], mode="bilinear")
+        return torch.autograd.grad(F.cross_entropy(up, mask, ignore_index=255), logits)[0]
+
+    def ours() -> Tensor:
+        return torch.autograd.grad(ops.upsampled_cross_entropy(logits, mask), logits)[0]
+
+    return compare(f"loss on {tuple(logits.shape)} to {size}", usual, ours)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,32 @@
+"""What the examples print: time and memory of the usual code and of the code with wilson.ops."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import measure
+
+
+def compare(what: str, usual: Callable[[], object], ours: Callable[[], object], rounds: int = 3) -> dict[str, float]:
+    """Call both in turn and print the shortest times and the most memory held; returns how many times less ours takes."""
+    seconds = {"usual": [], "wilson.ops": []}
+    peak = {"usual": 0, "wilson.ops": 0}
+    calls = {"usual": usual, "wilson.ops": ours}
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            measure.finish()
+            seconds[name].append(time.perf_counter() - start)
+    for name, call in calls.items():
+        peak[name] = measure.peak_extra_bytes(call)
+        print(f"{what}, {name}: {1e3 * min(seconds[name]):.1f} ms, {peak[name] / 1e6:.1f} MB at most")
+    return {
+        "time": min(seconds["usual"]) / min(seconds["wilson.ops"]),
+        "memory": peak["usual"] / max(peak["wilson.ops"], 1),
+    }
