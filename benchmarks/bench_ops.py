@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 
-import measure
 import pytest
 import torch
-from agreement import Expected
 from torch import Tensor
 
 import cases
+import measure
+from agreement import Expected
 from wilson import ops
 from wilson.ops import _library, reference
 
@@ -51,12 +51,12 @@ def expected(op: str, grid: str, dtype: torch.dtype) -> Expected:
     return Expected(case_of(op, grid, dtype), function_of(op, reference))
 
 
-@pytest.mark.parametrize("implementation", ["wilson", "eager", "compile"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "implementation"),
+    [("fp32", "wilson"), ("fp32", "eager"), ("fp32", "compile"), ("bf16", "wilson"), ("bf16", "eager")],
+)
 @pytest.mark.parametrize("op", NAMES)
 def test_forward_and_backward(benchmark, op, grid, dtype, implementation):
-    if dtype == "bf16" and implementation == "compile":
-        pytest.skip("bf16 is compared with our own fp32, not with torch.compile")
     dtype = DTYPES[dtype]
     case = case_of(op, grid, dtype)
     function = function_of(op, ops if implementation == "wilson" else reference)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import measure
 import pytest
 import torch
-from bench_ops import GRIDS
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
+import measure
+from bench_ops import GRIDS
 from wilson import ops
 from wilson.ops import reference
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import measure
 import numpy as np
 import pytest
 import torch
 
 import cases
+import measure
 from wilson import ops
 from wilson.ops import _library
 

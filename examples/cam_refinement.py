@@ -1,7 +1,7 @@
 """A weakly supervised pipeline: class activation maps, refined by `ops.pamr`, become labels to train on.
 
-A classifier's activation maps are coarse. PAMR moves them to the edges of the image, `confident_labels` keeps the pixels
-that exactly one class claims, and `balanced_cross_entropy` trains a segmentation head on those. Run it with
+A classifier's activation maps are coarse. PAMR moves them to the edges of the image, `confident_labels` keeps the
+pixels that exactly one class claims, and `balanced_cross_entropy` trains a segmentation head on those. Run it with
 `python examples/cam_refinement.py`; it needs torch alone.
 """
 

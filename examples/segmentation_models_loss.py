@@ -1,8 +1,8 @@
 """A custom loss for segmentation_models.pytorch: small logits, full-size mask.
 
 smp's losses expect logits as large as the mask. With `UpsampledLoss` a Unet can stop at a quarter of the image's size,
-and the loss reads the mask as it is: the full-size logits never exist. Run it with `python examples/segmentation_models_loss.py`; it needs
-`pip install segmentation-models-pytorch`.
+and the loss reads the mask as it is: the full-size logits never exist. Run it with
+`python examples/segmentation_models_loss.py`; it needs `pip install segmentation-models-pytorch`.
 """
 
 import segmentation_models_pytorch as smp

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from agreement import assert_agrees, flat, tensors
 
 import cases
 import tolerance
+from agreement import assert_agrees, flat, tensors
 from wilson import ops
 from wilson.ops import _library, reference
 

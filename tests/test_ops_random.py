@@ -1,11 +1,11 @@
 """Every op on shapes, strides, dtypes and values that nobody thought of."""
 
 import torch
-from agreement import assert_agrees
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cases
+from agreement import assert_agrees
 from wilson import ops
 
 
