@@ -94,6 +94,79 @@ MapView<T> map_view(const Tensor& tensor) {
   return view;
 }
 
+// A (B, C, H, W) tensor of any floating dtype.
+struct AnyMap : MapView<const char> {
+  ScalarType dtype;
+
+  template <class T>
+  WILSON_HOST_DEVICE T* image(int64_t b) const {
+    return const_cast<T*>(reinterpret_cast<const T*>(data)) + b * batch_stride;
+  }
+};
+
+inline AnyMap any_map(const Tensor& tensor) { return {map_view<const char>(tensor), tensor.scalar_type()}; }
+
+// Calls body with a value of the C++ type of a floating dtype.
+WILSON_ANY_BODY
+template <class Body>
+WILSON_HOST_DEVICE void with_type_of(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return body(float());
+    case ScalarType::Double:
+      return body(double());
+    case ScalarType::BFloat16:
+      return body(torch::headeronly::BFloat16());
+    default:
+      return body(torch::headeronly::Half());
+  }
+}
+
+// Calls body with a value of the C++ type of labels: integers of any width, bool, or floating.
+WILSON_ANY_BODY
+template <class Body>
+WILSON_HOST_DEVICE void with_label_type_of(ScalarType dtype, Body body) {
+  switch (dtype) {
+    case ScalarType::Bool:
+    case ScalarType::Byte:
+      return body(uint8_t());
+    case ScalarType::Char:
+      return body(int8_t());
+    case ScalarType::Short:
+      return body(int16_t());
+    case ScalarType::Int:
+      return body(int32_t());
+    case ScalarType::Long:
+    case ScalarType::UInt64:  // beyond 2^63 they turn negative: no class, either way
+      return body(int64_t());
+    case ScalarType::UInt16:
+      return body(uint16_t());
+    case ScalarType::UInt32:
+      return body(uint32_t());
+    default:
+      return with_type_of(dtype, body);
+  }
+}
+
+// A (B, H, W) tensor of class labels of any integer dtype.
+struct LabelView {
+  const void* data;
+  ScalarType dtype;
+  int64_t batch, height, width;
+  int64_t batch_stride, row_stride, pixel_stride;
+  int64_t classes, ignore_index;
+
+  // -1 for what is no class.
+  WILSON_HOST_DEVICE int32_t as_class(int64_t value) const {
+    return value >= 0 && value < classes && value != ignore_index ? static_cast<int32_t>(value) : -1;
+  }
+};
+
+inline LabelView label_view(const Tensor& labels, int64_t classes, int64_t ignore_index) {
+  return {labels.const_data_ptr(), labels.scalar_type(), labels.size(0),   labels.size(1), labels.size(2),
+          labels.stride(0),        labels.stride(1),     labels.stride(2), classes,        ignore_index};
+}
+
 // Kernels trust their arguments, and a caller of the raw ops may hand over anything: refuse what would read outside.
 inline void check_scores(const char* op, const Tensor& scores) {
   STD_TORCH_CHECK(scores.dim() == 4, op, ": scores must be (B, C, H, W), got ", scores.dim(), " dimensions");

@@ -44,33 +44,6 @@ WILSON_INLINE acc sum_of(const acc* value, int64_t count) {
   return lanes.sum();
 }
 
-// A (B, C, H, W) tensor of any floating dtype.
-struct AnyMap : MapView<const char> {
-  ScalarType dtype;
-
-  template <class T>
-  WILSON_INLINE T* image(int64_t b) const {
-    return const_cast<T*>(reinterpret_cast<const T*>(data)) + b * batch_stride;
-  }
-};
-
-inline AnyMap any_map(const Tensor& tensor) { return {map_view<const char>(tensor), tensor.scalar_type()}; }
-
-// Calls body with a value of the C++ type of a floating dtype.
-template <class Body>
-WILSON_INLINE void with_type_of(ScalarType dtype, Body body) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return body(float());
-    case ScalarType::Double:
-      return body(double());
-    case ScalarType::BFloat16:
-      return body(torch::headeronly::BFloat16());
-    default:
-      return body(torch::headeronly::Half());
-  }
-}
-
 // Whether the rows of a tile can be used where they are.
 template <class acc>
 WILSON_INLINE bool direct(const AnyMap& map, int64_t count) {
@@ -201,31 +174,6 @@ void parallel_chunks(int64_t images, int64_t pixels, int64_t classes, MakeScratc
   });
 }
 
-// Calls body with a value of the C++ type of labels: integers of any width, bool, or floating.
-template <class Body>
-WILSON_INLINE void with_label_type_of(ScalarType dtype, Body body) {
-  switch (dtype) {
-    case ScalarType::Bool:
-    case ScalarType::Byte:
-      return body(uint8_t());
-    case ScalarType::Char:
-      return body(int8_t());
-    case ScalarType::Short:
-      return body(int16_t());
-    case ScalarType::Int:
-      return body(int32_t());
-    case ScalarType::Long:
-    case ScalarType::UInt64:  // beyond 2^63 they turn negative: no class, either way
-      return body(int64_t());
-    case ScalarType::UInt16:
-      return body(uint16_t());
-    case ScalarType::UInt32:
-      return body(uint32_t());
-    default:
-      return with_type_of(dtype, body);
-  }
-}
-
 // The values of a (B, N) tensor, row by row.
 template <class T>
 std::vector<T> read_matrix(const Tensor& tensor) {
@@ -259,14 +207,8 @@ T read_scalar(const Tensor& tensor) {
   return value;
 }
 
-// A (B, H, W) tensor of class labels of any integer dtype.
-struct LabelMap {
-  const void* data;
-  ScalarType dtype;
-  int64_t batch, height, width;
-  int64_t batch_stride, row_stride, pixel_stride;
-  int64_t classes, ignore_index;
-
+// Labels, to be read a run of pixels at a time.
+struct LabelMap : LabelView {
   // The labels of `count` pixels from (row, column) on, running on into the next rows; -1 for those that are no class.
   WILSON_INLINE void read(int64_t b, int64_t row, int64_t column, int64_t count, int32_t* label) const {
     with_label_type_of(dtype, [&](auto type) __attribute__((always_inline)) {
@@ -284,16 +226,10 @@ struct LabelMap {
       }
     });
   }
-
- private:
-  WILSON_INLINE int32_t as_class(int64_t value) const {
-    return value >= 0 && value < classes && value != ignore_index ? static_cast<int32_t>(value) : -1;
-  }
 };
 
 inline LabelMap label_map(const Tensor& labels, int64_t classes, int64_t ignore_index) {
-  return {labels.const_data_ptr(), labels.scalar_type(), labels.size(0),   labels.size(1), labels.size(2),
-          labels.stride(0),        labels.stride(1),     labels.stride(2), classes,        ignore_index};
+  return {label_view(labels, classes, ignore_index)};
 }
 
 // Calls body with the accumulation type: double if any of the tensors is, else float.

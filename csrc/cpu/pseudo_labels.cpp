@@ -1,6 +1,6 @@
 // Pseudo-labels from the localizer and the old model, and the segmentation loss against them, on the CPU
-// (arXiv 2112.01882, Eq. 5 to 7). With m the softmax of the localizer's scores times the image-level labels, h = 1 where
-// it is largest, omega the old model's sigmoid:
+// (arXiv 2112.01882, Eq. 5 to 7). With m the softmax of the localizer's scores times the image-level labels, h = 1
+// where it is largest, omega the old model's sigmoid:
 //   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
 // One pass over the inputs gives the targets, the loss and its derivative of a tile.
 #include <optional>
@@ -15,10 +15,10 @@ namespace {
 
 template <class acc>
 struct Options {
-  acc alpha;                              // weight of the hard labels
-  std::optional<double> background;       // weight of the localizer's background; without: the minimum of both
-  int64_t classes, old;                   // C and O
-  const std::vector<acc>* image_labels;   // (B, C-1)
+  acc alpha;                             // weight of the hard labels
+  std::optional<double> background;      // weight of the localizer's background; without: the minimum of both
+  int64_t classes, old;                  // C and O
+  const std::vector<acc>* image_labels;  // (B, C-1)
 
   acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : (*image_labels)[b * (classes - 1) + c - 1]; }
 };
@@ -87,8 +87,8 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
     }
     if (c > 0 && !scratch.found[c]) {
       for (int64_t j = 0; j < count && !scratch.found[c]; ++j) {
-        scratch.found[c] = q[j] > acc(0) || (options.gate(b, c) > acc(0) && soft > acc(0) &&
-                                             zc[j] - peak[j] >= kUnderflow<acc>);
+        scratch.found[c] =
+            q[j] > acc(0) || (options.gate(b, c) > acc(0) && soft > acc(0) && zc[j] - peak[j] >= kUnderflow<acc>);
       }
     }
   }
@@ -232,10 +232,9 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
         const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits), out = any_map(targets);
         const auto labels = read_matrix<acc>(image_labels);
         const Options<acc> options{static_cast<acc>(alpha), background, scores.classes, old.classes, &labels};
-        const auto weights =
-            image_weights(scores.batch, scores.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
-              merge_chunk(scores, old, out, options, chunk, scratch);
-            });
+        const auto weights = image_weights(
+            scores.batch, scores.pixels, options,
+            [&](const Chunk& chunk, Scratch<acc>& scratch) { merge_chunk(scores, old, out, options, chunk, scratch); });
         std::copy(weights.begin(), weights.end(), mutable_data<acc>(weight));
       },
       localizer_scores, old_logits, image_labels);
@@ -262,8 +261,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
         const Options<acc> options{static_cast<acc>(alpha), background, s.classes, old.classes, &labels};
         std::vector<double> chunk_loss(B * chunks_of(s.pixels));
         const auto weights = image_weights(B, s.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
-          chunk_loss[chunk.index] =
-              loss_of_chunk(s, scores, old, out ? &*out : nullptr, options, chunk, scratch);
+          chunk_loss[chunk.index] = loss_of_chunk(s, scores, old, out ? &*out : nullptr, options, chunk, scratch);
         });
         const acc sum = std::accumulate(weights.begin(), weights.end(), acc(0)) + acc(kImageWeightEps);
         acc* factors = mutable_data<acc>(factor);

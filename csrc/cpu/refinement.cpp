@@ -65,14 +65,15 @@ struct Planes {
   const Tensor& tensor;
   int64_t batch, classes, height, width;
 
-  explicit Planes(const Tensor& t) : tensor(t), batch(t.size(0)), classes(t.size(1)), height(t.size(2)), width(t.size(3)) {}
+  explicit Planes(const Tensor& t)
+      : tensor(t), batch(t.size(0)), classes(t.size(1)), height(t.size(2)), width(t.size(3)) {}
 
   // Calls body(row_of): row_of(y)(x) is a value of class c of image b.
   template <class Body>
   void with_rows(int64_t b, int64_t c, Body body) const {
     with_type_of(tensor.scalar_type(), [&](auto type) {
-      const auto* plane = static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0) +
-                          c * tensor.stride(1);
+      const auto* plane =
+          static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0) + c * tensor.stride(1);
       const int64_t row_stride = tensor.stride(2), stride = tensor.stride(3);
       body([=](int64_t y) { return [row = plane + y * row_stride, stride](int64_t x) { return row[x * stride]; }; });
     });
@@ -220,14 +221,22 @@ WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* 
 template <class acc>
 void refine(int classes, const Stencil& s, const acc* affinity, const acc* from, acc* to) {
   switch (classes) {
-    case 8: return refine<8>(s, affinity, from, to);
-    case 7: return refine<7>(s, affinity, from, to);
-    case 6: return refine<6>(s, affinity, from, to);
-    case 5: return refine<5>(s, affinity, from, to);
-    case 4: return refine<4>(s, affinity, from, to);
-    case 3: return refine<3>(s, affinity, from, to);
-    case 2: return refine<2>(s, affinity, from, to);
-    default: return refine<1>(s, affinity, from, to);
+    case 8:
+      return refine<8>(s, affinity, from, to);
+    case 7:
+      return refine<7>(s, affinity, from, to);
+    case 6:
+      return refine<6>(s, affinity, from, to);
+    case 5:
+      return refine<5>(s, affinity, from, to);
+    case 4:
+      return refine<4>(s, affinity, from, to);
+    case 3:
+      return refine<3>(s, affinity, from, to);
+    case 2:
+      return refine<2>(s, affinity, from, to);
+    default:
+      return refine<1>(s, affinity, from, to);
   }
 }
 
@@ -275,13 +284,13 @@ Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::ve
   STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), "pamr: image must be (B, 3, H, W)");
   STD_TORCH_CHECK(iterations > 0 && !dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
                   "pamr: iterations and dilations must be at least 1");
-  Tensor refined = torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)},
-                                        wider_acc_dtype(image, mask));
+  Tensor refined =
+      torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, wider_acc_dtype(image, mask));
   with_acc_of(
       [&](auto type) {
         using acc = decltype(type);
         refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
-                     mutable_data<acc>(refined));
+                      mutable_data<acc>(refined));
       },
       image, mask);
   return refined;
@@ -490,9 +499,9 @@ WILSON_CPU_LEVELS double balanced_loss_of_chunk(const AnyMap& scores, const Labe
 }
 
 template <class acc>
-WILSON_CPU_LEVELS void balanced_gradient_of_chunk(const AnyMap& scores, const LabelMap& labels,
-                                                  const acc* class_weight, acc factor, const AnyMap& grad,
-                                                  const Chunk& chunk, Scratch<acc>& scratch) {
+WILSON_CPU_LEVELS void balanced_gradient_of_chunk(const AnyMap& scores, const LabelMap& labels, const acc* class_weight,
+                                                  acc factor, const AnyMap& grad, const Chunk& chunk,
+                                                  Scratch<acc>& scratch) {
   SoftmaxTile<acc> tile;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first), C = scores.classes;

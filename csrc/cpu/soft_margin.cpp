@@ -32,8 +32,8 @@ struct Scratch {
 
 // Sum over the classes of `targets` and the pixels of a chunk of max(s, 0) - s q + log(1 + exp(-|s|)).
 template <class Target, class acc>
-WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& targets, const Chunk& chunk, Target target_of,
-                                       Scratch<acc>& scratch) {
+WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& targets, const Chunk& chunk,
+                                       Target target_of, Scratch<acc>& scratch) {
   const int64_t C = targets.classes;
   double total = 0;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {

@@ -61,9 +61,9 @@ struct Upsampling {
 template <class acc>
 struct Scratch {
   int64_t classes, stride;
-  std::vector<acc> low, low_grad;             // (kBand + 1, C, W + 1)
-  std::vector<Row<acc>> up[2], grad[2];       // of the rows around the current pixels: a tile of columns, each C
-  std::vector<Row<acc>> terms;                // C
+  std::vector<acc> low, low_grad;        // (kBand + 1, C, W + 1)
+  std::vector<Row<acc>> up[2], grad[2];  // of the rows around the current pixels: a tile of columns, each C
+  std::vector<Row<acc>> terms;           // C
 
   explicit Scratch(const Upsampling<acc>& u)
       : classes(u.classes),
@@ -135,7 +135,7 @@ WILSON_INLINE void gather_row(const Upsampling<acc>& u, int64_t row, int64_t col
 template <class acc>
 struct Pixels {
   int64_t row, column, count;
-  acc weight;  // of the lower row
+  acc weight;                       // of the lower row
   const Row<acc>*top, *bottom;      // logits, (C) rows
   Row<acc>*grad_top, *grad_bottom;  // to be added to
 
@@ -155,7 +155,9 @@ WILSON_INLINE void visit_band(const Upsampling<acc>& u, int64_t b, int64_t band,
     const int64_t count = std::min(kTile, u.width - column);
     Row<acc>*top = scratch.up[0].data(), *bottom = scratch.up[1].data();
     Row<acc>*grad_top = scratch.grad[0].data(), *grad_bottom = scratch.grad[1].data();
-    const auto clear = [&](Row<acc>* rows) { std::fill_n(rows->value, u.classes * sizeof(Row<acc>) / sizeof(acc), acc(0)); };
+    const auto clear = [&](Row<acc>* rows) {
+      std::fill_n(rows->value, u.classes * sizeof(Row<acc>) / sizeof(acc), acc(0));
+    };
     if (kGrad) clear(grad_top), clear(grad_bottom);
     int64_t held = -2;  // the low-resolution row in `top`
     for (int64_t y = begin; y < end; ++y) {
@@ -416,8 +418,7 @@ Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
   check_scores("upsampled_argmax", logits);
   STD_TORCH_CHECK(height > 0 && width > 0, "upsampled_argmax: height and width must be at least 1");
   const bool many = logits.size(1) > 255;
-  Tensor labels =
-      torch::stable::empty({logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
+  Tensor labels = torch::stable::empty({logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
   with_acc_of(
       [&](auto type) {
         using acc = decltype(type);

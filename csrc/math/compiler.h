@@ -9,3 +9,10 @@
 #define WILSON_HOST_DEVICE inline __attribute__((always_inline))
 #endif
 #define WILSON_INLINE inline __attribute__((always_inline))
+
+// Before a template for both that calls what it is given: whether that is host or device code is its caller's matter.
+#if defined(__CUDACC__)
+#define WILSON_ANY_BODY _Pragma("nv_exec_check_disable")
+#else
+#define WILSON_ANY_BODY
+#endif

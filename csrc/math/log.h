@@ -1,5 +1,5 @@
-// log(1 + x) for loops on the CPU. float: branch-free, so that the compiler vectorises it without fast-math. double: the
-// C library's.
+// log(1 + x) for loops on the CPU. float: branch-free, so that the compiler vectorises it without fast-math. double:
+// the C library's.
 #pragma once
 
 #include <cmath>
