@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, map_layout, on_device_of
+from ._launch import accumulator, linear, on_device_of, strides
+from ._tiles import exp_scores, load_tile, peak_of, store_tile
 
 # Pixels that one program of the forward adds up, by bytes of a score. Every run costs 4 numbers per class (two written,
 # two read back): with these, 3 % of the bytes of the scores.
@@ -27,30 +28,6 @@ TILE_MANY_CLASSES = 8192
 # Up to this many classes are held at once and read once; above, they go by in blocks and are read twice.
 MAX_HELD_CLASSES = 256
 BLOCK_CLASSES = 128
-
-
-@triton.jit
-def _pixel_offset(p, width, row_stride, pixel_stride, LINEAR: tl.constexpr):
-    if LINEAR:
-        return p.to(tl.int64) * pixel_stride
-    return (p // width).to(tl.int64) * row_stride + (p % width).to(tl.int64) * pixel_stride
-
-
-@triton.jit
-def _load_scores(image, c, offset, in_image, C, class_stride, ACC: tl.constexpr):
-    """A tile (classes, pixels), 0 outside of the image and for the classes that fill up the block."""
-    inside = (c < C)[:, None] & in_image[None, :]
-    return tl.load(image + c[:, None].to(tl.int64) * class_stride + offset[None, :], mask=inside, other=0.0).to(ACC)
-
-
-@triton.jit
-def _peak(z, c, C):
-    return tl.max(tl.where((c < C)[:, None], z, -float("inf")), axis=0)
-
-
-@triton.jit
-def _exp_scores(z, peak, c, C):
-    return tl.exp(tl.where((c < C)[:, None], z - peak[None, :], -float("inf")))
 
 
 @triton.jit
@@ -87,7 +64,6 @@ def _ngwp_focal_pool_fwd_kernel(
     program = tl.program_id(0)
     b = (program // runs).to(tl.int64)
     first = program % runs * RUN
-    image = scores + b * batch_stride
     run_sums = sums + program.to(tl.int64) * 2 * C
     c = tl.arange(0, BLOCK_C)
     mass = tl.zeros((BLOCK_C,), ACC)
@@ -95,10 +71,11 @@ def _ngwp_focal_pool_fwd_kernel(
     for start in range(0, RUN, BLOCK_P):  # once if not HELD
         p = first + start + tl.arange(0, BLOCK_P)
         in_image = p < P
-        offset = _pixel_offset(p, width, row_stride, pixel_stride, LINEAR)
         if HELD:
-            z = _load_scores(image, c, offset, in_image, C, class_stride, ACC)
-            e = _exp_scores(z, _peak(z, c, C), c, C)
+            z = load_tile(
+                scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
+            )  # fmt: skip
+            e = exp_scores(z, peak_of(z, c, C), c, C)
             m = e * tl.where(in_image, 1.0 / tl.sum(e, axis=0), 0.0)[None, :]
             mass += tl.sum(m, axis=1)
             total += tl.sum(m * z, axis=1)
@@ -106,14 +83,20 @@ def _ngwp_focal_pool_fwd_kernel(
             peak = tl.full((BLOCK_P,), -float("inf"), ACC)
             norm = tl.zeros((BLOCK_P,), ACC)
             for block in range(0, C, BLOCK_C):
-                z = _load_scores(image, block + c, offset, in_image, C, class_stride, ACC)
-                new_peak = tl.maximum(peak, _peak(z, block + c, C))
-                norm = norm * tl.exp(peak - new_peak) + tl.sum(_exp_scores(z, new_peak, block + c, C), axis=0)
+                z = load_tile(
+                    scores, b, block + c, C, p, P, width,
+                    batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
+                )  # fmt: skip
+                new_peak = tl.maximum(peak, peak_of(z, block + c, C))
+                norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(z, new_peak, block + c, C), axis=0)
                 peak = new_peak
             weight = tl.where(in_image, 1.0 / norm, 0.0)
             for block in range(0, C, BLOCK_C):
-                z = _load_scores(image, block + c, offset, in_image, C, class_stride, ACC)
-                m = _exp_scores(z, peak, block + c, C) * weight[None, :]
+                z = load_tile(
+                    scores, b, block + c, C, p, P, width,
+                    batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
+                )  # fmt: skip
+                m = exp_scores(z, peak, block + c, C) * weight[None, :]
                 tl.store(run_sums + block + c, tl.sum(m, axis=1), mask=block + c < C)
                 tl.store(run_sums + C + block + c, tl.sum(m * z, axis=1), mask=block + c < C)
     if HELD:
@@ -212,13 +195,11 @@ def _ngwp_focal_pool_bwd_kernel(
     grad_class_stride,
     grad_row_stride,
     grad_pixel_stride,
-    grad_width,
     EPS: tl.constexpr,
     GAMMA: tl.constexpr,
     LAM: tl.constexpr,
     FOCAL: tl.constexpr,
     LINEAR: tl.constexpr,
-    GRAD_LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -227,26 +208,24 @@ def _ngwp_focal_pool_bwd_kernel(
     program = tl.program_id(0)
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    in_image = p < P
-    image = scores + b * batch_stride
-    offset = _pixel_offset(p, width, row_stride, pixel_stride, LINEAR)
-    grad_image = grad_scores + b * grad_batch_stride
-    grad_offset = _pixel_offset(p, grad_width, grad_row_stride, grad_pixel_stride, GRAD_LINEAR)
     c = tl.arange(0, BLOCK_C)
     if HELD:
         A, B = _slopes(
             grad_pooled, mass, score, b, c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
             EPS, GAMMA, LAM, FOCAL, ACC,
         )  # fmt: skip
-        z = _load_scores(image, c, offset, in_image, C, class_stride, ACC)
-        e = _exp_scores(z, _peak(z, c, C), c, C)
+        z = load_tile(
+            scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
+        )  # fmt: skip
+        e = exp_scores(z, peak_of(z, c, C), c, C)
         weight = 1.0 / tl.sum(e, axis=0)
         slope = A[:, None] + B[:, None] * z
         inner = tl.sum(e * slope, axis=0) * weight
         grad = e * weight[None, :] * (slope - inner[None, :] + B[:, None])
-        inside = (c < C)[:, None] & in_image[None, :]
-        to = grad_image + c[:, None].to(tl.int64) * grad_class_stride + grad_offset[None, :]
-        tl.store(to, grad.to(grad_scores.dtype.element_ty), mask=inside)
+        store_tile(
+            grad_scores, grad, b, c, C, p, P, width,
+            grad_batch_stride, grad_class_stride, grad_row_stride, grad_pixel_stride, LINEAR,
+        )  # fmt: skip
     else:
         peak = tl.full((BLOCK_P,), -float("inf"), ACC)
         norm = tl.zeros((BLOCK_P,), ACC)
@@ -256,10 +235,13 @@ def _ngwp_focal_pool_bwd_kernel(
                 grad_pooled, mass, score, b, block + c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
                 EPS, GAMMA, LAM, FOCAL, ACC,
             )  # fmt: skip
-            z = _load_scores(image, block + c, offset, in_image, C, class_stride, ACC)
-            new_peak = tl.maximum(peak, _peak(z, block + c, C))
+            z = load_tile(
+                scores, b, block + c, C, p, P, width,
+                batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
+            )  # fmt: skip
+            new_peak = tl.maximum(peak, peak_of(z, block + c, C))
             rescale = tl.exp(peak - new_peak)
-            e = _exp_scores(z, new_peak, block + c, C)
+            e = exp_scores(z, new_peak, block + c, C)
             norm = norm * rescale + tl.sum(e, axis=0)
             inner = inner * rescale + tl.sum(e * (A[:, None] + B[:, None] * z), axis=0)
             peak = new_peak
@@ -270,12 +252,16 @@ def _ngwp_focal_pool_bwd_kernel(
                 grad_pooled, mass, score, b, block + c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
                 EPS, GAMMA, LAM, FOCAL, ACC,
             )  # fmt: skip
-            z = _load_scores(image, block + c, offset, in_image, C, class_stride, ACC)
-            e = _exp_scores(z, peak, block + c, C)
+            z = load_tile(
+                scores, b, block + c, C, p, P, width,
+                batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
+            )  # fmt: skip
+            e = exp_scores(z, peak, block + c, C)
             grad = e * weight[None, :] * (A[:, None] + B[:, None] * z - inner[None, :] + B[:, None])
-            inside = (block + c < C)[:, None] & in_image[None, :]
-            to = grad_image + (block + c)[:, None].to(tl.int64) * grad_class_stride + grad_offset[None, :]
-            tl.store(to, grad.to(grad_scores.dtype.element_ty), mask=inside)
+            store_tile(
+                grad_scores, grad, b, block + c, C, p, P, width,
+                grad_batch_stride, grad_class_stride, grad_row_stride, grad_pixel_stride, LINEAR,
+            )  # fmt: skip
 
 
 def _tile(scores: Tensor) -> tuple[dict[str, int | bool], int]:
@@ -300,11 +286,10 @@ def ngwp_focal_pool(scores: Tensor, eps: float, gamma: float, lam: float, focal:
     tile, run = _tile(scores)
     runs = triton.cdiv(pixels, run)
     sums = scores.new_empty((batch, runs, 2, classes), dtype=dtype)
-    layout = map_layout(scores)
     with on_device_of(scores):
         _ngwp_focal_pool_fwd_kernel[(batch * runs,)](
-            scores, sums, classes, pixels, runs, layout.width, layout.batch, layout.channel, layout.row, layout.pixel,
-            LINEAR=layout.linear, RUN=run, ACC=acc, **tile,
+            scores, sums, classes, pixels, runs, width, *strides(scores),
+            LINEAR=linear(scores), RUN=run, ACC=acc, **tile,
         )  # fmt: skip
         block_c = min(32, triton.next_power_of_2(classes))
         _ngwp_focal_pool_finish_kernel[(batch, triton.cdiv(classes, block_c))](
@@ -333,13 +318,11 @@ def ngwp_focal_pool_backward(
     _, acc = accumulator(scores)
     tile, _ = _tile(scores)
     tiles = triton.cdiv(pixels, tile["BLOCK_P"])
-    layout, grad_layout = map_layout(scores), map_layout(grad_scores)
     with on_device_of(scores):
         _ngwp_focal_pool_bwd_kernel[(batch * tiles,)](
-            grad_pooled, scores, mass, score, grad_scores, classes, pixels, tiles, layout.width, *grad_pooled.stride(),
-            layout.batch, layout.channel, layout.row, layout.pixel,
-            grad_layout.batch, grad_layout.channel, grad_layout.row, grad_layout.pixel, grad_layout.width,
+            grad_pooled, scores, mass, score, grad_scores, classes, pixels, tiles, width, *grad_pooled.stride(),
+            *strides(scores), *strides(grad_scores),
             EPS=eps, GAMMA=gamma, LAM=lam, FOCAL=focal,
-            LINEAR=layout.linear, GRAD_LINEAR=grad_layout.linear, ACC=acc, **tile,
+            LINEAR=linear(scores, grad_scores), ACC=acc, **tile,
         )  # fmt: skip
     return grad_scores

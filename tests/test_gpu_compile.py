@@ -1,61 +1,96 @@
-"""The GPU kernels compiled ahead of time, with no GPU: they compile, do not spill, and move 16 bytes at a time."""
+"""The GPU kernels compiled ahead of time, with no GPU: they compile, do not spill, and move 16 bytes at a time.
+
+The launchers run on tensors without data; what they launch is noted instead of run, and compiled as the launch asks.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
+import itertools
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or importlib.util.find_spec("wilson.kernels") is None,
     reason="needs triton and an installed wilson.kernels",
 )
-TRITON_TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-OPTIONS = {"EPS": 1.0, "GAMMA": 3.0, "LAM": 0.01, "FOCAL": True}
+TRITON_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+}
 
 
-def triton_pooling_kernels(classes: int, dtype: torch.dtype):
-    """(kernel, pointers, constants, warps) as the launchers choose them for contiguous scores."""
-    import triton.language as tl
-
-    from wilson.kernels import pooling
-
-    tile, run = pooling._tile(torch.empty((1, classes, 8, 8), dtype=dtype, device="meta"))
-    tile = dict(tile)
-    warps = tile.pop("num_warps")
-    element = f"*{TRITON_TYPES[dtype]}"
-    acc, to_acc = ("*fp64", tl.float64) if dtype == torch.float64 else ("*fp32", tl.float32)
-    unit = {"pixel_stride": 1, "LINEAR": True, "ACC": to_acc}
-    yield pooling._ngwp_focal_pool_fwd_kernel, {"scores": element, "sums": acc}, {**tile, **unit, "RUN": run}, warps
-    pointers = {"grad_pooled": acc, "scores": element, "mass": acc, "score": acc, "grad_scores": element}
-    grad_unit = {"grad_pixel_stride": 1, "GRAD_LINEAR": True, "grad_pooled_class_stride": 1}
-    yield pooling._ngwp_focal_pool_bwd_kernel, pointers, {**tile, **unit, **grad_unit, **OPTIONS}, warps
-    pointers = {"sums": acc, "pooled": acc, "mass": acc, "score": acc}
-    block = {"BLOCK_C": 32, "BLOCK_R": 32, "ACC": to_acc}
-    yield pooling._ngwp_focal_pool_finish_kernel, pointers, {**block, **OPTIONS}, 4
+class Launch(NamedTuple):
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int], list]
+    options: dict[str, int]
 
 
-def compile_triton(kernel, target, pointers: dict, constants: dict, warps: int):
-    """Pointers and strides known to be divisible by 16, as they are for maps of 16 n pixels."""
+def noted(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> Launch:
+    """A launch as Triton specialises it: an integer 1 is a constant, multiples of 16 are known as such."""
+    options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
+    bound = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k not in options}).arguments
+    launch = Launch(kernel, {}, {}, {}, options)
+    for i, parameter in enumerate(kernel.params):
+        value = bound[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            launch.signature[parameter.name] = "constexpr"
+            launch.constants[parameter.name] = value
+            continue
+        if isinstance(value, Tensor):
+            launch.signature[parameter.name] = f"*{TRITON_TYPES[value.dtype]}"
+            value = value.storage_offset() * value.element_size()
+        else:
+            assert isinstance(value, int), f"{parameter.name}: {value!r}"
+            launch.signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+        if value % 16 == 0:
+            launch.attributes[(i,)] = [["tt.divisibility", 16]]
+    return launch
+
+
+def launches_of(monkeypatch: pytest.MonkeyPatch, launcher: Callable[..., Any], *args: Any) -> list[Launch]:
+    """What a launcher launches, each kind once."""
+    from triton.runtime.jit import JITFunction
+
+    found: dict[str, Launch] = {}
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        assert all(0 < n < 2**31 for n in grid)
+        launch = noted(kernel, args, kwargs)
+        found[str((kernel.fn.__name__, *launch[1:]))] = launch
+
+    monkeypatch.setattr(JITFunction, "run", note)
+    launcher(*args)
+    monkeypatch.undo()
+    return list(found.values())
+
+
+def compile_triton(launch: Launch, target: Any) -> Any:
     import triton
     from triton.compiler import ASTSource
 
-    signature = {name: pointers.get(name, "constexpr" if name in constants else "i32") for name in kernel.arg_names}
-    odd = {"C", "runs", "tiles", "width", "grad_width"}
-    divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if signature[name] != "constexpr" and name not in odd
-    }
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
-    return triton.compile(source, target=target, options={"num_warps": warps})
+    source = ASTSource(launch.kernel, launch.signature, constexprs=launch.constants, attrs=launch.attributes)
+    return triton.compile(source, target=target, options=launch.options)
 
 
-def machine_code(compiled, folder: Path) -> tuple[dict[str, int], list[str]]:
+def machine_code(compiled: Any, folder: Path) -> tuple[dict[str, int], set[str]]:
     """What the kernel takes (registers, stack, local memory), and its memory instructions."""
     import triton
 
@@ -69,16 +104,104 @@ def machine_code(compiled, folder: Path) -> tuple[dict[str, int], list[str]]:
     usage = run(str(tools / "cuobjdump"), "--dump-resource-usage")
     resources = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     code = run(str(tools / "nvdisasm"), "-c")
-    return resources, re.findall(r"\b(?:LDG|STG|LDL|STL)(?:\.[A-Z0-9_]+)*", code)
+    return resources, set(re.findall(r"\b(?:LDG|STG|LDL|STL)(?:\.[A-Z0-9_]+)*", code))
+
+
+def pooling(classes: int, dtype: torch.dtype):
+    z, pooled = scores(classes, dtype), torch.empty(2, classes, device="meta")
+    options = (1.0, 3.0, 0.01, True)
+    yield "ngwp_focal_pool", (z, *options)
+    yield "ngwp_focal_pool_backward", (pooled, z, pooled, pooled, *options)
+
+
+def soft_margin(classes: int, dtype: torch.dtype):
+    z, old, weight = scores(classes, dtype), scores(classes // 4 * 3, dtype), torch.empty(2, device="meta")
+    yield "localization_prior_loss", (z, old)
+    yield "localization_prior_loss_backward", (weight[0], z, old)
+    yield "soft_margin_loss", (z, z, weight)
+    yield "soft_margin_loss_backward", (weight[0], z, z, weight)
+
+
+def pseudo_labels(classes: int, dtype: torch.dtype):
+    z, old = scores(classes, dtype), scores(classes // 4 * 3, dtype)
+    labels = torch.empty(2, classes - 1, dtype=torch.bool, device="meta")
+    grad = torch.empty(2, device="meta")
+    yield "merge_pseudo_labels", (z, old, labels, 0.5, 0.25)
+    yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, True)
+    yield "pseudo_label_loss_backward", (grad[0], grad, z)
+
+
+def refinement(classes: int, dtype: torch.dtype):
+    z, image = scores(classes, dtype), scores(3, dtype)
+    gates = torch.empty(2, classes - 1, dtype=torch.bool, device="meta")
+    labels = torch.empty(2, 32, 32, dtype=torch.int64, device="meta")
+    counts = torch.empty(2, classes, dtype=torch.int64, device="meta")
+    yield "pamr", (image, scores(classes, dtype, 16), 3, [1, 2, 4, 8, 12])
+    yield "confident_labels", (z, gates, 0.7, 0.6, 0.2, -1)
+    yield "balanced_cross_entropy", (z, labels, counts, gates, -1)
+    yield "balanced_cross_entropy_backward", (torch.empty((), device="meta"), z, labels, counts, gates, -1)
+
+
+def upsampled(classes: int, dtype: torch.dtype):
+    z, labels = scores(classes, dtype), torch.empty(2, 512, 512, dtype=torch.uint8, device="meta")
+    for op in ("upsampled_soft_margin_loss", "upsampled_cross_entropy"):
+        yield op, (z, labels, 255, True)
+        yield op, (z, labels, 255, False)
+    yield "upsampled_argmax", (z, 512, 512)
+
+
+FAMILIES = {family.__name__: family for family in (pooling, soft_margin, pseudo_labels, refinement, upsampled)}
+# Kernels that stream maps, which are to be read and written by 16 bytes; others read a few numbers, or pixel by pixel
+STREAMING = {
+    "_ngwp_focal_pool_bwd_kernel": ("LDG", "STG"),
+    "_soft_margin_fwd_kernel": ("LDG",),
+    "_soft_margin_bwd_kernel": ("LDG", "STG"),
+    "_pseudo_label_fwd_kernel": ("LDG", "STG"),
+    "_pseudo_label_bwd_kernel": ("LDG", "STG"),
+    "_confident_peaks_kernel": ("LDG",),
+    "_confident_labels_kernel": ("LDG",),
+    "_balanced_cross_entropy_fwd_kernel": ("LDG",),
+    "_balanced_cross_entropy_bwd_kernel": ("LDG", "STG"),
+}
+
+
+def scores(classes: int, dtype: torch.dtype, side: int = 32) -> Tensor:
+    return torch.empty(2, classes, side, side, dtype=dtype, device="meta")
+
+
+ALWAYS = {(21, torch.float32, 80), (81, torch.bfloat16, 90), (1000, torch.float32, 100)}
+GRID = [
+    pytest.param(*case, id="-".join(map(str, case)), marks=() if case in ALWAYS else pytest.mark.slow)
+    for case in itertools.product((21, 81, 128, 1000), (torch.float32, torch.bfloat16), (80, 90, 100))
+]
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("classes", [21, 81, 128, 1000])
-@pytest.mark.parametrize("arch", [80, 90])
-def test_triton_kernels(arch, classes, dtype, tmp_path):
+@pytest.mark.parametrize(("classes", "dtype", "arch"), GRID)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_triton_kernels(family, classes, dtype, arch, tmp_path, monkeypatch):
     from triton.backends.compiler import GPUTarget
 
-    for kernel, *how in triton_pooling_kernels(classes, dtype):
-        resources, memory = machine_code(compile_triton(kernel, GPUTarget("cuda", arch, 32), *how), tmp_path)
-        print(arch, classes, dtype, kernel.fn.__name__, resources, {m: memory.count(m) for m in set(memory)})
+    launchers = importlib.import_module(f"wilson.kernels.{family}")
+    for op, args in FAMILIES[family](classes, dtype):
+        for launch in launches_of(monkeypatch, getattr(launchers, op), *args):
+            name = launch.kernel.fn.__name__
+            resources, memory = machine_code(compile_triton(launch, GPUTarget("cuda", arch, 32)), tmp_path)
+            what = f"{op}, {name}, {classes} classes, {dtype}, sm_{arch}: {resources}, {sorted(memory)}"
+            print(what)
+            spills = resources["LOCAL"] or resources["STACK"] or any(m.startswith(("LDL", "STL")) for m in memory)
+            assert not spills, what
+            for access in STREAMING.get(name, ()):
+                assert any(m.startswith(access) and ".128" in m for m in memory), what
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_triton_kernels_for_amd(family, monkeypatch):
+    from triton.backends.compiler import GPUTarget
+
+    launchers = importlib.import_module(f"wilson.kernels.{family}")
+    for op, args in FAMILIES[family](21, torch.float32):
+        for launch in launches_of(monkeypatch, getattr(launchers, op), *args):
+            assert compile_triton(launch, GPUTarget("hip", "gfx942", 64)).asm["hsaco"]
