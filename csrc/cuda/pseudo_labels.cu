@@ -1,0 +1,346 @@
+// Pseudo-labels from the localizer and the old model, and the segmentation loss against them, on NVIDIA GPUs
+// (arXiv 2112.01882, Eq. 5 to 7). With m the softmax of the localizer's scores times the image-level labels, h = 1
+// where it is largest, omega the old model's sigmoid:
+//   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
+// One kernel reads the inputs once for the targets, the loss and its derivative. How a tile is worked on: cuda_tiles.h.
+#include <optional>
+#include <tuple>
+
+#include "../cuda_tiles.h"
+
+namespace wilson {
+namespace {
+
+constexpr int kFinishWarps = 16;  // one block finishes: a warp for each image of a batch, and 128 registers a thread
+
+template <class acc>
+struct Options {
+  acc alpha;               // weight of the hard labels
+  acc background;          // weight of the localizer's background, unless
+  bool minimum;            // the background is the minimum of both
+  AnyMatrix image_labels;  // (B, C-1)
+  int64_t classes, old;    // C and O
+
+  __device__ acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : image_labels.at<acc>(b, c - 1); }
+};
+
+// Calls visit(c, q) for the classes c of this warp, q being the targets of the thread's pixels. Notes in `found`,
+// (B, C - O, tiles), in which tiles a new class has any target above 0. Shared memory: what across_warps takes, then
+// the gates (C), then the scores of the tile if there is room.
+template <class Moves, class Visit>
+__device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<typename Moves::acc>& options,
+                           int offset, int64_t tiles, uint8_t* found, Visit visit) {
+  using acc = typename Moves::acc;
+  constexpr int n = Moves::n;
+  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int classes = options.classes, old = options.old;
+  acc* gate = shared_memory<acc>() + exchange_count<Moves>();
+  for (int c = threadIdx.y * kLanes + threadIdx.x; c < classes; c += kLanes * blockDim.y) gate[c] = options.gate(b, c);
+
+  const Scores<Moves> z(scores, b, tile, offset);
+  acc peak[n], sum[n] = {}, best[n] = {};
+#pragma unroll
+  for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
+#pragma unroll 1
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
+    const auto pack = z.load(c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) peak[i] = max(peak[i], static_cast<acc>(pack.value[i]));
+  }
+  across_warps(peak, [](acc x, acc y) { return max(x, y); });  // its barrier also publishes the gates
+#pragma unroll 1
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
+    const auto pack = z.again(c);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const acc e = exp(static_cast<acc>(pack.value[i]) - peak[i]);
+      sum[i] += e;
+      best[i] = max(best[i], e * gate[c]);
+    }
+  }
+  across_warps(sum, [](acc x, acc y) { return x + y; });
+  across_warps(best, [](acc x, acc y) { return max(x, y); });
+#pragma unroll
+  for (int i = 0; i < n; ++i) sum[i] = acc(1) / sum[i];
+
+  const Pixels<Moves> o(old_logits, b, tile);
+#pragma unroll 1
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
+    acc q[n] = {}, omega[n] = {};
+    if (c < old) {
+      const auto pack = o.load(c);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const acc x = static_cast<acc>(pack.value[i]);
+        omega[i] = sigmoid(x, exp(-abs(x)));
+      }
+    }
+    if (c == 0 || c >= old) {
+      const auto pack = z.again(c);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const acc e = exp(static_cast<acc>(pack.value[i]) - peak[i]) * gate[c];
+        q[i] = (e == best[i] ? options.alpha : acc(0)) + (acc(1) - options.alpha) * (e * sum[i]);
+      }
+    }
+    if (c >= old) {
+      bool any = false;
+#pragma unroll
+      for (int i = 0; i < n; ++i) any |= z.pixels.inside() && q[i] > acc(0);
+      any = __any_sync(~0u, any);
+      if (threadIdx.x == 0) found[(b * (classes - old) + c - old) * tiles + tile] = any;
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const acc merged = options.minimum ? min(omega[i], q[i])
+                                           : (acc(1) - options.background) * omega[i] + options.background * q[i];
+        q[i] = c == 0 ? merged : omega[i];
+      }
+    }
+    visit(c, q);
+  }
+}
+
+// targets: (B, C, H, W) acc.
+template <class Moves>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    merge_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset, int64_t tiles,
+                 AnyMap targets, uint8_t* __restrict__ found) {
+  using acc = typename Moves::acc;
+  const Pixels<Moves> out(targets, blockIdx.x / tiles, blockIdx.x % tiles);
+  merge_tile<Moves>(scores, old_logits, options, offset, tiles, found,
+                    [&](int c, const acc(&q)[Moves::n]) { out.template store<true>(c, q); });
+}
+
+// sums: (B, tiles). derivative: sigmoid(s) - q, if with_derivative.
+template <class Moves>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    loss_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
+                int64_t tiles, AnyMap derivative, bool with_derivative, uint8_t* __restrict__ found,
+                typename Moves::acc* __restrict__ sums) {
+  using acc = typename Moves::acc;
+  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const Pixels<Moves> s(logits, b, tile), out(derivative, b, tile);
+  LogisticSum<acc> loss;
+  merge_tile<Moves>(scores, old_logits, options, offset, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
+    const auto pack = s.load(c);
+    acc value[Moves::n];
+#pragma unroll
+    for (int i = 0; i < Moves::n; ++i) {
+      const acc x = static_cast<acc>(pack.value[i]), e = exp(-abs(x));
+      loss.add(x, q[i], e);
+      value[i] = sigmoid(x, e) - q[i];
+    }
+    loss.added(Moves::n);
+    if (with_derivative) out.store(c, value);
+  });
+  const acc total = block_sum(s.inside() ? loss.value() : acc(0));
+  if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
+}
+
+// 1 for an image whose new classes found are the labelled ones, else 0, for all lanes of a warp.
+template <class acc>
+__device__ acc image_weight(const Options<acc>& options, int64_t b, int64_t tiles, const uint8_t* found) {
+  bool matches = true;
+  for (int64_t c = options.old; c < options.classes; ++c) {
+    const uint8_t* in_tile = found + (b * (options.classes - options.old) + c - options.old) * tiles;
+    int any = 0;
+    for (int64_t tile = threadIdx.x; tile < tiles; tile += kLanes) any |= in_tile[tile];
+    matches &= __any_sync(~0u, any) == (options.gate(b, c) > acc(0));
+  }
+  return matches ? acc(1) : acc(0);
+}
+
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
+    weight_kernel(Options<acc> options, int64_t images, int64_t tiles, const uint8_t* __restrict__ found,
+                  acc* __restrict__ weight) {
+  const int64_t b = static_cast<int64_t>(blockIdx.x) * kFinishWarps + threadIdx.y;
+  if (b >= images) return;
+  const acc g = image_weight(options, b, tiles, found);
+  if (threadIdx.x == 0) weight[b] = g;
+}
+
+// factor (B,): g_b / (sum g + 1e-5) / P; loss: their sum with the images' losses. One block: first each warp takes
+// images, leaving g_b in `factor` and the image's loss in `image_loss`, then all threads do.
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
+    finish_kernel(const acc* __restrict__ sums, const uint8_t* __restrict__ found, Options<acc> options, int64_t images,
+                  int64_t tiles, acc pixels, acc* __restrict__ image_loss, acc* __restrict__ factor,
+                  acc* __restrict__ loss) {
+  for (int64_t b = threadIdx.y; b < images; b += kFinishWarps) {
+    const acc g = image_weight(options, b, tiles, found);
+    double total = 0;
+    for (int64_t tile = threadIdx.x; tile < tiles; tile += kLanes) total += sums[b * tiles + tile];
+    total = warp_sum(total);
+    if (threadIdx.x == 0) {
+      factor[b] = g;
+      image_loss[b] = static_cast<acc>(total);
+    }
+  }
+  __syncthreads();
+  const int thread = threadIdx.y * kLanes + threadIdx.x;
+  acc sum = 0;
+  for (int64_t b = thread; b < images; b += kLanes * kFinishWarps) sum += factor[b];
+  sum = block_sum(sum) + static_cast<acc>(kImageWeightEps);
+  double total = 0;
+  for (int64_t b = thread; b < images; b += kLanes * kFinishWarps) {
+    factor[b] = factor[b] / sum / pixels;
+    total += static_cast<double>(factor[b]) * image_loss[b];
+  }
+  total = block_sum(total);
+  if (thread == 0) *loss = static_cast<acc>(total);
+}
+
+template <class Moves>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    scale_kernel(AnyMatrix grad, AnyMatrix factor, AnyMap derivative, int64_t tiles, AnyMap grad_logits) {
+  using acc = typename Moves::acc;
+  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const Pixels<Moves> from(derivative, b, tile), to(grad_logits, b, tile);
+  const acc scale = factor.at<acc>(b) * grad.at<acc>(0);
+#pragma unroll 1
+  for (int c = threadIdx.y; c < derivative.classes; c += blockDim.y) {
+    const auto pack = from.load(c);
+    acc value[Moves::n];
+#pragma unroll
+    for (int i = 0; i < Moves::n; ++i) value[i] = static_cast<acc>(pack.value[i]) * scale;
+    to.store(c, value);
+  }
+}
+
+template <class acc>
+Options<acc> options_of(const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels, double alpha,
+                        std::optional<double> background) {
+  return {static_cast<acc>(alpha),
+          static_cast<acc>(background.value_or(0)),
+          !background,
+          any_matrix(image_labels),
+          scores.size(1),
+          old_logits.size(1)};
+}
+
+// The exchange of across_warps, the gates and the scores.
+template <class Moves>
+Room room_of(const Launch& launch, int64_t classes) {
+  return room_for<Moves>(launch.exchange_bytes + classes * sizeof(typename Moves::acc), classes);
+}
+
+Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles) {
+  return torch::stable::new_empty(scores, {scores.size(0), scores.size(1) - old_logits.size(1), tiles},
+                                  ScalarType::Byte);
+}
+
+void check(const char* op, const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels) {
+  check_scores(op, scores);
+  check_scores(op, old_logits);
+  check_same_grid(op, "old_logits", old_logits, scores);
+  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than localizer_scores");
+  check_image_labels(op, image_labels, scores);
+}
+
+std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
+                                               const Tensor& image_labels, double alpha,
+                                               std::optional<double> background) {
+  check("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
+  const torch::stable::accelerator::DeviceGuard guard(localizer_scores.get_device_index());
+  const cudaStream_t stream = current_stream(localizer_scores);
+  const ScalarType dtype = wider_acc_dtype(localizer_scores, old_logits, image_labels);
+  const int64_t B = localizer_scores.size(0);
+  Tensor targets = torch::stable::new_empty(localizer_scores, localizer_scores.sizes(), dtype);
+  Tensor weight = torch::stable::new_empty(localizer_scores, {B}, dtype);
+  if (B == 0) return {targets, weight};
+  const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits), out = any_map(targets);
+  with_moves(
+      dtype,
+      [&](auto moves) {
+        using Moves = decltype(moves);
+        using acc = typename Moves::acc;
+        const Launch launch = launch_for<Moves>(scores.pixels, scores.classes);
+        const Room room = room_of<Moves>(launch, scores.classes);
+        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background);
+        Tensor found = empty_found(localizer_scores, old_logits, launch.tiles);
+        allow_shared(merge_kernel<Moves>, room.bytes);
+        merge_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+            scores, old, options, room.offset, launch.tiles, out, mutable_data<uint8_t>(found));
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        weight_kernel<acc><<<(B + kFinishWarps - 1) / kFinishWarps, dim3(kLanes, kFinishWarps), 0, stream>>>(
+            options, B, launch.tiles, const_data<uint8_t>(found), mutable_data<acc>(weight));
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      },
+      scores, old);
+  return {targets, weight};
+}
+
+std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
+                                                     const Tensor& old_logits, const Tensor& image_labels, double alpha,
+                                                     std::optional<double> background, bool with_derivative) {
+  check("pseudo_label_loss", localizer_scores, old_logits, image_labels);
+  check_scores("pseudo_label_loss", logits);
+  check_same_grid("pseudo_label_loss", "localizer_scores", localizer_scores, logits);
+  STD_TORCH_CHECK(localizer_scores.size(1) == logits.size(1), "pseudo_label_loss: one number of classes for both");
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const cudaStream_t stream = current_stream(logits);
+  const ScalarType dtype = wider_acc_dtype(logits, localizer_scores, old_logits, image_labels);
+  const int64_t B = logits.size(0);
+  Tensor loss = torch::stable::new_empty(logits, {}, dtype), factor = torch::stable::new_empty(logits, {B}, dtype),
+         image_loss = torch::stable::new_empty(logits, {B}, dtype),
+         derivative =
+             with_derivative ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, {0}, dtype);
+  const AnyMap s = any_map(logits), scores = any_map(localizer_scores), old = any_map(old_logits),
+               out = with_derivative ? any_map(derivative) : s;
+  with_moves(
+      dtype,
+      [&](auto moves) {
+        using Moves = decltype(moves);
+        using acc = typename Moves::acc;
+        const Launch launch = launch_for<Moves>(s.pixels, s.classes);
+        const Room room = room_of<Moves>(launch, s.classes);
+        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background);
+        Tensor found = empty_found(localizer_scores, old_logits, launch.tiles),
+               sums = torch::stable::new_empty(logits, {B, launch.tiles}, dtype);
+        if (B > 0) {
+          allow_shared(loss_kernel<Moves>, room.bytes);
+          loss_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+              s, scores, old, options, room.offset, launch.tiles, out, with_derivative, mutable_data<uint8_t>(found),
+              mutable_data<acc>(sums));
+          STD_CUDA_KERNEL_LAUNCH_CHECK();
+        }
+        finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
+            const_data<acc>(sums), const_data<uint8_t>(found), options, B, launch.tiles, static_cast<acc>(s.pixels),
+            mutable_data<acc>(image_loss), mutable_data<acc>(factor), mutable_data<acc>(loss));
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      },
+      s, scores, old, out);
+  return {loss, factor, derivative};
+}
+
+Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& factor, const Tensor& derivative) {
+  check_scores("pseudo_label_loss_backward", derivative);
+  STD_TORCH_CHECK(factor.dim() == 1 && factor.size(0) == derivative.size(0),
+                  "pseudo_label_loss_backward: factor must be (B,)");
+  const torch::stable::accelerator::DeviceGuard guard(derivative.get_device_index());
+  Tensor grad_logits = torch::stable::empty_like(derivative);
+  const AnyMap from = any_map(derivative), to = any_map(grad_logits);
+  if (from.batch == 0) return grad_logits;
+  with_moves(
+      wider_acc_dtype(factor, derivative),
+      [&](auto moves) {
+        using Moves = decltype(moves);
+        const Launch launch = launch_for<Moves>(from.pixels, from.classes);
+        scale_kernel<Moves><<<from.batch * launch.tiles, launch.threads, 0, current_stream(derivative)>>>(
+            any_matrix(grad), any_matrix(factor), from, launch.tiles, to);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      },
+      from, to);
+  return grad_logits;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CUDA, m) {
+  m.impl("merge_pseudo_labels", TORCH_BOX(&wilson::merge_pseudo_labels));
+  m.impl("pseudo_label_loss", TORCH_BOX(&wilson::pseudo_label_loss));
+  m.impl("pseudo_label_loss_backward", TORCH_BOX(&wilson::pseudo_label_loss_backward));
+}

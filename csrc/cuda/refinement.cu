@@ -1,0 +1,566 @@
+// Refining masks by the image (PAMR), choosing confident pixels and the loss on them, on NVIDIA GPUs. Published code of
+// WILSON (arXiv 2112.01882); PAMR: Araslanov and Roth, CVPR 2020.
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cuda_tiles.h"
+
+namespace wilson {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------- PAMR
+
+constexpr int kThreads = 128;      // pixels of a block, where a thread works on one
+constexpr int kGroup = 8;          // classes of a thread, which share the affinities that it loads: 8 sums
+constexpr int kGroupWarps = 8;     // groups of a block, which share them in the cache
+constexpr int kMaxDilations = 64;  // what fits among a kernel's arguments with ease
+
+struct Stencil {
+  int64_t height, width;
+  int dilations;
+  int distance[kMaxDilations];
+
+  __host__ __device__ int neighbours() const { return 8 * dilations; }
+};
+
+// Calls visit(n, offset) for the neighbours n of a pixel, in the order of the affinities; offset counts pixels.
+template <class Visit>
+__device__ void for_each_neighbour(const Stencil& s, int64_t pixel, Visit visit) {
+  const int64_t y = pixel / s.width, x = pixel - y * s.width;
+#pragma unroll 1
+  for (int d = 0; d < s.dilations; ++d) {
+    const int64_t distance = s.distance[d];
+    const int64_t rows[3] = {max(y - distance, int64_t(0)), y, min(y + distance, s.height - 1)};
+    const int64_t columns[3] = {max(x - distance, int64_t(0)), x, min(x + distance, s.width - 1)};
+#pragma unroll
+    for (int i = 0; i < 9; ++i) {
+      if (i == 4) continue;  // the pixel itself
+      visit(8 * d + i - (i > 4), rows[i / 3] * s.width + columns[i % 3]);
+    }
+  }
+}
+
+template <class acc>
+struct Colour {
+  acc channel[3];
+};
+
+template <class acc>
+__device__ Colour<acc> colour_at(const AnyMap& image, int64_t b, int64_t pixel) {
+  Colour<acc> colour;
+  const int64_t at = b * image.batch_stride + image.offset(pixel);
+  with_type_of(image.dtype, [&](auto type) {
+    const auto* from = reinterpret_cast<const decltype(type)*>(image.data) + at;
+#pragma unroll
+    for (int c = 0; c < 3; ++c) colour.channel[c] = static_cast<acc>(from[c * image.class_stride]);
+  });
+  return colour;
+}
+
+// affinity: (B, N, P), the softmax over a pixel's neighbours of the mean over channels of -|x - x_n| / (1e-8 + 0.1
+// sigma).
+template <class acc>
+__global__ void __launch_bounds__(kThreads, 1)
+    affinity_kernel(AnyMap image, Stencil s, int64_t tiles, acc* __restrict__ affinity) {
+  const int64_t b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
+  if (pixel >= image.pixels) return;
+  const Colour<acc> own = colour_at<acc>(image, b, pixel);
+  // Differences from the pixel, which counts once for each dilation. As it counts in the mean, the squares of the mean
+  // and of the differences are never so close that subtracting them would lose precision: sigma^2 is at least 1/9.
+  acc sum[3] = {}, squares[3] = {};
+  for_each_neighbour(s, pixel, [&](int, int64_t neighbour) {
+    const Colour<acc> other = colour_at<acc>(image, b, neighbour);
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+      const acc difference = other.channel[c] - own.channel[c];
+      sum[c] += difference;
+      squares[c] += difference * difference;
+    }
+  });
+  const acc values = static_cast<acc>(9 * s.dilations);
+  acc slope[3];
+#pragma unroll
+  for (int c = 0; c < 3; ++c) {
+    const acc variance = max((squares[c] - sum[c] * sum[c] / values) / (values - acc(1)), acc(0));
+    slope[c] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * sqrt(variance));
+  }
+  const auto similarity = [&](int64_t neighbour) {
+    const Colour<acc> other = colour_at<acc>(image, b, neighbour);
+    acc k = 0;
+#pragma unroll
+    for (int c = 0; c < 3; ++c) k += abs(other.channel[c] - own.channel[c]) * slope[c];
+    return k;
+  };
+  acc peak = -std::numeric_limits<acc>::infinity(), norm = 0;
+  for_each_neighbour(s, pixel, [&](int, int64_t neighbour) {
+    const Step<acc> step = softmax_step(peak, similarity(neighbour));
+    norm = step.before * norm + step.now;
+  });
+  norm = acc(1) / norm;
+  acc* out = affinity + b * s.neighbours() * image.pixels + pixel;
+  for_each_neighbour(
+      s, pixel, [&](int n, int64_t neighbour) { out[n * image.pixels] = exp(similarity(neighbour) - peak) * norm; });
+}
+
+// Where a pixel of `size` lies between those of `source_size`. Bilinear, corners aligned.
+template <class acc>
+struct Between {
+  int64_t low, high;
+  acc weight;  // of `high`
+
+  __device__ Between(int64_t at, int64_t size, int64_t source_size) {
+    const acc scale = size > 1 ? static_cast<acc>(source_size - 1) / static_cast<acc>(size - 1) : acc(0);
+    const acc source = scale * static_cast<acc>(at);
+    low = min(static_cast<int64_t>(source), source_size - 1);
+    high = min(low + 1, source_size - 1);
+    weight = source - static_cast<acc>(low);
+  }
+};
+
+// A (B, C, h, w) mask of any dtype and strides as (B, C, H, W) acc.
+template <class acc>
+__global__ void __launch_bounds__(kThreads, 1)
+    resize_kernel(AnyMap mask, int64_t mask_height, int64_t mask_width, int64_t height, int64_t width, int64_t tiles,
+                  acc* __restrict__ resized) {
+  const int64_t plane = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
+  if (pixel >= height * width) return;
+  const Between<acc> y(pixel / width, height, mask_height), x(pixel % width, width, mask_width);
+  const int64_t image = plane / mask.classes * mask.batch_stride + plane % mask.classes * mask.class_stride;
+  const auto value = [&](int64_t row, int64_t column) {
+    return read_as<acc>(mask.data, mask.dtype, image + mask.offset(row * mask_width + column));
+  };
+  const auto across = [&](int64_t row) {
+    return (acc(1) - x.weight) * value(row, x.low) + x.weight * value(row, x.high);
+  };
+  resized[plane * height * width + pixel] = (acc(1) - y.weight) * across(y.low) + y.weight * across(y.high);
+}
+
+// One iteration: a lane has a pixel, a warp a group of classes. from, to: (B, C, P).
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kGroupWarps, 1)
+    refine_kernel(const acc* __restrict__ affinity, const acc* __restrict__ from, int64_t image_stride,
+                  int64_t class_stride, int64_t classes, Stencil s, int64_t tiles, acc* __restrict__ to) {
+  const int64_t P = s.height * s.width, b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kLanes + threadIdx.x;
+  const int64_t first = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * kGroup;
+  if (pixel >= P || first >= classes) return;
+  const acc* weights = affinity + b * s.neighbours() * P + pixel;
+  const acc* planes = from + b * image_stride + first * class_stride;
+  const int count = static_cast<int>(min(classes - first, int64_t(kGroup)));
+  acc sum[kGroup] = {};
+  for_each_neighbour(s, pixel, [&](int n, int64_t neighbour) {
+    const acc weight = weights[n * P];
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if (k < count) sum[k] += weight * planes[k * class_stride + neighbour];
+    }
+  });
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    if (k < count) to[(b * classes + first + k) * P + pixel] = sum[k];
+  }
+}
+
+template <class acc>
+void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, const Stencil& s, Tensor& refined) {
+  const cudaStream_t stream = current_stream(image);
+  const AnyMap colours = any_map(image), given = any_map(mask);
+  const int64_t B = given.batch, C = given.classes, P = colours.pixels, blocks = (P + kThreads - 1) / kThreads;
+  Tensor affinity = torch::stable::new_empty(refined, {B, s.neighbours(), P}),
+         other = torch::stable::new_empty(refined, refined.sizes());
+  affinity_kernel<acc><<<B * blocks, kThreads, 0, stream>>>(colours, s, blocks, mutable_data<acc>(affinity));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+
+  acc *to = mutable_data<acc>(iterations % 2 ? refined : other),
+      *spare = mutable_data<acc>(iterations % 2 ? other : refined);
+  const bool same_size = mask.size(2) == s.height && mask.size(3) == s.width;
+  const bool as_it_is = same_size && given.unit_stride() && given.dtype == refined.scalar_type();
+  const acc* from = as_it_is ? reinterpret_cast<const acc*>(given.data) : spare;
+  int64_t image_stride = as_it_is ? given.batch_stride : C * P, class_stride = as_it_is ? given.class_stride : P;
+  if (!as_it_is) {
+    resize_kernel<acc>
+        <<<B * C * blocks, kThreads, 0, stream>>>(given, mask.size(2), mask.size(3), s.height, s.width, blocks, spare);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  const int64_t tiles = (P + kLanes - 1) / kLanes, groups = (C + kGroup - 1) / kGroup;
+  const dim3 threads(kLanes, std::min<int64_t>(kGroupWarps, groups));
+  const dim3 grid(B * tiles, (groups + threads.y - 1) / threads.y);
+  for (int64_t i = 0; i < iterations; ++i) {
+    refine_kernel<acc>
+        <<<grid, threads, 0, stream>>>(const_data<acc>(affinity), from, image_stride, class_stride, C, s, tiles, to);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    from = to;
+    std::swap(to, spare);
+    image_stride = C * P, class_stride = P;
+  }
+}
+
+Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
+  check_scores("pamr", image);
+  check_scores("pamr", mask);
+  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), "pamr: image must be (B, 3, H, W)");
+  STD_TORCH_CHECK(iterations > 0 && !dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
+                  "pamr: iterations and dilations must be at least 1");
+  STD_TORCH_CHECK(dilations.size() <= kMaxDilations, "pamr: at most ", kMaxDilations, " dilations, got ",
+                  dilations.size());
+  const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
+  const ScalarType dtype = wider_acc_dtype(image, mask);
+  Tensor refined = torch::stable::new_empty(mask, {mask.size(0), mask.size(1), image.size(2), image.size(3)}, dtype);
+  if (mask.size(0) == 0) return refined;
+  Stencil s{image.size(2), image.size(3), static_cast<int>(dilations.size()), {}};
+  const int64_t far = std::max(s.height, s.width);  // further out there is nothing but the border again
+  std::transform(dilations.begin(), dilations.end(), s.distance,
+                 [far](int64_t distance) { return static_cast<int>(std::min(distance, far)); });
+  with_acc(dtype, [&](auto type) { refine_images<decltype(type)>(image, mask, iterations, s, refined); });
+  return refined;
+}
+
+// ---------------------------------------------------------------------------------------------------- confident pixels
+
+// A block labels an image by itself, in one launch: it reads the classes with a label alone, few of all.
+constexpr int kConfidentWarps = 32;
+
+template <class acc>
+struct Threshold {
+  acc background_ratio, class_ratio, floor;
+
+  __device__ acc of(int c, acc peak) const { return max((c == 0 ? background_ratio : class_ratio) * peak, floor); }
+};
+
+// Classes that can claim pixels: the background and those with a label; others are gated to 0. In shared memory, for at
+// most C of them; `peak` has room for the peaks that the warps find in their parts of the image.
+template <class acc>
+struct Candidates {
+  acc *gate, *threshold, *peak;
+  int *index, *count;  // the class, and the pixels that it got
+
+  static int peaks(int64_t classes) { return static_cast<int>(std::max<int64_t>(classes, kConfidentWarps)); }
+  static size_t bytes(int64_t classes) {
+    return (2 * classes + peaks(classes)) * sizeof(acc) + 2 * classes * sizeof(int);
+  }
+
+  __device__ explicit Candidates(int classes) {
+    gate = shared_memory<acc>();
+    threshold = gate + classes;
+    peak = threshold + classes;
+    index = reinterpret_cast<int*>(peak + max(classes, kConfidentWarps));
+    count = index + classes;
+  }
+
+  // Lists them in order; returns how many. For one warp.
+  __device__ int find(const AnyMatrix& image_labels, int64_t b, int classes) const {
+    int found = 0;
+    for (int first = 0; first < classes; first += kLanes) {
+      const int c = first + threadIdx.x;
+      const acc label = c == 0 ? acc(1) : c < classes ? image_labels.at<acc>(b, c - 1) : acc(0);
+      const unsigned able = __ballot_sync(~0u, label != acc(0));
+      if (label != acc(0)) {
+        const int k = found + __popc(able & ((1u << threadIdx.x) - 1));
+        index[k] = c;
+        gate[k] = label;
+        count[k] = 0;
+      }
+      found += __popc(able);
+    }
+    return found;
+  }
+};
+
+// labels: (B, P); counts: (B, C), C of them zeroed here.
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
+    confident_kernel(AnyMap refined, AnyMatrix image_labels, Threshold<acc> threshold, int64_t ignore_index,
+                     int64_t* __restrict__ labels, int64_t* __restrict__ counts) {
+  __shared__ int shared_found;
+  const int64_t b = blockIdx.x, P = refined.pixels;
+  const int classes = static_cast<int>(refined.classes), thread = threadIdx.y * kLanes + threadIdx.x;
+  const Candidates<acc> able(classes);
+  const auto score = [&](int k, int64_t offset) {
+    return able.gate[k] * read_as<acc>(refined.data, refined.dtype,
+                                       b * refined.batch_stride + able.index[k] * refined.class_stride + offset);
+  };
+  const bool unit = refined.unit_stride();
+  const auto offset_of = [&](int64_t pixel) { return unit ? pixel : refined.offset(pixel); };
+  if (threadIdx.y == 0) {
+    const int found = able.find(image_labels, b, classes);
+    if (threadIdx.x == 0) shared_found = found;
+  }
+  for (int c = thread; c < classes; c += kLanes * kConfidentWarps) counts[b * classes + c] = 0;
+  __syncthreads();
+
+  // The peaks: a warp has a part of the image and a class.
+  const int found = shared_found, parts = max(kConfidentWarps / found, 1);
+  for (int i = threadIdx.y; i < found * parts; i += kConfidentWarps) {
+    acc peak = -std::numeric_limits<acc>::infinity();
+    for (int64_t p = i % parts * kLanes + threadIdx.x; p < P; p += parts * kLanes) {
+      peak = max(peak, score(i / parts, offset_of(p)));
+    }
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+      peak = max(peak, __shfl_xor_sync(~0u, peak, distance));
+    }
+    if (threadIdx.x == 0) able.peak[i] = peak;
+  }
+  __syncthreads();
+  for (int k = thread; k < found; k += kLanes * kConfidentWarps) {
+    acc peak = able.peak[k * parts];
+    for (int part = 1; part < parts; ++part) peak = max(peak, able.peak[k * parts + part]);
+    able.threshold[k] = threshold.of(able.index[k], peak);
+  }
+  __syncthreads();
+
+  for (int64_t p = thread; p < P; p += kLanes * kConfidentWarps) {
+    const int64_t offset = offset_of(p);
+    int claims = 0, owner = 0;
+    for (int k = 0; k < found; ++k) {
+      if (score(k, offset) > able.threshold[k]) {
+        ++claims;
+        owner = k;
+      }
+    }
+    labels[b * P + p] = claims == 1 ? able.index[owner] : ignore_index;
+    if (claims == 1) atomicAdd(&able.count[owner], 1);  // whole numbers: any order gives the same sum
+  }
+  __syncthreads();
+  for (int k = thread; k < found; k += kLanes * kConfidentWarps) counts[b * classes + able.index[k]] = able.count[k];
+}
+
+std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor& image_labels, double background_ratio,
+                                            double class_ratio, double floor, int64_t ignore_index) {
+  check_scores("confident_labels", refined);
+  check_image_labels("confident_labels", image_labels, refined);
+  const torch::stable::accelerator::DeviceGuard guard(refined.get_device_index());
+  const AnyMap map = any_map(refined);
+  Tensor labels = torch::stable::new_empty(refined, {map.batch, refined.size(2), refined.size(3)}, ScalarType::Long),
+         counts = torch::stable::new_empty(refined, {map.batch, map.classes}, ScalarType::Long);
+  if (map.batch == 0) return {labels, counts};
+  with_acc(acc_dtype(refined.scalar_type()), [&](auto type) {
+    using acc = decltype(type);
+    const Threshold<acc> threshold{static_cast<acc>(background_ratio), static_cast<acc>(class_ratio),
+                                   static_cast<acc>(floor)};
+    const size_t bytes = Candidates<acc>::bytes(map.classes);
+    allow_shared(confident_kernel<acc>, bytes);
+    confident_kernel<acc><<<map.batch, dim3(kLanes, kConfidentWarps), bytes, current_stream(refined)>>>(
+        map, any_matrix(image_labels), threshold, ignore_index, mutable_data<int64_t>(labels),
+        mutable_data<int64_t>(counts));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return {labels, counts};
+}
+
+// ---------------------------------------------------------------------------------------------------- the loss on them
+
+constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
+
+// w_c = (n - n_c) / (1 + n) of an image; 0 if its classes are not the labelled ones plus the background. Each warp
+// works it out for itself.
+template <class acc>
+class ClassWeights {
+ public:
+  __device__ ClassWeights(const AnyMatrix& counts, const AnyMatrix& image_labels, int64_t b, int64_t classes)
+      : counts_(counts), b_(b) {
+    int missing = 0;
+    for (int64_t c = threadIdx.x; c < classes; c += kLanes) {
+      const int64_t n = counts.at<int64_t>(b, c);
+      sum_ += n;
+      missing += (c == 0 || image_labels.at<double>(b, c - 1) > 0) - (n > 0);
+    }
+    sum_ = warp_sum(sum_);
+    complete_ = warp_sum(missing) == 0;
+  }
+
+  __device__ acc of(int32_t c) const {
+    if (!complete_ || c < 0) return acc(0);
+    return static_cast<acc>(sum_ - counts_.at<int64_t>(b_, c)) / static_cast<acc>(1 + sum_);
+  }
+
+ private:
+  const AnyMatrix& counts_;
+  int64_t b_, sum_ = 0;
+  bool complete_;
+};
+
+// The labels of a thread's pixels, and the weights of their classes, 0 for pixels that do not count. The block reads
+// each label once.
+template <class Moves>
+struct LabelledPixels {
+  using acc = typename Moves::acc;
+  static constexpr int n = Moves::n;
+  int32_t label[n];
+  acc weight[n];
+  bool any = false;  // whether one of them counts
+
+  __device__ LabelledPixels(const LabelView& labels, const ClassWeights<acc>& weights, int64_t b, int64_t tile) {
+    __shared__ int32_t of_tile[n * kLanes];
+    __shared__ acc weight_of[n * kLanes];
+    for (int i = threadIdx.y * kLanes + threadIdx.x; i < n * kLanes; i += blockDim.y * kLanes) {
+      const int64_t pixel = tile * n * kLanes + i, y = pixel / labels.width;
+      of_tile[i] = y < labels.height ? class_at(labels, b, y, pixel - y * labels.width) : -1;
+      weight_of[i] = weights.of(of_tile[i]);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      label[i] = of_tile[threadIdx.x * n + i];
+      weight[i] = weight_of[threadIdx.x * n + i];
+      any |= weight[i] != acc(0);
+    }
+  }
+};
+
+// sums: (B, tiles).
+template <class Moves>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    balanced_loss_kernel(AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels, int64_t tiles,
+                         typename Moves::acc* __restrict__ sums) {
+  using acc = typename Moves::acc;
+  constexpr int n = Moves::n;
+  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const ClassWeights<acc> weights(counts, image_labels, b, scores.classes);
+  const LabelledPixels<Moves> pixels(labels, weights, b, tile);
+  acc loss = 0;
+  if (__syncthreads_or(pixels.any)) {  // else there is nothing to be read
+    const Pixels<Moves> z(scores, b, tile);
+    Softmax<acc, n> softmax;
+    acc own[n] = {};
+#pragma unroll 1
+    for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) {
+      const auto pack = z.load(c);
+      softmax.add(pack);
+#pragma unroll
+      for (int i = 0; i < n; ++i) own[i] += pixels.label[i] == c ? static_cast<acc>(pack.value[i]) : acc(0);
+    }
+    softmax.join();
+    across_warps(own, [](acc x, acc y) { return x + y; });
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      if (pixels.weight[i] != acc(0)) loss += pixels.weight[i] * (log(softmax.sum[i]) + (softmax.peak[i] - own[i]));
+    }
+  }
+  if (threadIdx.y > 0) return;  // all warps have the same
+  loss = warp_sum(loss);
+  if (threadIdx.x == 0) sums[blockIdx.x] = loss;
+}
+
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
+    balanced_finish_kernel(const acc* __restrict__ sums, int64_t tiles, int64_t pixels, acc* __restrict__ loss) {
+  double total = 0;
+  for (int64_t i = threadIdx.y * kLanes + threadIdx.x; i < tiles; i += kLanes * kFinishWarps) total += sums[i];
+  total = block_sum(total);
+  if (threadIdx.x == 0 && threadIdx.y == 0) *loss = static_cast<acc>(total / static_cast<double>(pixels));
+}
+
+// Shared memory: what across_warps takes, then the scores of the tile if there is room.
+template <class Moves>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    balanced_gradient_kernel(AnyMatrix grad, AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels,
+                             int64_t pixels_of_all, int offset, int64_t tiles, AnyMap grad_scores) {
+  using acc = typename Moves::acc;
+  constexpr int n = Moves::n;
+  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const ClassWeights<acc> weights(counts, image_labels, b, scores.classes);
+  LabelledPixels<Moves> pixels(labels, weights, b, tile);
+  const Pixels<Moves> out(grad_scores, b, tile);
+  const bool any = __syncthreads_or(pixels.any);
+  const Scores<Moves> z(scores, b, tile, offset);
+  Softmax<acc, n> softmax;
+  if (any) {
+#pragma unroll 1
+    for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) softmax.add(z.load(c));
+    softmax.join();
+    const acc factor = grad.at<acc>(0) / static_cast<acc>(pixels_of_all);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      pixels.weight[i] *= factor;
+      softmax.sum[i] = pixels.weight[i] / softmax.sum[i];
+    }
+  }
+#pragma unroll 1
+  for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) {
+    acc value[n] = {};
+    if (any) {
+      const auto pack = z.again(c);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        value[i] = exp(static_cast<acc>(pack.value[i]) - softmax.peak[i]) * softmax.sum[i] -
+                   (pixels.label[i] == c ? pixels.weight[i] : acc(0));
+      }
+    }
+    out.store(c, value);
+  }
+}
+
+void check_balanced(const char* op, const Tensor& scores, const Tensor& labels, const Tensor& counts,
+                    const Tensor& image_labels) {
+  check_scores(op, scores);
+  check_image_labels(op, image_labels, scores);
+  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(2) &&
+                      labels.size(2) == scores.size(3),
+                  op, ": labels must be (B, H, W)");
+  STD_TORCH_CHECK(counts.dim() == 2 && counts.size(0) == scores.size(0) && counts.size(1) == scores.size(1), op,
+                  ": counts must be (B, C)");
+}
+
+Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const Tensor& counts,
+                              const Tensor& image_labels, int64_t ignore_index) {
+  check_balanced("balanced_cross_entropy", scores, labels, counts, image_labels);
+  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  const cudaStream_t stream = current_stream(scores);
+  const ScalarType dtype = acc_dtype(scores.scalar_type());
+  const AnyMap z = any_map(scores);
+  const LabelView index = label_view(labels, z.classes, ignore_index);
+  Tensor loss = torch::stable::new_empty(scores, {}, dtype);
+  with_moves(
+      dtype,
+      [&](auto moves) {
+        using Moves = decltype(moves);
+        using acc = typename Moves::acc;
+        const Launch launch = launch_for<Moves>(z.pixels, z.classes);
+        Tensor sums = torch::stable::new_empty(scores, {z.batch, launch.tiles}, dtype);
+        if (z.batch > 0) {
+          balanced_loss_kernel<Moves><<<z.batch * launch.tiles, launch.threads, launch.exchange_bytes, stream>>>(
+              z, index, any_matrix(counts), any_matrix(image_labels), launch.tiles, mutable_data<acc>(sums));
+          STD_CUDA_KERNEL_LAUNCH_CHECK();
+        }
+        balanced_finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
+            const_data<acc>(sums), z.batch * launch.tiles, std::max<int64_t>(1, labels.numel()),
+            mutable_data<acc>(loss));
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      },
+      z);
+  return loss;
+}
+
+Tensor balanced_cross_entropy_backward(const Tensor& grad, const Tensor& scores, const Tensor& labels,
+                                       const Tensor& counts, const Tensor& image_labels, int64_t ignore_index) {
+  check_balanced("balanced_cross_entropy_backward", scores, labels, counts, image_labels);
+  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  Tensor grad_scores = torch::stable::empty_like(scores);
+  const AnyMap z = any_map(scores), out = any_map(grad_scores);
+  if (z.batch == 0) return grad_scores;
+  with_moves(
+      acc_dtype(scores.scalar_type()),
+      [&](auto moves) {
+        using Moves = decltype(moves);
+        const Launch launch = launch_for<Moves>(z.pixels, z.classes);
+        const Room room = room_for<Moves>(launch.exchange_bytes, z.classes);
+        allow_shared(balanced_gradient_kernel<Moves>, room.bytes);
+        balanced_gradient_kernel<Moves><<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(
+            any_matrix(grad), z, label_view(labels, z.classes, ignore_index), any_matrix(counts),
+            any_matrix(image_labels), labels.numel(), room.offset, launch.tiles, out);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      },
+      z, out);
+  return grad_scores;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CUDA, m) {
+  m.impl("pamr", TORCH_BOX(&wilson::pamr));
+  m.impl("confident_labels", TORCH_BOX(&wilson::confident_labels));
+  m.impl("balanced_cross_entropy", TORCH_BOX(&wilson::balanced_cross_entropy));
+  m.impl("balanced_cross_entropy_backward", TORCH_BOX(&wilson::balanced_cross_entropy_backward));
+}

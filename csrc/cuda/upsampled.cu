@@ -1,0 +1,501 @@
+// Losses and labels at the image's size from logits at feature resolution, on NVIDIA GPUs. The upsampled logits
+// (bilinear, corners not aligned) are worked out where they are needed and never stored.
+//
+// Losses and labels: a thread has a few pixels of a column and goes through the classes. Derivatives: a block owns a
+// rectangle of the low-resolution map; its threads have a column of the image each and go down it, all pixels between
+// the owned ones and their neighbours, so that pixels around the border are worked out by two blocks, and no two add to
+// the same derivative.
+#include <tuple>
+
+#include "../cuda_tiles.h"
+#include "../math/bilinear.h"
+
+namespace wilson {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * kLanes;
+constexpr int kRun = 4;       // rows of a thread, mostly between the same four low-resolution pixels: one load for all
+constexpr int kGroup = 8;     // classes of a block of derivatives: their logits and sums take 32 registers
+constexpr int kPrecise = 32;  // up to here a float has 18 bits behind the point
+constexpr int kBand = 4;      // low-resolution rows of such a block: many blocks for little work done twice
+constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
+
+template <class T>
+struct LowMap {
+  const T* data;  // (B, C, H, W)
+  int64_t batch, classes, height, width;
+  int64_t batch_stride, class_stride, row_stride, pixel_stride;
+};
+
+template <class T>
+LowMap<T> low_map(const Tensor& t) {
+  return {const_data<T>(t), t.size(0),   t.size(1),   t.size(2),  t.size(3),
+          t.stride(0),      t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// Interpolates along a row of low-resolution pixels.
+template <class acc>
+struct Column {
+  int64_t left, right;  // offsets in a row
+  acc weight;           // of `right`
+
+  template <class T>
+  __device__ Column(const LowMap<T>& map, const HalfPixelAxis& axis, int64_t x) {
+    const int64_t low = axis.low(x);
+    left = low * map.pixel_stride;
+    right = min(low + 1, map.width - 1) * map.pixel_stride;
+    weight = axis.weight<acc>(x, low);
+  }
+
+  template <class T>
+  __device__ acc of(const T* row) const {
+    return mix(static_cast<acc>(row[left]), static_cast<acc>(row[right]), weight);
+  }
+};
+
+// ------------------------------------------------------------------------------------------------ losses and labels
+
+// What is done with the logits of a pixel, class by class. `State` is what a pixel keeps; done() returns its loss.
+
+struct ArgMax {
+  void* labels;  // (B, H', W'), the first class of the highest logit
+  bool many;     // int64, else uint8
+
+  template <class acc>
+  struct State {
+    acc best = -std::numeric_limits<acc>::infinity();
+    int index = 0;
+  };
+
+  template <class acc>
+  __device__ void add(State<acc>& state, int c, acc s, int) const {
+    if (s > state.best) state.best = s, state.index = c;
+  }
+
+  template <class acc>
+  __device__ acc done(const State<acc>& state, int64_t at, int) const {
+    if (many) {
+      static_cast<int64_t*>(labels)[at] = state.index;
+    } else {
+      static_cast<uint8_t*>(labels)[at] = static_cast<uint8_t>(state.index);
+    }
+    return acc(0);
+  }
+
+  static constexpr bool kLoss = false;
+};
+
+// Binary cross-entropy against the one-hot label, summed over classes.
+struct SoftMargin {
+  template <class acc>
+  using State = LogisticSum<acc>;
+
+  template <class acc>
+  __device__ void add(State<acc>& state, int c, acc s, int label) const {
+    state.add(s, label == c ? acc(1) : acc(0), exp(-abs(s)));
+    state.added(1);
+  }
+
+  template <class acc>
+  __device__ acc done(State<acc>& state, int64_t, int) const {
+    return state.value();
+  }
+
+  // What the derivatives of a pixel share: nothing.
+  struct Norm {};
+  template <class LogitOf>
+  __device__ Norm norm(int64_t, int, LogitOf) const {
+    return {};
+  }
+
+  // By the logit of a pixel with a class.
+  template <class acc>
+  __device__ acc derivative(acc s, acc e, bool hit, Norm) const {
+    return sigmoid(s, e) - (hit ? acc(1) : acc(0));
+  }
+
+  static constexpr bool kLoss = true;
+  // Whether the kernel of the derivatives gives the loss as well, as it has all of it at hand.
+  static constexpr bool kLossWithDerivative = true;
+};
+
+// Softmax cross-entropy.
+template <class Acc>
+struct CrossEntropy {
+  Acc* log_norm;  // (B, H', W'), log of the sum of exp(s), for the derivatives; or none
+
+  template <class acc>
+  struct State {
+    acc peak = -std::numeric_limits<acc>::infinity(), sum = 0, own = 0;
+  };
+
+  template <class acc>
+  __device__ void add(State<acc>& state, int c, acc s, int label) const {
+    const Step<acc> step = softmax_step(state.peak, s);
+    state.sum = step.before * state.sum + step.now;
+    state.own = label == c ? s : state.own;
+  }
+
+  template <class acc>
+  __device__ acc done(const State<acc>& state, int64_t at, int) const {
+    const acc tail = log(state.sum);
+    if (log_norm) log_norm[at] = state.peak + tail;
+    return tail + (state.peak - state.own);
+  }
+
+  struct Norm {
+    Acc peak, tail;  // in two parts: log of the sum of exp(s) is their sum
+  };
+  // A log of a sum that is large has lost the digits that matter: it is worked out anew.
+  template <class LogitOf>
+  __device__ Norm norm(int64_t at, int classes, LogitOf logit_of) const {
+    const Acc known = log_norm[at];
+    if (abs(known) <= Acc(kPrecise)) return {known, Acc(0)};
+    State<Acc> state;
+#pragma unroll 1
+    for (int c = 0; c < classes; ++c) add(state, c, logit_of(c), -1);
+    return {state.peak, log(state.sum)};
+  }
+
+  template <class acc>
+  __device__ acc derivative(acc s, acc, bool hit, const Norm& norm) const {
+    return exp((s - norm.peak) - norm.tail) - (hit ? acc(1) : acc(0));
+  }
+
+  static constexpr bool kLoss = true;
+  static constexpr bool kLossWithDerivative = false;
+};
+
+// How the image is shared out: blocks of kThreads columns and kRun rows.
+struct Runs {
+  int64_t runs, tiles;  // of the rows, of the columns
+
+  explicit Runs(const HalfPixelAxis& rows, const HalfPixelAxis& columns)
+      : runs((rows.size + kRun - 1) / kRun), tiles((columns.size + kThreads - 1) / kThreads) {}
+  int64_t blocks() const { return runs * tiles; }  // of an image
+};
+
+// sums, counted: (B, blocks), the loss and number of the pixels with a class. Labels that are none, for ArgMax, are a
+// map without data.
+template <class T, class Visit>
+__global__ void __launch_bounds__(kThreads, 1)
+    pixel_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Visit visit, Runs runs,
+                 acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
+  using acc = acc_t<T>;
+  const int64_t tile = blockIdx.x % runs.tiles, run = blockIdx.x / runs.tiles % runs.runs;
+  const int64_t b = blockIdx.x / runs.tiles / runs.runs;
+  const int64_t x = tile * kThreads + threadIdx.y * kLanes + threadIdx.x, y = run * kRun;
+  const bool inside = x < columns.size;
+  const Column<acc> column(logits, columns, inside ? x : 0);
+
+  typename Visit::template State<acc> state[kRun];
+  int64_t low[kRun];  // the row of the map above
+  acc weight[kRun];   // of the row below
+  int32_t label[kRun];
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    const bool real = inside && y + i < rows.size;
+    low[i] = rows.low(min(y + i, rows.size - 1));
+    weight[i] = rows.weight<acc>(min(y + i, rows.size - 1), low[i]);
+    label[i] = Visit::kLoss && real ? class_at(labels, b, y + i, x) : -1;
+  }
+  const T* plane = logits.data + b * logits.batch_stride;
+#pragma unroll 1
+  for (int c = 0; c < logits.classes; ++c, plane += logits.class_stride) {
+    acc top, bottom;
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      if (i == 0 || low[i] != low[i - 1]) {
+        top = column.of(plane + low[i] * logits.row_stride);
+        bottom = column.of(plane + min(low[i] + 1, logits.height - 1) * logits.row_stride);
+      }
+      visit.add(state[i], c, mix(top, bottom, weight[i]), label[i]);
+    }
+  }
+  acc loss = 0;
+  int count = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    if (!inside || y + i >= rows.size) continue;
+    const acc value = visit.done(state[i], (b * rows.size + y + i) * columns.size + x, label[i]);
+    loss += label[i] < 0 ? acc(0) : value;
+    count += label[i] >= 0;
+  }
+  if constexpr (Visit::kLoss) {
+    loss = block_sum(loss);
+    count = block_sum(count);
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+      sums[blockIdx.x] = loss;
+      if (counted) counted[blockIdx.x] = count;
+    }
+  }
+}
+
+// The mean over `pixels`, or over the counted ones, at least 1, whose number goes to `count`.
+template <class acc>
+__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
+    finish_kernel(const acc* __restrict__ sums, const int32_t* __restrict__ counted, int64_t blocks, int64_t pixels,
+                  acc* __restrict__ loss, acc* __restrict__ count) {
+  double total = 0;
+  int64_t found = 0;
+  for (int64_t i = threadIdx.y * kLanes + threadIdx.x; i < blocks; i += kLanes * kFinishWarps) {
+    total += sums[i];
+    if (counted) found += counted[i];
+  }
+  total = block_sum(total);
+  found = block_sum(found);
+  if (threadIdx.x > 0 || threadIdx.y > 0) return;
+  if (counted) {
+    pixels = max(found, int64_t(1));
+    *count = static_cast<acc>(pixels);
+  }
+  *loss = static_cast<acc>(total / static_cast<double>(pixels));
+}
+
+// ------------------------------------------------------------------------------------------------------ derivatives
+
+// How the map is shared out: blocks of kBand rows, `owned` columns and kGroup classes.
+struct Cells {
+  int64_t owned, tiles, bands, groups;
+
+  // As many columns as have all their pixels among kThreads, and about the same number for every block.
+  Cells(const HalfPixelAxis& rows, const HalfPixelAxis& columns, int64_t classes) {
+    const int64_t most = std::max<int64_t>(1, kThreads * columns.low_size / columns.size - 1);
+    tiles = (columns.low_size + most - 1) / most;
+    owned = (columns.low_size + tiles - 1) / tiles;
+    tiles = (columns.low_size + owned - 1) / owned;
+    bands = (rows.low_size + kBand - 1) / kBand;
+    groups = (classes + kGroup - 1) / kGroup;
+  }
+  int64_t blocks() const { return tiles * bands * groups; }  // of an image
+};
+
+// derivative: (B, C, H, W), the sum over the pixels of the derivative of their losses. sums: (B, blocks), the losses.
+template <class T, class Loss>
+__global__ void __launch_bounds__(kThreads, 1)
+    derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Loss loss_of,
+                      Cells cells, acc_t<T>* __restrict__ derivative, acc_t<T>* __restrict__ sums) {
+  using acc = acc_t<T>;
+  __shared__ acc column_sum[kGroup][kThreads], column_weight[kThreads];
+  const int thread = threadIdx.y * kLanes + threadIdx.x;
+  int64_t block = blockIdx.x;
+  const int64_t left = block % cells.tiles * cells.owned, right = min(left + cells.owned, logits.width);
+  block /= cells.tiles;
+  const int64_t above = block % cells.bands * kBand, below = min(above + kBand, logits.height);
+  block /= cells.bands;
+  const int first_class = static_cast<int>(block % cells.groups) * kGroup;
+  const int64_t b = block / cells.groups;
+  const int classes = static_cast<int>(min(logits.classes - first_class, int64_t(kGroup)));
+  const T* planes = logits.data + b * logits.batch_stride + first_class * logits.class_stride;
+  acc* out = derivative + (b * logits.classes + first_class) * logits.height * logits.width;
+
+  LogisticSum<acc> loss;
+  const int64_t end = columns.first(right);
+  int64_t begin = columns.first(left - 1);
+  bool again = false;  // whether the block has more columns than threads, and this is not the first of their runs
+  do {
+    const int64_t x = begin + thread;
+    const bool inside = x < end;
+    const Column<acc> column(logits, columns, inside ? x : columns.size - 1);
+    const bool owned = inside && columns.low(x) >= left;
+    const auto load_row = [&](int64_t row, acc(&values)[kGroup]) {
+      const T* from = planes + min(row, logits.height - 1) * logits.row_stride;
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (k < classes) values[k] = column.of(from + k * logits.class_stride);
+      }
+    };
+    acc top[kGroup] = {}, bottom[kGroup] = {};          // the logits of the rows around the pixel, in its column
+    acc top_sum[kGroup] = {}, bottom_sum[kGroup] = {};  // their derivatives
+    column_weight[thread] = column.weight;
+    const int64_t start = max(above - 1, int64_t(0));
+    load_row(start, bottom);
+#pragma unroll 1
+    for (int64_t row = start; row < below; ++row) {
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) top[k] = bottom[k];
+      load_row(row + 1, bottom);
+      const int64_t y_end = rows.first(row + 1);
+#pragma unroll 1
+      for (int64_t y = rows.first(row); y < y_end; ++y) {
+        const int32_t label = inside ? class_at(labels, b, y, x) : -1;
+        if (label < 0) continue;
+        const acc weight = rows.weight<acc>(y, row);
+        const auto norm =
+            loss_of.norm((b * rows.size + y) * columns.size + x, static_cast<int>(logits.classes), [&](int c) {
+              const T* plane = logits.data + b * logits.batch_stride + c * logits.class_stride;
+              return mix(column.of(plane + row * logits.row_stride),
+                         column.of(plane + min(row + 1, logits.height - 1) * logits.row_stride), weight);
+            });
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          if (k >= classes) continue;
+          const acc s = mix(top[k], bottom[k], weight);
+          const bool hit = label == first_class + k;
+          acc e = 0;
+          if constexpr (Loss::kLossWithDerivative) {
+            e = exp(-abs(s));
+            if (owned && row >= above) loss.add(s, hit ? acc(1) : acc(0), e);
+          }
+          const acc d = loss_of.derivative(s, e, hit, norm);
+          top_sum[k] += (acc(1) - weight) * d;
+          bottom_sum[k] += weight * d;
+        }
+        if constexpr (Loss::kLossWithDerivative) loss.added(kGroup);
+      }
+      if (row == logits.height - 1) {  // after the last row comes itself
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) top_sum[k] += bottom_sum[k];
+      }
+      if (row >= above) {  // the row is complete: gather it along x
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) column_sum[k][thread] = top_sum[k];
+        __syncthreads();
+        const int64_t width = right - left;
+        for (int64_t i = thread; i < classes * width; i += kThreads) {
+          const int k = static_cast<int>(i / width);
+          const int64_t q = left + i % width;
+          const int from = static_cast<int>(max(columns.first(q - 1) - begin, int64_t(0)));
+          const int64_t own = columns.first(q) - begin, to = min(columns.first(q + 1), end) - begin;
+          acc* value = &out[(k * logits.height + row) * logits.width + q];
+          acc sum = again ? *value : acc(0);
+          for (int j = from; j < min(to, int64_t(kThreads)); ++j) {
+            const bool last = j >= own && q == logits.width - 1;  // after the last column comes itself
+            const acc share = j < own ? column_weight[j] : last ? acc(1) : acc(1) - column_weight[j];
+            sum += share * column_sum[k][j];
+          }
+          *value = sum;
+        }
+        __syncthreads();
+      }
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) top_sum[k] = bottom_sum[k], bottom_sum[k] = acc(0);
+    }
+    begin += kThreads;
+    again = true;
+  } while (begin < end);
+  if constexpr (Loss::kLossWithDerivative) {
+    const acc total = block_sum(loss.value());
+    if (thread == 0) sums[blockIdx.x] = total;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------------ the ops
+
+template <class T, class Visit>
+void visit_pixels(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns,
+                  const LabelView& labels, Visit visit, acc_t<T>* sums, int32_t* counted) {
+  const Runs runs(rows, columns);
+  pixel_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+      low_map<T>(logits), rows, columns, labels, visit, runs, sums, counted);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class T, class Loss>
+void derivatives(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns, const LabelView& labels,
+                 Loss loss_of, acc_t<T>* derivative, acc_t<T>* sums) {
+  const Cells cells(rows, columns, logits.size(1));
+  derivative_kernel<T><<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+      low_map<T>(logits), rows, columns, labels, loss_of, cells, derivative, sums);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class acc>
+void finish(const Tensor& logits, const Tensor& sums, const int32_t* counted, int64_t pixels, Tensor& loss,
+            acc* count) {
+  finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, current_stream(logits)>>>(
+      const_data<acc>(sums), counted, sums.numel(), pixels, mutable_data<acc>(loss), count);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
+  check_scores(op, logits);
+  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0, op,
+                  ": labels must be (B, H', W')");
+}
+
+Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
+  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  return with_derivative ? torch::stable::new_empty(logits, logits.sizes(), dtype)
+                         : torch::stable::new_empty(logits, {0}, dtype);
+}
+
+std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
+                                                      bool with_derivative) {
+  check_labels("upsampled_soft_margin_loss", logits, labels);
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
+  const LabelView view = label_view(labels, logits.size(1), ignore_index);
+  const int64_t B = logits.size(0);
+  Tensor loss = torch::stable::new_empty(logits, {}, dtype), derivative = empty_derivative(logits, with_derivative);
+  with_type_of(logits.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using acc = acc_t<T>;
+    const int64_t blocks =
+        with_derivative ? Cells(rows, columns, logits.size(1)).blocks() : Runs(rows, columns).blocks();
+    Tensor sums = torch::stable::new_empty(logits, {B, blocks}, dtype);
+    if (B > 0 && with_derivative) {
+      derivatives<T>(logits, rows, columns, view, SoftMargin(), mutable_data<acc>(derivative), mutable_data<acc>(sums));
+    } else if (B > 0) {
+      visit_pixels<T>(logits, rows, columns, view, SoftMargin(), mutable_data<acc>(sums), nullptr);
+    }
+    finish<acc>(logits, sums, nullptr, std::max<int64_t>(1, labels.numel()), loss, nullptr);
+  });
+  return {loss, derivative};
+}
+
+std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
+                                                           int64_t ignore_index, bool with_derivative) {
+  check_labels("upsampled_cross_entropy", logits, labels);
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
+  const LabelView view = label_view(labels, logits.size(1), ignore_index);
+  const int64_t B = logits.size(0);
+  Tensor loss = torch::stable::new_empty(logits, {}, dtype), count = torch::stable::new_empty(logits, {}, dtype),
+         derivative = empty_derivative(logits, with_derivative);
+  with_type_of(logits.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    using acc = acc_t<T>;
+    const int64_t blocks = Runs(rows, columns).blocks();
+    Tensor sums = torch::stable::new_empty(logits, {B, blocks}, dtype),
+           counted = torch::stable::new_empty(logits, {B, blocks}, ScalarType::Int),
+           log_norm = torch::stable::new_empty(logits, {with_derivative ? B : 0, rows.size, columns.size}, dtype);
+    const CrossEntropy<acc> entropy{with_derivative ? mutable_data<acc>(log_norm) : nullptr};
+    if (B > 0) {
+      visit_pixels<T>(logits, rows, columns, view, entropy, mutable_data<acc>(sums), mutable_data<int32_t>(counted));
+    }
+    if (B > 0 && with_derivative) {
+      derivatives<T>(logits, rows, columns, view, entropy, mutable_data<acc>(derivative), nullptr);
+    }
+    finish<acc>(logits, sums, mutable_data<int32_t>(counted), 1, loss, mutable_data<acc>(count));
+  });
+  return {loss, count, derivative};
+}
+
+Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
+  check_scores("upsampled_argmax", logits);
+  STD_TORCH_CHECK(height > 0 && width > 0, "upsampled_argmax: height and width must be at least 1");
+  const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
+  const bool many = logits.size(1) > 255;
+  Tensor labels =
+      torch::stable::new_empty(logits, {logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
+  if (logits.size(0) == 0) return labels;
+  with_type_of(logits.scalar_type(), [&](auto type) {
+    const ArgMax argmax{labels.mutable_data_ptr(), many};
+    visit_pixels<decltype(type)>(logits, {height, logits.size(2)}, {width, logits.size(3)}, LabelView{}, argmax,
+                                 nullptr, nullptr);
+  });
+  return labels;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CUDA, m) {
+  m.impl("upsampled_soft_margin_loss", TORCH_BOX(&wilson::upsampled_soft_margin_loss));
+  m.impl("upsampled_cross_entropy", TORCH_BOX(&wilson::upsampled_cross_entropy));
+  m.impl("upsampled_argmax", TORCH_BOX(&wilson::upsampled_argmax));
+}
