@@ -95,6 +95,46 @@ def test_terms_are_those_of_the_paper(parts):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_paper_mode_follows_the_equations(parts, alpha):
+    """Tiny eps, ENC summed over channels, pseudo-labels of all classes wherever they win, no least threshold."""
+    model, localizer, old, batch = parts
+    for module in (model, localizer):
+        module.eval()  # equal statistics in every call
+    actual = Wilson(model, localizer, old, LossConfig(mode="paper", alpha=alpha), warmup=0).eval()(batch, 0)
+
+    y, before = batch["labels"], old(batch["image"])
+    logits, features = model(batch["image"])
+    scores = localizer(features)
+    m, omega = scores.detach().softmax(1), before.logits.sigmoid()
+    q = alpha * F.one_hot(m.argmax(1), OLD + NEW).movedim(-1, 1) + (1 - alpha) * m
+    target = torch.cat([torch.minimum(omega[:, :1], q[:, :1]), omega[:, 1:], q[:, OLD:]], 1)
+    mass = m.flatten(2).sum(2)
+    pooled = (m * scores).flatten(2).sum(2) / (1e-5 + mass)
+    pooled = pooled + (1 - mass / 64) ** 3 * (0.01 + mass / 64).log()
+    image = F.interpolate(batch["rgb"], size=(8, 8), mode="bilinear", align_corners=True)
+    confident, counts = reference.confident_labels(reference.pamr(image, m), y, floor=0.0)
+    expected = {
+        "cls": F.binary_cross_entropy_with_logits(pooled[:, OLD:], y[:, OLD - 1 :]),
+        "loc": reference.localization_prior_loss(scores, before.logits),
+        "enc": (features - before.features).pow(2).sum(1).mean(),
+        "sss": reference.balanced_cross_entropy(scores, confident, counts, y),
+        "seg": F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1).mean(),
+    }
+    torch.testing.assert_close(actual, expected)
+
+
+def test_paper_mode_keeps_an_eps_that_is_given(parts):
+    model, localizer, old, batch = parts
+    scores = torch.randn(3, OLD + NEW, 4, 4)
+
+    def cls(**settings):
+        return Wilson(model, localizer, old, LossConfig(**settings), 0).classification(scores, batch["labels"])
+
+    assert torch.equal(cls(mode="paper", eps=1.0), cls()) and not torch.equal(cls(mode="paper"), cls())
+    assert torch.equal(cls(eps=1e-5), cls(mode="paper"))
+
+
 def test_gradients_reach_model_and_localizer_not_the_old_model(parts):
     model, localizer, old, batch = parts
     method = Wilson(model, localizer, old, LossConfig(), warmup=0).train()

@@ -17,6 +17,52 @@ def test_timm_backbone_keeps_its_stride(stride):
     assert backbone(torch.zeros(1, 3, 64, 96)).shape == (1, backbone.channels, 64 // stride, 96 // stride)
 
 
+@pytest.mark.parametrize(("stride", "expected"), [(16, [1, 1, 1, 2]), (8, [1, 1, 2, 4])])
+@pytest.mark.parametrize("name", ["resnet18", "resnet26"])
+def test_residual_stages_are_dilated_from_their_first_block(name, stride, expected):
+    body = build_backbone(name, stride).body
+    for number, dilation in enumerate(expected, 1):
+        stage = getattr(body, f"layer{number}")
+        kernels = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        assert {(m.dilation, m.padding) for m in kernels} == {((dilation, dilation),) * 2}
+
+
+def test_activation_of_a_timm_backbone():
+    def activations(backbone):
+        return {type(m) for m in backbone.modules() if isinstance(m, (nn.ReLU, nn.LeakyReLU))}
+
+    assert activations(build_backbone("resnet18", 16)) == {nn.ReLU}
+    leaky = build_backbone("resnet18", 16, activation="leaky_relu")
+    assert activations(leaky) == {nn.LeakyReLU}
+    assert {m.negative_slope for m in leaky.modules() if isinstance(m, nn.LeakyReLU)} == {0.01}
+
+
+def test_wide_resnet_has_the_shapes_of_its_table():
+    """Numbers of the table in its docstring, without computing."""
+    with torch.device("meta"):
+        model = build_backbone("wide_resnet38_a2", 8)
+        x, shapes = torch.zeros(2, 3, 96, 128), {}
+        for name, part in model.named_children():
+            x = part(x)
+            shapes[name] = tuple(x.shape)
+    assert shapes == {
+        "mod1": (2, 64, 96, 128),
+        "pool2": (2, 64, 48, 64),
+        "mod2": (2, 128, 48, 64),
+        "pool3": (2, 128, 24, 32),
+        "mod3": (2, 256, 24, 32),
+        "mod4": (2, 512, 12, 16),
+        "mod5": (2, 1024, 12, 16),
+        "mod6": (2, 2048, 12, 16),
+        "mod7": (2, 4096, 12, 16),
+        "bn_out": (2, 4096, 12, 16),
+    }
+    assert [len(getattr(model, f"mod{i}")) for i in range(2, 8)] == [3, 3, 6, 3, 1, 1]  # 38 layers with the classifier
+    drop = {name: m.p for name, m in model.named_modules() if isinstance(m, nn.Dropout2d)}
+    assert drop == {"mod6.block1.convs.dropout": 0.3, "mod7.block1.convs.dropout": 0.5}
+    assert model.channels == 4096 and normalization("wide_resnet38_a2")[0] == pytest.approx((0.485, 0.456, 0.406))
+
+
 def test_weights_from_a_local_file(tmp_path):
     import timm
 
@@ -51,6 +97,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         ("vit_tiny_patch16_224", 16, "none", "stride 16"),
         ("small_resnet", 16, "none", "stride 4"),
         ("small_resnet", 4, "hub", "no pretrained weights"),
+        ("wide_resnet38_a2", 16, "none", "stride 8"),
+        ("wide_resnet38_a2", 8, "hub", "no pretrained weights"),
     ],
 )
 def test_unknown_backbones_and_strides_are_refused(name, stride, weights, text):

@@ -103,4 +103,6 @@ def new_model(config: Config, task: Task, step: int, weights: str) -> Segmenter:
     """A fresh model with the classifiers of steps 0 to `step`."""
     m = config.model
     classes = [len(task.new(t)) + (t == 0) for t in range(step + 1)]
-    return build_segmenter(m.backbone, m.stride, weights, m.head_channels, classes, config.data.crop, m.dilations)
+    return build_segmenter(
+        m.backbone, m.stride, weights, m.head_channels, classes, config.data.crop, m.dilations, m.activation
+    )

@@ -51,7 +51,8 @@ def explain(error: Exception) -> str | None:
     text = str(error).strip()
     if isinstance(error, UserError):
         # Out of a data worker the text is a traceback, of which the last line is the message
-        return text.splitlines()[-1].removeprefix("wilson.errors.UserError: ") if "\n" in text else text
+        worker = text.startswith("Caught UserError")
+        return text.splitlines()[-1].removeprefix("wilson.errors.UserError: ") if worker else text
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("wilson"):
         return f"the package {error.name} is missing; install what training needs: {INSTALL}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wilson.methods.base import LossConfig
+from wilson.models.backbone import Activation
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,19 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "resnet101"
-    """A timm model with features, or small_resnet."""
+    """A timm model with features, wide_resnet38_a2, or small_resnet."""
     weights: str = "hub"
-    """hub for timm's pretrained weights, none, or a local .safetensors or .pth file."""
+    """hub for timm's pretrained weights, none, or a local .safetensors or .pth file, such as one of weights import."""
     stride: int = 16
-    """Pixels of the image per pixel of the features: 8 or 16 (small_resnet: 4)."""
+    """Pixels of the image per pixel of the features: 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4)."""
     head_channels: int = 256
     """Channels of the decoder."""
     localizer_channels: int = 256
     """Channels of the localizer."""
     dilations: tuple[int, ...] | None = None
     """Dilations of the decoder; None for 6, 12, 18 at stride 16 and 12, 24, 32 at stride 8."""
+    activation: Activation = "own"
+    """Activation of a timm backbone: own, or leaky_relu (slope 0.01) as weights trained with in-place ABN need it."""
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ def percent(value: float | None) -> str:
 
 
 def write_results(out: Path, config: Config, steps: list[dict[str, Any]]) -> None:
-    only_base = config.method != "offline" and len(steps) == 1
+    only_base = config.method != "offline" and [entry["step"] for entry in steps] == [0]
     document = {
         "method": "base" if only_base else config.method,
         "task": config.task,

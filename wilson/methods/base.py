@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Batch(TypedDict, total=False):
 class LossConfig:
     """Weights and settings of the loss terms; a weight of 0 switches a term off."""
 
+    mode: Literal["official", "paper"] = "official"
+    """official computes what the published code does, paper what the equations say: eps 1e-5, ENC summed over channels,
+    pseudo-labels not gated by the image-level labels, no least threshold in SSS."""
     cls: float = 1.0
     """Classification: pooled localizer scores against image-level labels (Eq. 3)."""
     loc: float = 1.0
@@ -41,8 +44,8 @@ class LossConfig:
     """Share of hard labels in the pseudo-labels, 0..1 (COCO-to-VOC: 0.9)."""
     background: float | None = None
     """Weight of the localizer in the merged background, 0..1; None for the minimum of both."""
-    eps: float = 1.0
-    """Added to the mass of a class in the pooling."""
+    eps: float | None = None
+    """Added to the mass of a class in the pooling; None for that of the mode, 1 or 1e-5."""
     gamma: float = 3.0
     """Power of the focal penalty."""
     lam: float = 0.01
@@ -116,10 +119,16 @@ class WeaklySupervised(Method):
         eval_scores = self.localizer.eval_scores(features)
         return Pseudo(logits, features, self.localizer(features), eval_scores)
 
+    @property
+    def paper(self) -> bool:
+        """Whether the equations are followed where the published code departs from them."""
+        return self.config.mode == "paper"
+
     def classification(self, scores: Tensor, labels: Tensor) -> Tensor:
         """CLS (Eq. 3): BCE between pooled scores and labels of the new classes; of all classes with all_labels."""
         c = self.config
-        pooled = ops.ngwp_focal_pool(scores, eps=c.eps, gamma=c.gamma, lam=c.lam, focal=c.focal)
+        eps = (1e-5 if self.paper else 1.0) if c.eps is None else c.eps
+        pooled = ops.ngwp_focal_pool(scores, eps=eps, gamma=c.gamma, lam=c.lam, focal=c.focal)
         old = 1 if self.all_labels else self.old_classes
         return F.binary_cross_entropy_with_logits(pooled[:, old:], labels[:, old - 1 :].to(pooled.dtype))
 
@@ -130,7 +139,8 @@ class WeaklySupervised(Method):
         refined = ops.pamr(
             image, pseudo.eval_scores.softmax(1), iterations=c.pamr_iterations, dilations=c.pamr_dilations
         )
-        labels, counts = ops.confident_labels(refined, batch["labels"], ignore_index=-1)
+        threshold = {"floor": 0.0} if self.paper else {}
+        labels, counts = ops.confident_labels(refined, batch["labels"], ignore_index=-1, **threshold)
         return ops.balanced_cross_entropy(pseudo.scores, labels, counts, batch["labels"], ignore_index=-1)
 
     def weighted(self, **terms: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from wilson import ops
 from wilson.models import Localizer, Segmenter
 
-from .base import Batch, LossConfig, WeaklySupervised
+from .base import Batch, LossConfig, Pseudo, WeaklySupervised
 
 
 class Wilson(WeaklySupervised):
@@ -52,28 +54,33 @@ class Wilson(WeaklySupervised):
         if c.loc:
             terms["loc"] = ops.localization_prior_loss(pseudo.scores, old.logits)
         if c.enc:
-            terms["enc"] = F.mse_loss(pseudo.features, old.features)
+            channels = pseudo.features.shape[1] if self.paper else 1
+            terms["enc"] = channels * F.mse_loss(pseudo.features, old.features)
         if c.sss and epoch >= self.warmup:
             terms["sss"] = self.self_supervision(pseudo, batch)
         if c.seg and epoch >= self.warmup:
-            terms["seg"] = ops.pseudo_label_loss(
-                pseudo.logits,
-                pseudo.eval_scores,
-                old.logits,
-                batch["labels"],
-                alpha=c.alpha,
-                background=self.background,
-            )
+            terms["seg"] = self.segmentation(pseudo, old.logits, batch["labels"])
         return self.weighted(**terms)
 
+    def segmentation(self, pseudo: Pseudo, old_logits: Tensor, labels: Tensor) -> Tensor:
+        """SEG (Eq. 7); in the paper's mode every image counts, whatever classes its hard labels hold."""
+        if self.paper:
+            return ops.soft_margin_loss(pseudo.logits, self.targets(pseudo, old_logits, labels))
+        return ops.pseudo_label_loss(pseudo.logits, pseudo.eval_scores, old_logits, labels, **self._smoothing)
+
+    def targets(self, pseudo: Pseudo, old_logits: Tensor, labels: Tensor) -> Tensor:
+        """The merged pseudo-labels (Eq. 5, 6), in the paper's mode not gated by the image-level labels."""
+        gate = torch.ones_like(labels) if self.paper else labels
+        targets, _ = ops.merge_pseudo_labels(pseudo.eval_scores, old_logits, gate, **self._smoothing)
+        return targets
+
     @property
-    def background(self) -> float | str:
-        return "min" if self.config.background is None else self.config.background
+    def _smoothing(self) -> dict[str, Any]:
+        c = self.config
+        return {"alpha": c.alpha, "background": "min" if c.background is None else c.background}
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
         pseudo, old = self.look(batch), self.old(batch["image"])
-        targets, _ = ops.merge_pseudo_labels(
-            pseudo.eval_scores, old.logits, batch["labels"], alpha=self.config.alpha, background=self.background
-        )
+        targets = self.targets(pseudo, old.logits, batch["labels"])
         return pseudo.eval_scores.softmax(1), targets.argmax(1)

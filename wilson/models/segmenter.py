@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backbone import SmallResNet, TimmBackbone, build_backbone
+from .backbone import Activation, Backbone, build_backbone
 from .decoder import DILATIONS, DeepLabV3Head
 
 
@@ -32,7 +32,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        backbone: TimmBackbone | SmallResNet,
+        backbone: Backbone,
         head_channels: int,
         classes: Sequence[int],
         window: int,
@@ -67,8 +67,8 @@ def build_segmenter(
     classes: Sequence[int],
     crop: int,
     dilations: Sequence[int] | None = None,
+    activation: Activation = "own",
 ) -> Segmenter:
     """A segmentation model from plain values; see :class:`Segmenter` and :func:`build_backbone`."""
-    return Segmenter(
-        build_backbone(backbone, stride, weights), head_channels, classes, max(1, crop // stride), dilations
-    )
+    features = build_backbone(backbone, stride, weights, activation)
+    return Segmenter(features, head_channels, classes, max(1, crop // stride), dilations)
