@@ -18,6 +18,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
+import gpu_counts
+
 import bench_ops
 import limits
 from wilson.ops import _library
@@ -159,13 +161,55 @@ def page(folder: Path) -> str:
     parts = [INTRODUCTION.format(machine=machine, grids="voc (and coco)")]
     for grid in GRIDS:
         parts += [f"## On the CPU, {grid.upper()} shapes\n", ops_table(folder, grid)]
-    parts += [(ROOT / "benchmarks" / "remarks.md").read_text()]
+    parts += ["## What bounds them\n", BOUNDS]
     for grid in GRIDS:
         parts += [f"### Limits, {grid.upper()} shapes\n", limits_table(folder, grid)]
     parts += ["## Growth\n", SWEEP, sweep_table(folder), "## All losses of a step\n", STEP, step_table(folder)]
+    parts += ["## On GPUs, by count\n", GPU_INTRODUCTION]
+    for provider in ("cuda", "triton"):
+        header = ["call", "launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse"]
+        parts += [
+            f"### {provider.upper() if provider == 'cuda' else 'Triton'}\n",
+            table(header, gpu_counts.traffic(provider)),
+        ]
+    archs, registers = gpu_counts.cuda_registers(ROOT / "wilson" / "_C_cuda.so")
+    parts += [
+        "### Registers\n",
+        REGISTERS,
+        table(["kernel", *archs], registers),
+        "### Roofline: an estimate\n",
+        ROOFLINE,
+    ]
+    for grid in GRIDS:
+        header = ["op", "least MB", "million exponentials", *(f"{gpu.name}, µs" for gpu in gpu_counts.GPUS)]
+        parts += [f"{grid.upper()} shapes:\n", table(header, gpu_counts.roofline(grid))]
     return "\n".join(parts)
 
 
+BOUNDS = """The limits below are the op's exponentials at the rate of `torch.exp` on data in the cache, its
+multiply-adds at that of a matrix product, and its least bytes at that of a copy; "reached" is the largest of the three
+over the measured time.
+
+- Losses and pooling are bound by exp: one or two per score and direction. Logarithms cost next to nothing, as
+  log(1 + e) is summed as the logarithm of a running product. `pseudo_label_loss` stores its derivative in the forward,
+  so that backward has no exponential at all; pooling takes the softmax again in backward.
+- Below a millisecond, dispatch counts: a forward and backward on a map of one pixel takes about 0.1 ms, of which half
+  is autograd's.
+- PAMR is bound by loads: every multiply-add needs a neighbour of its own, which lies across two cache lines.
+- The ops at the image's size need one exponential and one division per pixel and class for loss and gradient together.
+- `confident_labels` looks at the classes that the image-level labels allow, and at no other.
+"""
+GPU_INTRODUCTION = """No GPU was at hand: nothing here is a time. The tests' emulator executes the compiled PTX (sm_90,
+float32) on maps of (2, 21, 32, 32), the ops at the image's size to 128, and counts: launches; distinct bytes of global
+memory touched, summed over launches; and bytes that loads and stores ask for, of which caches serve what exceeds the
+distinct ones. Backward of the ops at the image's size is one multiplication by PyTorch.
+"""
+REGISTERS = """Registers of a thread in the CUDA library, the most of all instances of a kernel, and the share of a
+multiprocessor's warps that they leave room for. No kernel spills.
+"""
+ROOFLINE = """The larger of least bytes over published bandwidth and exponentials over the rate of 16 per clock and
+multiprocessor, forward and backward. It leaves launches out, which on these small maps will rule.
+"""
 SWEEP = """`--shapes sweep`: time = a + b * elements, fitted over maps of 16² to 256² pixels, 2 to 1001 classes and 1 to
 32 images. The last column is the time per element at the largest size over the best of the sweep.
 """

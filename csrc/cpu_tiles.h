@@ -75,45 +75,85 @@ WILSON_INLINE void pixel_offsets(const MapView<T>& view, int64_t first, int64_t 
   }
 }
 
-// `count` pixels of image b from `first` on, `copy` having a row for each class. A copy's remaining columns are 0.
+// `count` pixels of class c of image b from `first` on, whose pixels lie side by side. The copy's other columns are 0.
+template <class acc>
+WILSON_INLINE void copy_row(const AnyMap& map, int64_t b, int64_t c, int64_t first, int64_t count, Row<acc>* copy) {
+  with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
+    const auto* from = map.image<const decltype(type)>(b) + c * map.class_stride + first;
+    acc* to = copy->value;
+    if (count == kTile) {
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) to[j] = static_cast<acc>(from[j]);
+    } else {
+      for (int64_t j = 0; j < kTile; ++j) to[j] = j < count ? static_cast<acc>(from[j]) : acc(0);
+    }
+  });
+}
+
+// The same of all classes, a row of `copy` for each, when the pixels of a class lie apart.
+template <class acc>
+WILSON_INLINE void copy_strided(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
+  with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
+    using T = decltype(type);
+    int64_t offset[kTile];
+    pixel_offsets(map, first, count, offset);
+    for (int64_t j = 0; j < count; ++j) {  // pixel by pixel: in channels-last their classes lie side by side
+      const T* from = map.image<const T>(b) + offset[j];
+      for (int64_t c = 0; c < map.classes; ++c) copy[c].value[j] = static_cast<acc>(from[c * map.class_stride]);
+    }
+  });
+  for (int64_t c = 0; c < map.classes; ++c) std::fill(copy[c].value + count, copy[c].value + kTile, acc(0));
+}
+
+// A tile that is gone through more than once: where it is, or a copy, `copy` having a row for each class.
 template <class acc>
 WILSON_INLINE Tile<const acc> read_tile(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
   if (direct<acc>(map, count)) return {map.image<const acc>(b) + first, map.class_stride};
-  with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
-    using T = decltype(type);
-    const T* image = map.image<const T>(b);
-    if (map.unit_stride()) {
-      for (int64_t c = 0; c < map.classes; ++c) {
-        const T* from = image + c * map.class_stride + first;
-        acc* to = copy[c].value;
-        if (count == kTile) {
-#pragma omp simd
-          for (int64_t j = 0; j < kTile; ++j) to[j] = static_cast<acc>(from[j]);
-        } else {
-          for (int64_t j = 0; j < kTile; ++j) to[j] = j < count ? static_cast<acc>(from[j]) : acc(0);
-        }
-      }
-    } else {
-      int64_t offset[kTile];
-      pixel_offsets(map, first, count, offset);
-      for (int64_t j = 0; j < count; ++j) {  // pixel by pixel: in channels-last their classes lie side by side
-        const T* from = image + offset[j];
-        for (int64_t c = 0; c < map.classes; ++c) copy[c].value[j] = static_cast<acc>(from[c * map.class_stride]);
-      }
-      for (int64_t c = 0; c < map.classes; ++c) std::fill(copy[c].value + count, copy[c].value + kTile, acc(0));
-    }
-  });
+  if (map.unit_stride()) {
+    for (int64_t c = 0; c < map.classes; ++c) copy_row(map, b, c, first, count, copy + c);
+  } else {
+    copy_strided(map, b, first, count, copy);
+  }
   const auto rows = tile_of(copy);
   return {rows.data, rows.stride};
 }
 
-// A tile to be written: rows are filled one after the other, each followed by `row_done`, all by `done`.
+// A tile that is gone through once, row by row: a row is good until the next is asked for. Converting row by row keeps
+// the copy in the nearest cache.
+template <class acc>
+class TileReader {
+ public:
+  WILSON_INLINE TileReader(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy)
+      : map_(map), b_(b), first_(first), count_(count), copy_(copy), direct_(direct<acc>(map, count)) {
+    if (!direct_ && !map.unit_stride()) copy_strided(map, b, first, count, copy);
+  }
+
+  WILSON_INLINE const acc* row(int64_t c) const {
+    if (direct_) return map_.image<const acc>(b_) + c * map_.class_stride + first_;
+    if (!map_.unit_stride()) return copy_[c].value;
+    copy_row(map_, b_, c, first_, count_, copy_);
+    return copy_->value;
+  }
+
+ private:
+  const AnyMap& map_;
+  int64_t b_, first_, count_;
+  Row<acc>* copy_;
+  bool direct_;
+};
+
+// A tile to be written: rows are filled one after the other, each followed by `row_done`, all by `done`. `copy` has a
+// row for each class; filling a row leaves the later ones alone, so that they may hold what is still needed.
 template <class acc>
 class TileWriter {
  public:
   WILSON_INLINE TileWriter(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy)
       : map_(map), b_(b), first_(first), count_(count), direct_(direct<acc>(map, count)), rows_(tile_of(copy)) {
-    if (direct_) rows_ = {map.image<acc>(b) + first, map.class_stride};
+    if (direct_) {
+      rows_ = {map.image<acc>(b) + first, map.class_stride};
+    } else if (map.unit_stride()) {
+      rows_.stride = 0;  // converted as soon as it is filled: the next takes its place in the nearest cache
+    }
   }
 
   WILSON_INLINE acc* row(int64_t c) const { return rows_.row(c); }

@@ -41,7 +41,7 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
                               int64_t first, int64_t count, Scratch<acc>& scratch) {
   const int64_t C = options.classes, O = options.old;
   const auto z = read_tile(scores, b, first, count, scratch.scores.data());
-  const auto o = read_tile(old_logits, b, first, count, scratch.old_logits.data());
+  const TileReader<acc> o(old_logits, b, first, count, scratch.old_logits.data());
   Row<acc>* rows = scratch.targets.data();
   // peak: of all classes; best: of those that the labels allow, among which the hard label is chosen
   alignas(64) acc peak[kTile], best[kTile], sum[kTile];
@@ -133,7 +133,7 @@ WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& score
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
     merge_tile(scores, old_logits, options, chunk.image, first, count, scratch);
-    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
+    const TileReader<acc> s(logits, chunk.image, first, count, scratch.logits.data());
     alignas(64) acc loss[kTile] = {}, product[kTile] = {};
     const TileWriter<acc> out(derivative ? *derivative : logits, chunk.image, first, count, scratch.scores.data());
     for (int64_t c = 0; c < options.classes; ++c) {
@@ -171,11 +171,11 @@ WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& score
 
 template <class acc>
 WILSON_CPU_LEVELS void scale_chunk(const AnyMap& derivative, const AnyMap& grad, acc factor, const Chunk& chunk,
-                                   std::vector<Row<acc>>& rows) {
+                                   Scratch<acc>& scratch) {
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    const auto d = read_tile(derivative, chunk.image, first, count, rows.data());
-    const TileWriter<acc> out(grad, chunk.image, first, count, rows.data());
+    const TileReader<acc> d(derivative, chunk.image, first, count, scratch.logits.data());
+    const TileWriter<acc> out(grad, chunk.image, first, count, scratch.targets.data());
     for (int64_t c = 0; c < grad.classes; ++c) {
       const acc* from = d.row(c);
       acc* to = out.row(c);
@@ -286,9 +286,9 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& factor, cons
         auto factors = read_vector<acc>(factor);
         for (acc& f : factors) f *= read_scalar<acc>(grad);
         parallel_chunks(
-            from.batch, from.pixels, from.classes, [&] { return std::vector<Row<acc>>(from.classes); },
-            [&](const Chunk& chunk, std::vector<Row<acc>>& rows) {
-              scale_chunk(from, to, factors[chunk.image], chunk, rows);
+            from.batch, from.pixels, from.classes, [&] { return Scratch<acc>(from.classes); },
+            [&](const Chunk& chunk, Scratch<acc>& scratch) {
+              scale_chunk(from, to, factors[chunk.image], chunk, scratch);
             });
       },
       factor, derivative);

@@ -26,8 +26,8 @@ struct AsIs {
 
 template <class acc>
 struct Scratch {
-  explicit Scratch(int64_t classes) : logits(classes), targets(classes) {}
-  std::vector<Row<acc>> logits, targets;
+  explicit Scratch(int64_t classes) : logits(classes), targets(classes), grads(classes) {}
+  std::vector<Row<acc>> logits, targets, grads;
 };
 
 // Sum over the classes of `targets` and the pixels of a chunk of max(s, 0) - s q + log(1 + exp(-|s|)).
@@ -38,8 +38,8 @@ WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& targe
   double total = 0;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
-    const auto q = read_tile(targets, chunk.image, first, count, scratch.targets.data());
+    const TileReader<acc> s(logits, chunk.image, first, count, scratch.logits.data());
+    const TileReader<acc> q(targets, chunk.image, first, count, scratch.targets.data());
     alignas(64) acc loss[kTile] = {}, product[kTile] = {};
     for (int64_t c = 0; c < C; ++c) {
       const acc *sc = s.row(c), *qc = q.row(c);
@@ -68,9 +68,9 @@ WILSON_CPU_LEVELS void gradient_of_chunk(const AnyMap& logits, const AnyMap& tar
   const int64_t C = targets.classes;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    const auto s = read_tile(logits, chunk.image, first, count, scratch.logits.data());
-    const auto q = read_tile(targets, chunk.image, first, count, scratch.targets.data());
-    const TileWriter<acc> out(grad, chunk.image, first, count, scratch.logits.data());
+    const TileReader<acc> s(logits, chunk.image, first, count, scratch.logits.data());
+    const TileReader<acc> q(targets, chunk.image, first, count, scratch.targets.data());
+    const TileWriter<acc> out(grad, chunk.image, first, count, scratch.grads.data());
     for (int64_t c = 0; c < grad.classes; ++c) {
       acc* to = out.row(c);
       if (c < C) {

@@ -1,0 +1,120 @@
+"""What the tests ask of the emulated ops: the reference's values and gradients, and the same bits in any order."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cases
+import tolerance
+from wilson import ops
+from wilson.ops import _library, reference
+
+from . import build, traffic
+from . import ops as emulated_ops
+
+FAMILY = {op: family for family, names in _library.OPS.items() for op in names}
+
+
+@functools.cache
+def missing(provider: str) -> str:
+    """Why kernels of a provider cannot run here, or nothing."""
+    try:
+        build.compiler()
+        if provider == "cuda":
+            from . import cuda_ops
+
+            cuda_ops.nvcc()
+    except build.BuildError as error:
+        return str(error)
+    if provider == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if importlib.util.find_spec("wilson.kernels") is None:
+            return "wilson.kernels is not installed: run pip install -e ."
+    return ""
+
+
+def need(provider: str, op: str) -> str:
+    """The family of an op, whose kernels the provider has; else the test is skipped, and says why."""
+    why = missing(provider)
+    if not why and FAMILY[op] not in emulated_ops.families(provider):
+        why = f"{provider} has no kernel of {op} yet"
+    if why:
+        pytest.skip(why)
+    return FAMILY[op]
+
+
+def agrees(provider: str, case: cases.Case, arch: int = 90, seed: int = 0) -> None:
+    """Values and gradients of a case against the reference in float64."""
+    dtype = case.args[0].dtype
+    definition = getattr(reference, case.op)
+    with emulated_ops.emulated(provider, need(provider, case.op), arch, seed) as session:
+        value, grad = case.value_and_grad(getattr(ops, case.op))
+    assert session.launches or not case.args[0].numel(), "no kernel ran"
+    eager, eager_grad = case.value_and_grad(definition)
+    exact, exact_grad = case.double().value_and_grad(definition)
+    for result, other, best in zip(tensors(value), tensors(eager), tensors(exact), strict=True):
+        if result.dtype.is_floating_point:
+            tolerance.assert_close(result, other, best, dtype)
+        else:
+            assert result.dtype == other.dtype and torch.equal(result, best)
+    if grad is not None:
+        assert grad.dtype == dtype
+        tolerance.assert_close(grad, eager_grad, exact_grad, dtype, gradient=True)
+
+
+def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ...] = (1, 2)) -> None:
+    """Blocks and warps in other orders: what depends on the order differs, or is a fault."""
+    family = need(provider, case.op)
+    results = []
+    for seed in (0, *seeds):
+        with emulated_ops.emulated(provider, family, seed=seed):
+            value, grad = case.value_and_grad(getattr(ops, case.op))
+        results.append([*tensors(value), *([] if grad is None else [grad])])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def tensors(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+# The ops of one incremental step, which may take 14 launches of our own, and one for each of PAMR's iterations
+STEP = (
+    "ngwp_focal_pool", "localization_prior_loss", "pseudo_label_loss", "pamr", "confident_labels",
+    "balanced_cross_entropy",
+)  # fmt: skip
+MOST_LAUNCHES = 14
+# Distinct bytes of an op, and for the ops that stream through memory also the bytes asked for, against the least
+MOST_BYTES = 1.1
+STREAMING = (
+    "ngwp_focal_pool", "localization_prior_loss", "soft_margin_loss", "merge_pseudo_labels", "pseudo_label_loss",
+)  # fmt: skip
+
+
+def few_launches(provider: str) -> None:
+    count = 0
+    for op in STEP:
+        need(provider, op)
+        case = traffic.example(op)
+        count += sum(len(call.launches) for call in traffic.measure(provider, case))
+        if op == "pamr":
+            count -= 10  # its iterations
+    assert count <= MOST_LAUNCHES, f"{count} launches"
+
+
+def few_bytes(provider: str, case: cases.Case) -> None:
+    need(provider, case.op)
+    for call in traffic.measure(provider, case):
+        if not call.launches:
+            continue
+        assert call.distinct <= MOST_BYTES * call.least, f"{call.op}: {call.distinct} distinct bytes of {call.least}"
+        if case.op in STREAMING:
+            asked = f"{call.op}: {call.requested} bytes asked for of {call.least}"
+            assert call.requested <= MOST_BYTES * call.least, asked

@@ -1,0 +1,124 @@
+// A stand-in for the CUDA runtime, linked into each emulated library: it remembers the names of the kernels and hands
+// every launch to a callback. It also stands in for what torch does with devices and streams, and registers the ops of
+// the library for a dispatch key that nothing else uses, so that those of a real GPU stay as they are.
+#include <dlfcn.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <unordered_map>
+
+namespace {
+
+struct Size {
+  unsigned x, y, z;
+};
+struct Configuration {
+  Size grid, block;
+  size_t shared;
+  void* stream;
+};
+
+using LaunchKernel = int (*)(const char* name, const unsigned* grid, const unsigned* block, size_t shared, void** args);
+
+LaunchKernel launch_kernel = nullptr;
+thread_local Configuration configuration;
+thread_local int last_error = 0;
+constexpr int kInvalidConfiguration = 9, kNoKernel = 98, kFailed = 719;  // numbers of the CUDA runtime
+
+std::unordered_map<const void*, std::string>& kernels() {
+  static std::unordered_map<const void*, std::string> all;
+  return all;
+}
+
+int launch(const void* function, Size grid, Size block, void** args, size_t shared) {
+  const auto kernel = kernels().find(function);
+  if (kernel == kernels().end() || !launch_kernel) return last_error = kNoKernel;
+  const unsigned g[] = {grid.x, grid.y, grid.z}, b[] = {block.x, block.y, block.z};
+  const bool empty = !(grid.x && grid.y && grid.z && block.x && block.y && block.z);
+  const bool large = uint64_t(block.x) * block.y * block.z > 1024 || block.z > 64 || grid.x > 0x7fffffff ||
+                     grid.y > 65535 || grid.z > 65535;
+  if (empty || large) return last_error = kInvalidConfiguration;
+  if (launch_kernel(kernel->second.c_str(), g, b, shared, args)) last_error = kFailed;
+  return last_error;
+}
+
+}  // namespace
+
+extern "C" {
+
+void emulator_on_launch(LaunchKernel callback) { launch_kernel = callback; }
+
+// What nvcc's code calls
+
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
+void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*, void*, void*, void*,
+                            int*) {
+  kernels()[function] = name;
+}
+unsigned __cudaPushCallConfiguration(Size grid, Size block, size_t shared, void* stream) {
+  configuration = {grid, block, shared, stream};
+  return 0;
+}
+int __cudaPopCallConfiguration(Size* grid, Size* block, size_t* shared, void* stream) {
+  *grid = configuration.grid;
+  *block = configuration.block;
+  *shared = configuration.shared;
+  *static_cast<void**>(stream) = configuration.stream;
+  return 0;
+}
+int __cudaGetKernel(void** kernel, const void* function) {
+  *kernel = const_cast<void*>(function);
+  return 0;
+}
+int __cudaLaunchKernel(void* kernel, Size grid, Size block, void** args, size_t shared, void*) {
+  return launch(kernel, grid, block, args, shared);
+}
+int cudaLaunchKernel(const void* function, Size grid, Size block, void** args, size_t shared, void*) {
+  return launch(function, grid, block, args, shared);
+}
+int cudaFuncSetAttribute(const void*, int, int) { return 0; }
+int cudaGetLastError() {
+  const int error = last_error;
+  last_error = 0;
+  return error;
+}
+int cudaPeekAtLastError() { return last_error; }
+const char* cudaGetErrorString(int error) { return error ? "emulated CUDA error" : "no error"; }
+
+// What torch's stable interface does with a CUDA device
+
+int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
+  *guard = nullptr;
+  return 0;
+}
+int32_t aoti_torch_delete_device_guard(void*) { return 0; }
+int32_t torch_c10_cuda_check_msg(int32_t error, const char* file, const char*, uint32_t line, bool, char** message) {
+  if (error) {
+    const std::string text = std::string(cudaGetErrorString(error)) + " " + std::to_string(error) + " at " + file +
+                             ":" + std::to_string(line);
+    *message = strdup(text.c_str());
+  }
+  return 0;
+}
+void torch_c10_cuda_free_error_msg(char* message) { std::free(message); }
+
+int32_t aoti_torch_library_init_impl(const char* space, const char*, const char* file, uint32_t line, void** library) {
+  using Init = int32_t (*)(const char*, const char*, const char*, uint32_t, void**);
+  const auto real = reinterpret_cast<Init>(dlsym(RTLD_NEXT, "aoti_torch_library_init_impl"));
+  return real(space, EMULATED_KEY, file, line, library);
+}
+}
