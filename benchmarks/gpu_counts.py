@@ -50,7 +50,7 @@ def cuda_registers(library: Path) -> tuple[list[str], list[list[Any]]]:
     for line in text.splitlines():
         if found := re.search(r"arch = (sm_\d+)", line):
             arch = found[1]
-        if found := re.search(r"([a-z]+)_cu_.*?\d+([a-z_]+_kernel)", line):
+        if found := re.search(r"\d_([a-z_]+?)_cu_.*?\d+([a-z_]+_kernel)", line):
             kernel = f"{found[1]}: {found[2]}"
         if found := re.search(r"REG:(\d+) STACK:(\d+)", line):
             registers, stack = most.get((kernel, arch), (0, 0))
