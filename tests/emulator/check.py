@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import cases
-import tolerance
+from agreement import Expected, flat
 from wilson import ops
-from wilson.ops import _library, reference
+from wilson.ops import _library
 
 from . import build, traffic
 from . import ops as emulated_ops
@@ -52,21 +50,10 @@ def need(provider: str, op: str) -> str:
 
 def agrees(provider: str, case: cases.Case, arch: int = 90, seed: int = 0) -> None:
     """Values and gradients of a case against the reference in float64."""
-    dtype = case.args[0].dtype
-    definition = getattr(reference, case.op)
+    expected = Expected(case)
     with emulated_ops.emulated(provider, need(provider, case.op), arch, seed) as session:
-        value, grad = case.value_and_grad(getattr(ops, case.op))
+        expected.assert_met_by(getattr(ops, case.op))
     assert session.launches or not case.args[0].numel(), "no kernel ran"
-    eager, eager_grad = case.value_and_grad(definition)
-    exact, exact_grad = case.double().value_and_grad(definition)
-    for result, other, best in zip(tensors(value), tensors(eager), tensors(exact), strict=True):
-        if result.dtype.is_floating_point:
-            tolerance.assert_close(result, other, best, dtype)
-        else:
-            assert result.dtype == other.dtype and torch.equal(result, best)
-    if grad is not None:
-        assert grad.dtype == dtype
-        tolerance.assert_close(grad, eager_grad, exact_grad, dtype, gradient=True)
 
 
 def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ...] = (1, 2)) -> None:
@@ -75,14 +62,9 @@ def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ..
     results = []
     for seed in (0, *seeds):
         with emulated_ops.emulated(provider, family, seed=seed):
-            value, grad = case.value_and_grad(getattr(ops, case.op))
-        results.append([*tensors(value), *([] if grad is None else [grad])])
+            results.append(flat(case.value_and_grad(getattr(ops, case.op))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def tensors(result: Any) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 # The ops of one incremental step, which may take 14 launches of our own, and one for each of PAMR's iterations

@@ -114,26 +114,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def example(op: str, dtype: torch.dtype = torch.float32, shape: cases.Shape = SHAPE) -> cases.Case:
     """A call of an op at a shape, contiguous."""
-    draw = cases.Draw(op, shape, dtype)
-    z = draw.scores()
-    s = shape
-    args: tuple[Any, ...] = {
-        "ngwp_focal_pool": lambda: (z,),
-        "localization_prior_loss": lambda: (z, draw.old_logits()),
-        "soft_margin_loss": lambda: (z, draw.probabilities()),
-        "merge_pseudo_labels": lambda: (z, draw.old_logits(), draw.image_labels()),
-        "pseudo_label_loss": lambda: (z, draw.scores(), draw.old_logits(), draw.image_labels()),
-        "pamr": lambda: (draw.image(), draw.probabilities()),
-        "confident_labels": lambda: (draw.probabilities(), torch.ones(s.batch, s.classes - 1)),  # no class is skipped
-        "balanced_cross_entropy": lambda: (
-            z, draw.label_map(1), torch.full((s.batch, s.classes), 5), torch.ones(s.batch, s.classes - 1),
-        ),
-        "upsampled_soft_margin_loss": lambda: (z, draw.label_map()),
-        "upsampled_cross_entropy": lambda: (z, draw.label_map()),
-        "upsampled_argmax": lambda: (z, (round(s.height * s.scale), round(s.width * s.scale))),
-    }[op]()  # fmt: skip
-    different = ("merge_pseudo_labels", "pamr", "confident_labels", "upsampled_argmax")
-    return cases.Case(op, "traffic", args, differentiable=op not in different)
+    return cases.case(op, "traffic", shape, dtype)
 
 
 def table(provider: str, dtype: torch.dtype = torch.float32, arch: int = 90) -> list[dict[str, Any]]:
