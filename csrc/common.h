@@ -1,4 +1,4 @@
-// What the kernel files share: tensor alias, accumulation type, dtype dispatch, tensor views, checks, current stream.
+// What the kernel files share: tensor alias, accumulation type, dtype dispatch, tensor views, current stream.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -6,7 +6,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -40,12 +39,6 @@ ScalarType wider_acc_dtype(const Tensors&... tensors) {
 
 constexpr double kImageWeightEps = 1e-5;  // keeps the weighted mean over images finite when no image counts
 
-// Calls a lambda with `scalar_t` set to the C++ type of DTYPE. No <<<...>>> inside: the macro splits at its commas.
-#define WILSON_DISPATCH(DTYPE, NAME, ...)                                                     \
-  THO_DISPATCH_V2(DTYPE, NAME, AT_WRAP(__VA_ARGS__), torch::headeronly::ScalarType::Float,    \
-                  torch::headeronly::ScalarType::Double, torch::headeronly::ScalarType::Half, \
-                  torch::headeronly::ScalarType::BFloat16)
-
 template <class T>
 const T* const_data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
@@ -56,47 +49,18 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-// A (B, C, H, W) tensor of any strides, its P = H * W pixels counted row by row. Offsets are 64-bit.
-template <class T>
-struct MapView {
-  T* data;
+// A (B, C, H, W) tensor of any floating dtype and strides, its P = H * W pixels counted row by row. Offsets are 64-bit.
+struct AnyMap {
+  const char* data;
   int64_t batch, classes, pixels, width;
   int64_t batch_stride, class_stride, row_stride, pixel_stride;
+  ScalarType dtype;
 
   WILSON_HOST_DEVICE int64_t offset(int64_t pixel) const {
     return pixel / width * row_stride + pixel % width * pixel_stride;
   }
   // Pixels of one class lie side by side: contiguous tensors and slices of their images or classes.
   WILSON_HOST_DEVICE bool unit_stride() const { return pixel_stride == 1 && row_stride == width; }
-};
-
-// Whether threads can move `bytes` at a time: rows of classes lie side by side, and all of them start aligned.
-template <class T>
-bool aligned(const MapView<T>& view, int64_t bytes) {
-  const int64_t n = bytes / sizeof(T);
-  return view.unit_stride() && view.pixels % n == 0 && view.batch_stride % n == 0 && view.class_stride % n == 0 &&
-         reinterpret_cast<uintptr_t>(view.data) % bytes == 0;
-}
-
-template <class T>
-MapView<T> map_view(const Tensor& tensor) {
-  const auto size = tensor.sizes(), stride = tensor.strides();
-  T* data = nullptr;
-  if constexpr (std::is_const_v<T>) {
-    data = const_data<std::remove_const_t<T>>(tensor);
-  } else {
-    data = mutable_data<T>(tensor);
-  }
-  MapView<T> view{data, size[0], size[1], size[2] * size[3], size[3], stride[0], stride[1], stride[2], stride[3]};
-  // The stride of a side of length 1 means nothing: name the one that the other side continues.
-  if (size[3] == 1) view.pixel_stride = size[2] == 1 ? 1 : stride[2], view.width = size[2], view.row_stride = 0;
-  if (view.width == view.pixels) view.row_stride = view.width * view.pixel_stride;
-  return view;
-}
-
-// A (B, C, H, W) tensor of any floating dtype.
-struct AnyMap : MapView<const char> {
-  ScalarType dtype;
 
   template <class T>
   WILSON_HOST_DEVICE T* image(int64_t b) const {
@@ -104,7 +68,23 @@ struct AnyMap : MapView<const char> {
   }
 };
 
-inline AnyMap any_map(const Tensor& tensor) { return {map_view<const char>(tensor), tensor.scalar_type()}; }
+inline AnyMap any_map(const Tensor& tensor) {
+  const auto size = tensor.sizes(), stride = tensor.strides();
+  AnyMap map{const_data<char>(tensor),
+             size[0],
+             size[1],
+             size[2] * size[3],
+             size[3],
+             stride[0],
+             stride[1],
+             stride[2],
+             stride[3],
+             tensor.scalar_type()};
+  // The stride of a side of length 1 means nothing: name the one that the other side continues.
+  if (size[3] == 1) map.pixel_stride = size[2] == 1 ? 1 : stride[2], map.width = size[2], map.row_stride = 0;
+  if (map.width == map.pixels) map.row_stride = map.width * map.pixel_stride;
+  return map;
+}
 
 // Calls body with a value of the C++ type of a floating dtype.
 WILSON_ANY_BODY
@@ -165,29 +145,6 @@ struct LabelView {
 inline LabelView label_view(const Tensor& labels, int64_t classes, int64_t ignore_index) {
   return {labels.const_data_ptr(), labels.scalar_type(), labels.size(0),   labels.size(1), labels.size(2),
           labels.stride(0),        labels.stride(1),     labels.stride(2), classes,        ignore_index};
-}
-
-// Kernels trust their arguments, and a caller of the raw ops may hand over anything: refuse what would read outside.
-inline void check_scores(const char* op, const Tensor& scores) {
-  STD_TORCH_CHECK(scores.dim() == 4, op, ": scores must be (B, C, H, W), got ", scores.dim(), " dimensions");
-  STD_TORCH_CHECK(scores.size(1) > 0 && scores.size(2) > 0 && scores.size(3) > 0, op,
-                  ": scores must have C, H and W of at least 1");
-}
-
-inline void check_same_grid(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
-  STD_TORCH_CHECK(tensor.size(0) == like.size(0) && tensor.size(2) == like.size(2) && tensor.size(3) == like.size(3),
-                  op, ": ", name, " must have the batch, height and width of the scores");
-}
-
-inline void check_image_labels(const char* op, const Tensor& labels, const Tensor& scores) {
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(1) - 1, op,
-                  ": image_labels must be (B, C-1)");
-}
-
-inline void check_per_class(const char* op, const char* name, const Tensor& tensor, const Tensor& scores) {
-  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == scores.size(0) && tensor.size(1) == scores.size(1) &&
-                      tensor.scalar_type() == acc_dtype(scores.scalar_type()),
-                  op, ": ", name, " must be (B, C), float64 for float64 scores, else float32");
 }
 
 #if defined(__CUDACC__)

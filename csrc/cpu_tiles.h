@@ -9,7 +9,7 @@
 #include <numeric>
 #include <vector>
 
-#include "common.h"
+#include "checks.h"
 #include "cpu_levels.h"
 #include "math/convert.h"
 
@@ -66,8 +66,7 @@ WILSON_INLINE Tile<acc> tile_of(Row<acc>* rows) {
 }
 
 // Offsets of `count` pixels from `first` on.
-template <class T>
-WILSON_INLINE void pixel_offsets(const MapView<T>& view, int64_t first, int64_t count, int64_t* offset) {
+WILSON_INLINE void pixel_offsets(const AnyMap& view, int64_t first, int64_t count, int64_t* offset) {
   int64_t row = first / view.width, column = first % view.width;
   for (int64_t j = 0; j < count; ++j) {
     offset[j] = row * view.row_stride + column * view.pixel_stride;

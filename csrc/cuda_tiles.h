@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "common.h"
+#include "checks.h"
 #include "math/logistic.h"
 
 namespace wilson {

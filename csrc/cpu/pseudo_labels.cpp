@@ -3,8 +3,6 @@
 // where it is largest, omega the old model's sigmoid:
 //   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
 // One pass over the inputs gives the targets, the loss and its derivative of a tile.
-#include <optional>
-
 #include "../cpu_tiles.h"
 #include "../math/exp.h"
 #include "../math/log.h"
@@ -211,18 +209,10 @@ std::vector<acc> image_weights(int64_t images, int64_t pixels, const Options<acc
   return weight;
 }
 
-void check(const char* op, const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels) {
-  check_scores(op, scores);
-  check_scores(op, old_logits);
-  check_same_grid(op, "old_logits", old_logits, scores);
-  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than localizer_scores");
-  check_image_labels(op, image_labels, scores);
-}
-
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
                                                std::optional<double> background) {
-  check("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
+  check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
   const ScalarType dtype = wider_acc_dtype(localizer_scores, old_logits, image_labels);
   Tensor targets = torch::stable::empty(localizer_scores.sizes(), dtype);
   Tensor weight = torch::stable::empty({localizer_scores.size(0)}, dtype);
@@ -244,7 +234,7 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
                                                      std::optional<double> background, bool with_derivative) {
-  check("pseudo_label_loss", localizer_scores, old_logits, image_labels);
+  check_pseudo_labels("pseudo_label_loss", localizer_scores, old_logits, image_labels);
   check_scores("pseudo_label_loss", logits);
   check_same_grid("pseudo_label_loss", "localizer_scores", localizer_scores, logits);
   STD_TORCH_CHECK(localizer_scores.size(1) == logits.size(1), "pseudo_label_loss: one number of classes for both");

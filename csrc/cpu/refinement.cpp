@@ -6,7 +6,9 @@
 #include <string>
 
 #include "../cpu_tiles.h"
+#include "../math/bilinear.h"
 #include "../math/exp.h"
+#include "../math/threshold.h"
 
 namespace wilson {
 namespace {
@@ -92,28 +94,13 @@ void load_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* 
   pad(s, plane);
 }
 
-// Where the resized coordinate `at` lies between source coordinates `low` and `high`. Bilinear, corners aligned.
-template <class acc>
-struct Between {
-  int64_t low, high;
-  acc weight;  // of `high`
-
-  Between(int64_t at, int64_t size, int64_t source_size) {
-    const acc scale = size > 1 ? static_cast<acc>(source_size - 1) / static_cast<acc>(size - 1) : acc(0);
-    const acc source = scale * static_cast<acc>(at);
-    low = std::min(static_cast<int64_t>(source), source_size - 1);
-    high = std::min(low + 1, source_size - 1);
-    weight = source - static_cast<acc>(low);
-  }
-};
-
 template <class acc>
 void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
-  std::vector<Between<acc>> columns;
+  std::vector<AlignedCorners<acc>> columns;
   for (int64_t x = 0; x < s.width; ++x) columns.emplace_back(x, s.width, map.width);
   map.with_rows(b, c, [&](auto row_of) {
     for (int64_t y = 0; y < s.height; ++y) {
-      const Between<acc> between(y, s.height, map.height);
+      const AlignedCorners<acc> between(y, s.height, map.height);
       const auto top = row_of(between.low), bottom = row_of(between.high);
       acc* row = plane + s.first() + y * s.stride;
       for (int64_t x = 0; x < s.width; ++x) {
@@ -279,11 +266,7 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
 }
 
 Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
-  check_scores("pamr", image);
-  check_scores("pamr", mask);
-  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), "pamr: image must be (B, 3, H, W)");
-  STD_TORCH_CHECK(iterations > 0 && !dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
-                  "pamr: iterations and dilations must be at least 1");
+  check_pamr(image, mask, iterations, dilations);
   Tensor refined =
       torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, wider_acc_dtype(image, mask));
   with_acc_of(
@@ -297,13 +280,6 @@ Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::ve
 }
 
 // ------------------------------------------------------------------------------------------------- confident pixels
-
-template <class acc>
-struct Threshold {
-  acc background_ratio, class_ratio, floor;
-
-  acc of(int64_t c, acc peak) const { return std::max((c == 0 ? background_ratio : class_ratio) * peak, floor); }
-};
 
 template <class acc>
 struct Candidates {  // classes that can claim pixels: the background and those with a label; others are gated to 0
@@ -532,17 +508,6 @@ WILSON_CPU_LEVELS void balanced_gradient_of_chunk(const AnyMap& scores, const La
     }
     out.done();
   }
-}
-
-void check_balanced(const char* op, const Tensor& scores, const Tensor& labels, const Tensor& counts,
-                    const Tensor& image_labels) {
-  check_scores(op, scores);
-  check_image_labels(op, image_labels, scores);
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(2) &&
-                      labels.size(2) == scores.size(3),
-                  op, ": labels must be (B, H, W)");
-  STD_TORCH_CHECK(counts.dim() == 2 && counts.size(0) == scores.size(0) && counts.size(1) == scores.size(1), op,
-                  ": counts must be (B, C)");
 }
 
 Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const Tensor& counts,

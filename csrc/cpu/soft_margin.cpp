@@ -1,7 +1,5 @@
 // Binary cross-entropy with logits against soft targets on the CPU: LOC, whose target is the old model's sigmoid, and
 // SEG. Formulas: math/logistic.h. Sums go tile by tile, in a fixed order: see cpu_tiles.h.
-#include <optional>
-
 #include "../cpu_tiles.h"
 #include "../math/exp.h"
 #include "../math/log.h"
@@ -119,15 +117,8 @@ AnyMap old_classes(AnyMap scores, const AnyMap& old) {
   return scores;
 }
 
-void check_prior(const char* op, const Tensor& scores, const Tensor& old_logits) {
-  check_scores(op, scores);
-  check_scores(op, old_logits);
-  check_same_grid(op, "old_logits", old_logits, scores);
-  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than scores");
-}
-
 Tensor localization_prior_loss(const Tensor& scores, const Tensor& old_logits) {
-  check_prior("localization_prior_loss", scores, old_logits);
+  check_old_logits("localization_prior_loss", old_logits, scores);
   Tensor loss = torch::stable::empty({}, wider_acc_dtype(scores, old_logits));
   with_acc_of(
       [&](auto type) {
@@ -142,7 +133,7 @@ Tensor localization_prior_loss(const Tensor& scores, const Tensor& old_logits) {
 }
 
 Tensor localization_prior_loss_backward(const Tensor& grad, const Tensor& scores, const Tensor& old_logits) {
-  check_prior("localization_prior_loss_backward", scores, old_logits);
+  check_old_logits("localization_prior_loss_backward", old_logits, scores);
   Tensor grad_scores = torch::stable::empty_like(scores);
   with_acc_of(
       [&](auto type) {
@@ -154,15 +145,6 @@ Tensor localization_prior_loss_backward(const Tensor& grad, const Tensor& scores
       },
       scores, old_logits);
   return grad_scores;
-}
-
-void check_soft(const char* op, const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
-  check_scores(op, logits);
-  check_scores(op, targets);
-  check_same_grid(op, "targets", targets, logits);
-  STD_TORCH_CHECK(targets.size(1) == logits.size(1), op, ": targets must have the classes of logits");
-  STD_TORCH_CHECK(!weight || (weight->dim() == 1 && weight->size(0) == logits.size(0)), op,
-                  ": image_weight must be (B,)");
 }
 
 // What the loss of each image, a sum over its pixels, is multiplied by: g_b / (sum g + 1e-5) / P, or 1 / B / P.
@@ -178,7 +160,7 @@ std::vector<acc> image_factors(const Tensor& logits, const std::optional<Tensor>
 }
 
 Tensor soft_margin_loss(const Tensor& logits, const Tensor& targets, std::optional<Tensor> image_weight) {
-  check_soft("soft_margin_loss", logits, targets, image_weight);
+  check_targets("soft_margin_loss", logits, targets, image_weight);
   const Tensor& weight = image_weight ? *image_weight : logits;
   Tensor loss = torch::stable::empty({}, wider_acc_dtype(logits, targets, weight));
   with_acc_of(
@@ -195,7 +177,7 @@ Tensor soft_margin_loss(const Tensor& logits, const Tensor& targets, std::option
 
 Tensor soft_margin_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& targets,
                                  std::optional<Tensor> image_weight) {
-  check_soft("soft_margin_loss_backward", logits, targets, image_weight);
+  check_targets("soft_margin_loss_backward", logits, targets, image_weight);
   Tensor grad_logits = torch::stable::empty_like(logits);
   with_acc_of(
       [&](auto type) {

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "../cpu_tiles.h"
+#include "../math/bilinear.h"
 #include "../math/exp.h"
 #include "../math/log.h"
 #include "../math/logistic.h"
@@ -24,11 +25,10 @@ struct Axis {
   std::vector<acc> weight;
 
   Axis(int64_t size, int64_t low_size) : low(size), weight(size) {
-    const double scale = static_cast<double>(low_size) / static_cast<double>(size);
+    const HalfPixelAxis axis{size, low_size};
     for (int64_t i = 0; i < size; ++i) {
-      const double source = std::max((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0);
-      low[i] = static_cast<int32_t>(std::min(static_cast<int64_t>(source), low_size - 1));
-      weight[i] = static_cast<acc>(source - low[i]);
+      low[i] = static_cast<int32_t>(axis.low(i));
+      weight[i] = axis.weight<acc>(i, low[i]);
     }
   }
 };
@@ -358,12 +358,6 @@ BandLoss loss_of_bands(const Upsampling<acc>& u, acc* derivative, Band band_loss
   return total;
 }
 
-void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
-  check_scores(op, logits);
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0, op,
-                  ": labels must be (B, H', W')");
-}
-
 Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
   const ScalarType dtype = acc_dtype(logits.scalar_type());
   return with_derivative ? torch::stable::empty(logits.sizes(), dtype) : torch::stable::empty({0}, dtype);
@@ -371,7 +365,7 @@ Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
                                                       bool with_derivative) {
-  check_labels("upsampled_soft_margin_loss", logits, labels);
+  check_label_map("upsampled_soft_margin_loss", logits, labels);
   Tensor loss = torch::stable::empty({}, acc_dtype(logits.scalar_type()));
   Tensor derivative = empty_derivative(logits, with_derivative);
   with_acc_of(
@@ -392,7 +386,7 @@ std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, cons
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                            int64_t ignore_index, bool with_derivative) {
-  check_labels("upsampled_cross_entropy", logits, labels);
+  check_label_map("upsampled_cross_entropy", logits, labels);
   const ScalarType dtype = acc_dtype(logits.scalar_type());
   Tensor loss = torch::stable::empty({}, dtype), counted = torch::stable::empty({}, dtype);
   Tensor derivative = empty_derivative(logits, with_derivative);

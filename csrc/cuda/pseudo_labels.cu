@@ -231,18 +231,10 @@ Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles
                                   ScalarType::Byte);
 }
 
-void check(const char* op, const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels) {
-  check_scores(op, scores);
-  check_scores(op, old_logits);
-  check_same_grid(op, "old_logits", old_logits, scores);
-  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than localizer_scores");
-  check_image_labels(op, image_labels, scores);
-}
-
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
                                                std::optional<double> background) {
-  check("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
+  check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(localizer_scores.get_device_index());
   const cudaStream_t stream = current_stream(localizer_scores);
   const ScalarType dtype = wider_acc_dtype(localizer_scores, old_logits, image_labels);
@@ -275,7 +267,7 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
                                                      std::optional<double> background, bool with_derivative) {
-  check("pseudo_label_loss", localizer_scores, old_logits, image_labels);
+  check_pseudo_labels("pseudo_label_loss", localizer_scores, old_logits, image_labels);
   check_scores("pseudo_label_loss", logits);
   check_same_grid("pseudo_label_loss", "localizer_scores", localizer_scores, logits);
   STD_TORCH_CHECK(localizer_scores.size(1) == logits.size(1), "pseudo_label_loss: one number of classes for both");

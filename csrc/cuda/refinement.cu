@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "../cuda_tiles.h"
+#include "../math/bilinear.h"
+#include "../math/threshold.h"
 
 namespace wilson {
 namespace {
@@ -103,21 +105,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       s, pixel, [&](int n, int64_t neighbour) { out[n * image.pixels] = exp(similarity(neighbour) - peak) * norm; });
 }
 
-// Where a pixel of `size` lies between those of `source_size`. Bilinear, corners aligned.
-template <class acc>
-struct Between {
-  int64_t low, high;
-  acc weight;  // of `high`
-
-  __device__ Between(int64_t at, int64_t size, int64_t source_size) {
-    const acc scale = size > 1 ? static_cast<acc>(source_size - 1) / static_cast<acc>(size - 1) : acc(0);
-    const acc source = scale * static_cast<acc>(at);
-    low = min(static_cast<int64_t>(source), source_size - 1);
-    high = min(low + 1, source_size - 1);
-    weight = source - static_cast<acc>(low);
-  }
-};
-
 // A (B, C, h, w) mask of any dtype and strides as (B, C, H, W) acc.
 template <class acc>
 __global__ void __launch_bounds__(kThreads, 1)
@@ -125,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                   acc* __restrict__ resized) {
   const int64_t plane = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
   if (pixel >= height * width) return;
-  const Between<acc> y(pixel / width, height, mask_height), x(pixel % width, width, mask_width);
+  const AlignedCorners<acc> y(pixel / width, height, mask_height), x(pixel % width, width, mask_width);
   const int64_t image = plane / mask.classes * mask.batch_stride + plane % mask.classes * mask.class_stride;
   const auto value = [&](int64_t row, int64_t column) {
     return read_as<acc>(mask.data, mask.dtype, image + mask.offset(row * mask_width + column));
@@ -196,11 +183,7 @@ void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, 
 }
 
 Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
-  check_scores("pamr", image);
-  check_scores("pamr", mask);
-  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), "pamr: image must be (B, 3, H, W)");
-  STD_TORCH_CHECK(iterations > 0 && !dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
-                  "pamr: iterations and dilations must be at least 1");
+  check_pamr(image, mask, iterations, dilations);
   STD_TORCH_CHECK(dilations.size() <= kMaxDilations, "pamr: at most ", kMaxDilations, " dilations, got ",
                   dilations.size());
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
@@ -219,13 +202,6 @@ Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::ve
 
 // A block labels an image by itself, in one launch: it reads the classes with a label alone, few of all.
 constexpr int kConfidentWarps = 32;
-
-template <class acc>
-struct Threshold {
-  acc background_ratio, class_ratio, floor;
-
-  __device__ acc of(int c, acc peak) const { return max((c == 0 ? background_ratio : class_ratio) * peak, floor); }
-};
 
 // Classes that can claim pixels: the background and those with a label; others are gated to 0. In shared memory, for at
 // most C of them; `peak` has room for the peaks that the warps find in their parts of the image.
@@ -489,17 +465,6 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
-}
-
-void check_balanced(const char* op, const Tensor& scores, const Tensor& labels, const Tensor& counts,
-                    const Tensor& image_labels) {
-  check_scores(op, scores);
-  check_image_labels(op, image_labels, scores);
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == scores.size(0) && labels.size(1) == scores.size(2) &&
-                      labels.size(2) == scores.size(3),
-                  op, ": labels must be (B, H, W)");
-  STD_TORCH_CHECK(counts.dim() == 2 && counts.size(0) == scores.size(0) && counts.size(1) == scores.size(1), op,
-                  ": counts must be (B, C)");
 }
 
 Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const Tensor& counts,

@@ -1,7 +1,5 @@
 // Binary cross-entropy with logits against soft targets on NVIDIA GPUs: LOC, whose target is the old model's sigmoid,
 // and SEG. Formulas: math/logistic.h. How a tile is worked on: cuda_tiles.h.
-#include <optional>
-
 #include "../cuda_tiles.h"
 
 namespace wilson {
@@ -153,32 +151,16 @@ Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targe
   return grad_logits;
 }
 
-void check_prior(const char* op, const Tensor& scores, const Tensor& old_logits) {
-  check_scores(op, scores);
-  check_scores(op, old_logits);
-  check_same_grid(op, "old_logits", old_logits, scores);
-  STD_TORCH_CHECK(old_logits.size(1) <= scores.size(1), op, ": old_logits has more classes than scores");
-}
-
 Tensor localization_prior_loss(const Tensor& scores, const Tensor& old_logits) {
-  check_prior("localization_prior_loss", scores, old_logits);
+  check_old_logits("localization_prior_loss", old_logits, scores);
   return loss_of(scores, old_logits, FromLogit(), wider_acc_dtype(scores, old_logits), nullptr,
                  std::max<int64_t>(1, old_logits.numel()));
 }
 
 Tensor localization_prior_loss_backward(const Tensor& grad, const Tensor& scores, const Tensor& old_logits) {
-  check_prior("localization_prior_loss_backward", scores, old_logits);
+  check_old_logits("localization_prior_loss_backward", old_logits, scores);
   return gradient_of(grad, scores, old_logits, FromLogit(), wider_acc_dtype(scores, old_logits), nullptr,
                      std::max<int64_t>(1, old_logits.numel()));
-}
-
-void check_soft(const char* op, const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
-  check_scores(op, logits);
-  check_scores(op, targets);
-  check_same_grid(op, "targets", targets, logits);
-  STD_TORCH_CHECK(targets.size(1) == logits.size(1), op, ": targets must have the shape of logits");
-  STD_TORCH_CHECK(!weight || (weight->dim() == 1 && weight->size(0) == logits.size(0)), op,
-                  ": image_weight must be (B,)");
 }
 
 ScalarType soft_dtype(const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
@@ -191,14 +173,14 @@ int64_t soft_divisor(const Tensor& logits, bool weighted) {
 }
 
 Tensor soft_margin_loss(const Tensor& logits, const Tensor& targets, std::optional<Tensor> image_weight) {
-  check_soft("soft_margin_loss", logits, targets, image_weight);
+  check_targets("soft_margin_loss", logits, targets, image_weight);
   return loss_of(logits, targets, AsIs(), soft_dtype(logits, targets, image_weight),
                  image_weight ? &*image_weight : nullptr, soft_divisor(logits, image_weight.has_value()));
 }
 
 Tensor soft_margin_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& targets,
                                  std::optional<Tensor> image_weight) {
-  check_soft("soft_margin_loss_backward", logits, targets, image_weight);
+  check_targets("soft_margin_loss_backward", logits, targets, image_weight);
   return gradient_of(grad, logits, targets, AsIs(), soft_dtype(logits, targets, image_weight),
                      image_weight ? &*image_weight : nullptr, soft_divisor(logits, image_weight.has_value()));
 }

@@ -409,12 +409,6 @@ void finish(const Tensor& logits, const Tensor& sums, const int32_t* counted, in
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void check_labels(const char* op, const Tensor& logits, const Tensor& labels) {
-  check_scores(op, logits);
-  STD_TORCH_CHECK(labels.dim() == 3 && labels.size(0) == logits.size(0) && labels.size(1) > 0 && labels.size(2) > 0, op,
-                  ": labels must be (B, H', W')");
-}
-
 Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
   const ScalarType dtype = acc_dtype(logits.scalar_type());
   return with_derivative ? torch::stable::new_empty(logits, logits.sizes(), dtype)
@@ -423,7 +417,7 @@ Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
                                                       bool with_derivative) {
-  check_labels("upsampled_soft_margin_loss", logits, labels);
+  check_label_map("upsampled_soft_margin_loss", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const ScalarType dtype = acc_dtype(logits.scalar_type());
   const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
@@ -448,7 +442,7 @@ std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, cons
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                            int64_t ignore_index, bool with_derivative) {
-  check_labels("upsampled_cross_entropy", logits, labels);
+  check_label_map("upsampled_cross_entropy", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const ScalarType dtype = acc_dtype(logits.scalar_type());
   const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};

@@ -1,5 +1,4 @@
-// Where the pixels of an upsampled axis lie between those they are interpolated from (bilinear, corners not aligned),
-// in whole numbers: exact, so that a pixel is on the same side of a border whoever asks.
+// Where the pixels of a resized axis lie between those they are interpolated from (bilinear).
 #pragma once
 
 #include <cmath>
@@ -9,7 +8,8 @@
 
 namespace wilson {
 
-// Pixel i of `size` lies at ((2i + 1) low_size - size) / (2 size) among `low_size` pixels, and not before the first.
+// Corners not aligned, in whole numbers: exact, so that a pixel is on the same side of a border whoever asks. Pixel i
+// of `size` lies at ((2i + 1) low_size - size) / (2 size) among `low_size` pixels, and not before the first.
 struct HalfPixelAxis {
   int64_t size, low_size;
 
@@ -32,6 +32,22 @@ struct HalfPixelAxis {
     const int64_t above = 2 * size * low + size - low_size, step = 2 * low_size;
     const int64_t i = above > 0 ? (above + step - 1) / step : 0;
     return i < size ? i : size;
+  }
+};
+
+// Where pixel i of `size` lies among those of `source_size` when the corners are aligned: between `low` and `high`.
+template <class acc>
+struct AlignedCorners {
+  int64_t low, high;
+  acc weight;  // of `high`
+
+  WILSON_HOST_DEVICE AlignedCorners(int64_t i, int64_t size, int64_t source_size) {
+    const acc scale = size > 1 ? static_cast<acc>(source_size - 1) / static_cast<acc>(size - 1) : acc(0);
+    const acc source = scale * static_cast<acc>(i);
+    const int64_t last = source_size - 1;
+    low = static_cast<int64_t>(source) < last ? static_cast<int64_t>(source) : last;
+    high = low < last ? low + 1 : last;
+    weight = source - static_cast<acc>(low);
   }
 };
 

@@ -1,0 +1,20 @@
+// How high a score must be for its class to claim the pixel: above max(ratio * peak of the class in the image, floor).
+#pragma once
+
+#include <cstdint>
+
+#include "compiler.h"
+
+namespace wilson {
+
+template <class acc>
+struct Threshold {
+  acc background_ratio, class_ratio, floor;
+
+  WILSON_HOST_DEVICE acc of(int64_t c, acc peak) const {
+    const acc share = (c == 0 ? background_ratio : class_ratio) * peak;
+    return share > floor ? share : floor;
+  }
+};
+
+}  // namespace wilson
