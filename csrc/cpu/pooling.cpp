@@ -1,8 +1,7 @@
 // nGWP + focal pooling on the CPU. Formulas: math/pooling.h.
 #include <memory>
 
-#include "../cpu_tiles.h"
-#include "../math/exp.h"
+#include "../cpu_rows.h"
 #include "../math/pooling.h"
 
 namespace wilson {
@@ -17,24 +16,6 @@ struct Scratch {
 };
 
 template <class acc>
-WILSON_INLINE void prefetch(const acc* row) {
-  for (int64_t j = 0; j < kTile; j += 64 / sizeof(acc)) __builtin_prefetch(row + j);
-}
-
-// The highest score of each pixel.
-template <class acc>
-WILSON_INLINE void find_peaks(const Tile<const acc>& z, int64_t classes, acc* peak) {
-  const acc* z0 = z.row(0);
-#pragma omp simd
-  for (int64_t j = 0; j < kTile; ++j) peak[j] = z0[j];
-  for (int64_t c = 1; c < classes; ++c) {
-    const acc* zc = z.row(c);
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) peak[j] = zc[j] > peak[j] ? zc[j] : peak[j];
-  }
-}
-
-template <class acc>
 WILSON_CPU_LEVELS void forward_chunk(const AnyMap& scores, const Chunk& chunk, Scratch<acc>& scratch) {
   const int64_t C = scores.classes;
   Row<acc>* terms = scratch.terms.data();
@@ -46,18 +27,7 @@ WILSON_CPU_LEVELS void forward_chunk(const AnyMap& scores, const Chunk& chunk, S
     const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
     alignas(64) acc peak[kTile], sum[kTile];
     find_peaks(z, C, peak);
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) sum[j] = acc(0);
-    for (int64_t c = 0; c < C; ++c) {
-      const acc* zc = z.row(c);
-      acc* e = terms[c].value;
-      prefetch(zc + kTile);
-#pragma omp simd
-      for (int64_t j = 0; j < kTile; ++j) {
-        e[j] = exp_nonpositive(zc[j] - peak[j]);
-        sum[j] += e[j];
-      }
-    }
+    exponentials(z, C, peak, terms, sum);
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) sum[j] = j < count ? acc(1) / sum[j] : acc(0);
     for (int64_t c = 0; c < C; ++c) {

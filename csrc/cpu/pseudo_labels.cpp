@@ -3,10 +3,7 @@
 // where it is largest, omega the old model's sigmoid:
 //   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
 // One pass over the inputs gives the targets, the loss and its derivative of a tile.
-#include "../cpu_tiles.h"
-#include "../math/exp.h"
-#include "../math/log.h"
-#include "../math/logistic.h"
+#include "../cpu_rows.h"
 
 namespace wilson {
 namespace {
@@ -43,31 +40,18 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
   Row<acc>* rows = scratch.targets.data();
   // peak: of all classes; best: of those that the labels allow, among which the hard label is chosen
   alignas(64) acc peak[kTile], best[kTile], sum[kTile];
-  std::copy_n(z.row(0), kTile, peak);
+  find_peaks(z, C, peak);
   std::copy_n(z.row(0), kTile, best);
   for (int64_t c = 1; c < C; ++c) {
-    const acc* zc = z.row(c);
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) peak[j] = zc[j] > peak[j] ? zc[j] : peak[j];
     if (options.gate(b, c) == acc(0)) continue;
+    const acc* zc = z.row(c);
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) best[j] = zc[j] > best[j] ? zc[j] : best[j];
   }
   int64_t lost = 0;  // pixels where all that is allowed has probability 0: every class is the largest then
 #pragma omp simd reduction(+ : lost)
-  for (int64_t j = 0; j < kTile; ++j) {
-    sum[j] = acc(0);
-    lost += best[j] - peak[j] < kUnderflow<acc>;
-  }
-  for (int64_t c = 0; c < C; ++c) {
-    const acc* zc = z.row(c);
-    acc* e = rows[c].value;
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) {
-      e[j] = exp_nonpositive(zc[j] - peak[j]);
-      sum[j] += e[j];
-    }
-  }
+  for (int64_t j = 0; j < kTile; ++j) lost += best[j] - peak[j] < kUnderflow<acc>;
+  exponentials(z, C, peak, rows, sum);
   const acc hard = options.alpha, soft = acc(1) - options.alpha;
 #pragma omp simd
   for (int64_t j = 0; j < kTile; ++j) sum[j] = soft / sum[j];
@@ -153,13 +137,7 @@ WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& score
           loss[j] += positive_part(sc[j]) - sc[j] * q[j];
         }
       }
-      if ((c + 1) % kMaxFactors == 0 || c + 1 == options.classes) {
-#pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) {
-          loss[j] += log1p_nonnegative(product[j]);
-          product[j] = acc(0);
-        }
-      }
+      settle(c, options.classes, product, loss);
     }
     if (derivative) out.done();
     total += sum_of(loss, count);

@@ -5,9 +5,8 @@
 #include <memory>
 #include <string>
 
-#include "../cpu_tiles.h"
+#include "../cpu_rows.h"
 #include "../math/bilinear.h"
-#include "../math/exp.h"
 #include "../math/threshold.h"
 
 namespace wilson {
@@ -426,27 +425,6 @@ WILSON_INLINE bool read_weights(const LabelMap& labels, const acc* class_weight,
   return any;
 }
 
-// e_c = exp(z_c - peak) into `terms`, their sum and the peak into `tile`.
-template <class acc>
-WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, Row<acc>* terms, SoftmaxTile<acc>& tile) {
-  std::copy_n(z.row(0), kTile, tile.peak);
-  for (int64_t c = 1; c < classes; ++c) {
-    const acc* zc = z.row(c);
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) tile.peak[j] = zc[j] > tile.peak[j] ? zc[j] : tile.peak[j];
-  }
-  std::fill_n(tile.sum, kTile, acc(0));
-  for (int64_t c = 0; c < classes; ++c) {
-    const acc* zc = z.row(c);
-    acc* e = terms[c].value;
-#pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) {
-      e[j] = exp_nonpositive(zc[j] - tile.peak[j]);
-      tile.sum[j] += e[j];
-    }
-  }
-}
-
 template <class acc>
 struct Scratch {
   explicit Scratch(int64_t classes) : scores(classes), terms(classes) {}
@@ -462,12 +440,14 @@ WILSON_CPU_LEVELS double balanced_loss_of_chunk(const AnyMap& scores, const Labe
     const int64_t count = std::min(kTile, chunk.end - first);
     if (!read_weights(labels, class_weight, chunk.image, first, count, tile)) continue;
     const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
-    exponentials(z, scores.classes, scratch.terms.data(), tile);
-    alignas(64) acc loss[kTile] = {};
-    for (int64_t j = 0; j < count; ++j) {
-      if (tile.weight[j] != acc(0)) {
-        loss[j] = tile.weight[j] * (std::log(tile.sum[j]) + tile.peak[j] - z.row(tile.label[j])[j]);
-      }
+    find_peaks(z, scores.classes, tile.peak);
+    exponentials(z, scores.classes, tile.peak, scratch.terms.data(), tile.sum);
+    alignas(64) acc loss[kTile];
+    for (int64_t j = 0; j < kTile; ++j) loss[j] = tile.peak[j] - z.row(std::max(tile.label[j], 0))[j];
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) {
+      const acc entropy = loss[j] + log1p_nonnegative(tile.sum[j] - acc(1));
+      loss[j] = tile.weight[j] != acc(0) ? tile.weight[j] * entropy : acc(0);
     }
     total += sum_of(loss, count);
   }
@@ -485,7 +465,8 @@ WILSON_CPU_LEVELS void balanced_gradient_of_chunk(const AnyMap& scores, const La
     const bool any = read_weights(labels, class_weight, chunk.image, first, count, tile);
     if (any) {
       const auto z = read_tile(scores, chunk.image, first, count, scratch.scores.data());
-      exponentials(z, C, terms, tile);
+      find_peaks(z, C, tile.peak);
+      exponentials(z, C, tile.peak, terms, tile.sum);
 #pragma omp simd
       for (int64_t j = 0; j < kTile; ++j) {
         tile.weight[j] *= factor;

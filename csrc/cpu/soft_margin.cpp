@@ -1,9 +1,6 @@
 // Binary cross-entropy with logits against soft targets on the CPU: LOC, whose target is the old model's sigmoid, and
 // SEG. Formulas: math/logistic.h. Sums go tile by tile, in a fixed order: see cpu_tiles.h.
-#include "../cpu_tiles.h"
-#include "../math/exp.h"
-#include "../math/log.h"
-#include "../math/logistic.h"
+#include "../cpu_rows.h"
 
 namespace wilson {
 namespace {
@@ -46,13 +43,7 @@ WILSON_CPU_LEVELS double loss_of_chunk(const AnyMap& logits, const AnyMap& targe
         product[j] = times_one_plus(product[j], exp_nonpositive(-std::abs(sc[j])));
         loss[j] += positive_part(sc[j]) - sc[j] * target_of(qc[j]);
       }
-      if ((c + 1) % kMaxFactors == 0 || c + 1 == C) {
-#pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) {
-          loss[j] += log1p_nonnegative(product[j]);
-          product[j] = acc(0);
-        }
-      }
+      settle(c, C, product, loss);
     }
     total += sum_of(loss, count);
   }

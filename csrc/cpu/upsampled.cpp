@@ -7,11 +7,8 @@
 // keeps the two low-resolution rows around the current pixels, upsampled along x, and their gradients.
 #include <memory>
 
-#include "../cpu_tiles.h"
+#include "../cpu_rows.h"
 #include "../math/bilinear.h"
-#include "../math/exp.h"
-#include "../math/log.h"
-#include "../math/logistic.h"
 
 namespace wilson {
 namespace {
@@ -242,13 +239,7 @@ WILSON_CPU_LEVELS BandLoss soft_margin_band(const Upsampling<acc>& u, const Labe
           bottom[j] += tile.bottom[j] * derivative;
         }
       }
-      if ((c + 1) % kMaxFactors == 0 || c + 1 == u.classes) {
-#pragma omp simd
-        for (int64_t j = 0; j < kTile; ++j) {
-          loss[j] += log1p_nonnegative(product[j]);
-          product[j] = acc(0);
-        }
-      }
+      settle(c, u.classes, product, loss);
     }
     total.sum += tile.sum(loss);
   });
@@ -264,7 +255,7 @@ WILSON_CPU_LEVELS BandLoss cross_entropy_band(const Upsampling<acc>& u, const La
     const LabelTile<acc> tile(labels, b, p);
     total.counted += tile.counted;
     if (tile.counted == 0) return;
-    alignas(64) acc peak[kTile], own[kTile] = {}, sum[kTile] = {};
+    alignas(64) acc peak[kTile], own[kTile] = {}, sum[kTile];
     for (int64_t c = 0; c < u.classes; ++c) {
       acc* s = scratch.terms[c].value;
 #pragma omp simd
@@ -274,14 +265,8 @@ WILSON_CPU_LEVELS BandLoss cross_entropy_band(const Upsampling<acc>& u, const La
         own[j] = tile.label[j] == static_cast<int32_t>(c) ? s[j] : own[j];
       }
     }
-    for (int64_t c = 0; c < u.classes; ++c) {
-      acc* e = scratch.terms[c].value;
-#pragma omp simd
-      for (int64_t j = 0; j < kTile; ++j) {
-        e[j] = exp_nonpositive(e[j] - peak[j]);
-        sum[j] += e[j];
-      }
-    }
+    Row<acc>* terms = scratch.terms.data();
+    exponentials({terms->value, tile_of(terms).stride}, u.classes, peak, terms, sum);
     alignas(64) acc loss[kTile];
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) {

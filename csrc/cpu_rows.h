@@ -1,0 +1,54 @@
+// What the CPU kernels do with the rows of a tile: the parts of a softmax, and sums of log(1 + e).
+#pragma once
+
+#include "cpu_tiles.h"
+#include "math/exp.h"
+#include "math/log.h"
+#include "math/logistic.h"
+
+namespace wilson {
+
+// The highest score of each pixel.
+template <class acc>
+WILSON_INLINE void find_peaks(const Tile<const acc>& z, int64_t classes, acc* peak) {
+  std::copy_n(z.row(0), kTile, peak);
+  for (int64_t c = 1; c < classes; ++c) {
+    const acc* zc = z.row(c);
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) peak[j] = zc[j] > peak[j] ? zc[j] : peak[j];
+  }
+}
+
+template <class acc>
+WILSON_INLINE void prefetch(const acc* row) {
+  for (int64_t j = 0; j < kTile; j += 64 / sizeof(acc)) __builtin_prefetch(row + j);
+}
+
+// e_c = exp(z_c - peak) into the rows of `terms`, which may be those of z, and their sum.
+template <class acc>
+WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, const acc* peak, Row<acc>* terms, acc* sum) {
+  std::fill_n(sum, kTile, acc(0));
+  for (int64_t c = 0; c < classes; ++c) {
+    const acc* zc = z.row(c);
+    acc* e = terms[c].value;
+    prefetch(zc + kTile);  // of the next tile
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) {
+      e[j] = exp_nonpositive(zc[j] - peak[j]);
+      sum[j] += e[j];
+    }
+  }
+}
+
+// After class c: adds to `loss` what `product` stands for, a sum of log(1 + e), when it can take no more factors.
+template <class acc>
+WILSON_INLINE void settle(int64_t c, int64_t classes, acc* product, acc* loss) {
+  if ((c + 1) % kMaxFactors != 0 && c + 1 != classes) return;
+#pragma omp simd
+  for (int64_t j = 0; j < kTile; ++j) {
+    loss[j] += log1p_nonnegative(product[j]);
+    product[j] = acc(0);
+  }
+}
+
+}  // namespace wilson
