@@ -195,7 +195,8 @@ over the measured time. More than 100 % says that our exponential, a shorter pol
   so that backward has no exponential at all; pooling takes the softmax again in backward.
 - Below a millisecond, dispatch counts: a forward and backward on a map of one pixel takes about 0.1 ms, of which half
   is autograd's.
-- PAMR is bound by loads: every multiply-add needs a neighbour of its own, which lies across two cache lines.
+- PAMR loads a neighbour for every multiply-add, mostly across two cache lines, where a matrix product uses again what
+  it has loaded.
 - The ops at the image's size need one exponential and one division per pixel and class for loss and gradient together.
 - `confident_labels` looks at the classes that the image-level labels allow, and at no other.
 """

@@ -50,3 +50,16 @@ class Expected:
 
 def assert_agrees(case: Case, function: Callable[..., Any]) -> None:
     Expected(case).assert_met_by(function)
+
+
+def assert_survives_loss_scale(case: Case, function: Callable[..., Any], scale: float = 65536.0) -> None:
+    """A gradient in 16 bits keeps its precision under a loss scaler; what does not fit becomes infinite, never NaN."""
+    dtype, definition = case.args[0].dtype, getattr(reference, case.op)
+    _, grad = case.value_and_grad(function, grad_scale=scale)
+    _, eager = case.value_and_grad(definition, grad_scale=scale)
+    _, exact = case.double().value_and_grad(definition, grad_scale=scale)
+    assert grad is not None and eager is not None and exact is not None
+    if exact.abs().max() < torch.finfo(dtype).max:
+        tolerance.assert_close(grad, eager, exact, dtype, gradient=True)
+    else:  # infinite, which the loss scaler sees
+        assert not grad.isnan().any()
