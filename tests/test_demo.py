@@ -8,7 +8,8 @@ import torch
 from wilson.checkpoint import NAME, Checkpoint
 from wilson.config import DEMO
 from wilson.demo import demo
-from wilson.run import Experiment, run
+from wilson.experiment import Experiment
+from wilson.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from wilson import report
 from wilson.checkpoint import NAME
 from wilson.config import Config
-from wilson.run import REPORT, claim_folder, run
+from wilson.folder import REPORT, claim_folder
+from wilson.run import run
 
 METHODS = ("finetune", "wilson")
 

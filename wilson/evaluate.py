@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from wilson import ops
+from wilson import ops, train
+from wilson.checkpoint import Checkpoint
+from wilson.data.sources import VOID
+from wilson.errors import UserError
+from wilson.experiment import choose_device, open_validation, validation_set
 from wilson.models import Segmenter
-
-VOID = 255  # label of pixels that testing ignores
 
 
 @torch.no_grad()
@@ -66,3 +71,40 @@ def scores(matrix: Tensor, names: Sequence[str], old: int, step: int) -> dict[st
         "miou": {"old": mean(iou[1:old]) if step else None, "new": mean(iou[old:]), "all": mean(iou)},
         "pixel_accuracy": round(100 * hit.sum().item() / total, 2) if total else None,
     }
+
+
+def evaluate_checkpoint(
+    path: Path, root: str | None, split: str | None, device: str, out: Path | None
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a list of images, print IoU of each class, and write the figures if asked to."""
+    saved = Checkpoint(path)
+    data = saved.config.data
+    data = replace(data, root=root or data.root, val_split=split or data.val_split)
+    config = replace(saved.config, data=data, device=device)
+    images, task, step = open_validation(config), saved.task, saved.step
+    if images.classes != task.classes:
+        raise UserError(
+            f"{data.root} has the classes {', '.join(images.classes)}, the checkpoint was trained on "
+            f"{', '.join(task.classes)}; evaluate on a data set with the same classes"
+        )
+    where = choose_device(device)
+    dataset = validation_set(config, images, task, step)
+    loader = train.make_loader(dataset, config.for_step(step).batch, data.workers, where)
+    names, old = task.class_names(step), len(task.seen(step - 1)) if step else 1
+    entry = scores(confusion_matrix(saved.model().to(where), loader, len(names), where), names, old, step)
+    width = max(map(len, names))
+    for name, iou in entry["iou"].items():
+        print(f"{name:{width}}  {percent(iou)}")
+    print(summary(entry))
+    if out is not None:
+        out.write_text(json.dumps(entry, indent=2))
+    return entry
+
+
+def summary(entry: dict[str, Any]) -> str:
+    miou = ", ".join(f"{group} {percent(value)}" for group, value in entry["miou"].items())
+    return f"mIoU {miou}; pixel accuracy {percent(entry['pixel_accuracy'])}"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -18,7 +18,7 @@ from wilson.report.panels import Entry
 from wilson.report.panels import write as write_entries
 
 if TYPE_CHECKING:
-    from wilson.run import Experiment
+    from wilson.experiment import Experiment
 
 COUNT, LOGGED = 12, 4  # images in the report, and in the TensorBoard log
 
