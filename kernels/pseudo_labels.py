@@ -19,10 +19,9 @@ from torch import Tensor
 from ._launch import accumulator, class_block, linear, numbers, on_device_of, strides
 from ._tiles import exp_scores, gates, load_tile, peak_of, sigmoid, soft_margin, store_tile
 
-# Elements of each map that a program holds at a time: 16 per thread of 4 or 8 warps. Three maps and the exponentials
-# of one are held at once.
+# Elements of each map that a program holds at a time: 16 per thread of 4 warps. Three maps and the exponentials of one
+# are held at once. (4096 elements with 8 warps need as many registers per thread, and spill on sm_80 in bfloat16.)
 TILE = 2048
-TILE_MANY_CLASSES = 4096
 # Up to this many classes are held at once and read once; above, they go by in blocks and the localizer's are read
 # three times: for the sum of exponentials, for the largest gated one, for the targets.
 MAX_HELD_CLASSES = 128
@@ -252,12 +251,11 @@ def _pseudo_label_bwd_kernel(
 
 
 def _tile(classes: int, pixels: int) -> tuple[dict[str, int | bool], int]:
-    """How many classes and pixels a program holds at a time and by how many warps; and the tiles of an image."""
+    """How many classes and pixels a program holds at a time; and the tiles of an image."""
     held = classes <= MAX_HELD_CLASSES
     block_c = class_block(classes, MAX_HELD_CLASSES if held else BLOCK_CLASSES)
-    many = block_c > 32
-    block_p = min((TILE_MANY_CLASSES if many else TILE) // block_c, max(32, triton.next_power_of_2(pixels)))
-    tile = {"HELD": held, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8 if many else 4}
+    block_p = min(TILE // block_c, max(32, triton.next_power_of_2(pixels)))
+    tile = {"HELD": held, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4}
     return tile, triton.cdiv(pixels, block_p)
 
 

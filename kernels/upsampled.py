@@ -15,12 +15,15 @@ from torch import Tensor
 from ._launch import accumulator, class_block, on_device_of
 from ._tiles import exp_scores, log1p, peak_of, read_labels, sigmoid, soft_margin
 
-# Upsampled logits that a program holds: 16 per thread of 4 warps, each made of four low-resolution ones; 4 for the
-# gradient, which keeps sums and four addresses of each.
+# Upsampled logits that a program holds: 16 per thread of 4 warps, each made of four low-resolution ones; fewer where it
+# visits what a low-resolution pixel influences, and keeps sums and four addresses of each.
 TILE = 2048
 BLOCK_CLASSES = 16
-# For the gradient: low-resolution pixels times pixels of the image that they influence, and classes.
+# Low-resolution pixels times pixels of the image that they influence, of the soft-margin loss and of the cross-entropy,
+# and classes. With 128, the cross-entropy takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128
+# classes); with 64, the soft-margin loss spills on sm_90, where the compiler then aims at 64 to 80 registers.
 VISITS = 128
+CROSS_ENTROPY_VISITS = 64
 GRAD_CLASSES = 4
 MAX_COLUMNS = 32  # of one row that a low-resolution pixel influences: all of them when upsampling 16 times
 BLOCK_SUMS = tl.constexpr(1024)
@@ -307,7 +310,8 @@ def _visit(
     # The columns behind a low-resolution pixel, one and a half of the first, or on either side of it
     columns = triton.cdiv(3 * large_width, 2 * width) if derivative is None else triton.cdiv(2 * large_width, width)
     block_k = min(MAX_COLUMNS, triton.next_power_of_2(columns))
-    block_x = min(VISITS // block_k, triton.next_power_of_2(width))
+    visits = VISITS if soft_margin_loss else CROSS_ENTROPY_VISITS
+    block_x = min(visits // block_k, triton.next_power_of_2(width))
     block_c = class_block(classes, GRAD_CLASSES)
     column_blocks, class_blocks = triton.cdiv(width, block_x), triton.cdiv(classes, block_c)
     programs = batch * height * column_blocks * class_blocks
