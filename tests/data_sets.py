@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,3 +60,51 @@ def write_labels(root: Path, lines: Sequence[str]) -> None:
 
 def files_under(root: Path) -> set[Path]:
     return {path for path in root.rglob("*") if path.is_file()}
+
+
+def write_stuff_maps(
+    root: Path, split: str, masks: Mapping[str, np.ndarray], *, images: str = "images", maps: str = "annotations"
+) -> Path:
+    """Writes images of random pixels and pixel maps of these values, as COCO-Stuff lays them out."""
+    rng = np.random.default_rng(0)
+    for name, mask in masks.items():
+        write_image(root / images / split / f"{name}.jpg", rng.integers(0, 256, (*mask.shape, 3)))
+        write_image(root / maps / split / f"{name}.png", mask)
+    return root
+
+
+# Category ids with gaps, as COCO has them.
+CATEGORIES = {7: "train", 1: "person", 90: "toothbrush"}
+
+
+def box(x: int, y: int, width: int, height: int) -> list[list[float]]:
+    """A rectangle as COCO's list of polygons."""
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def write_instances(
+    root: Path,
+    split: str,
+    images: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    size: tuple[int, int] = (8, 12),
+    categories: Mapping[int, str] = CATEGORIES,
+) -> Path:
+    """Writes images of random pixels by file name, and their annotations as COCO's JSON of instances."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    entries, annotations = [], []
+    for number, (name, instances) in enumerate(images.items(), 101):
+        write_image(root / split / name, rng.integers(0, 256, (height, width, 3)))
+        entries.append({"id": number, "file_name": name, "height": height, "width": width})
+        for instance in instances:
+            annotations.append({"iscrowd": 0, **instance, "id": len(annotations) + 1, "image_id": number})
+    document = {
+        "images": entries,
+        "annotations": annotations,
+        "categories": [{"id": category, "name": name} for category, name in categories.items()],
+    }
+    file = root / "annotations" / f"instances_{split}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document))
+    return root

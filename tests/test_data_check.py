@@ -9,8 +9,9 @@ import pytest
 from data_sets import CLASSES, files_under, mask_of, write_image, write_labels, write_text, write_voc
 from PIL import Image
 
+from wilson.data import protocols
 from wilson.data.check import Report, check, render
-from wilson.data.diagnosis import COCO_GAPS
+from wilson.data.names import COCO_GAPS
 from wilson.errors import UserError
 
 # 8 rows of 12 pixels; together they hold every class.
@@ -189,6 +190,21 @@ def test_mistakes_of_the_caller_are_not_errors_of_the_data(root: Path, tmp_path:
     write_text(root / "classes.txt", ["ant", "bee"])
     with pytest.raises(UserError, match="'background' first"):
         check(root)
+
+
+def test_published_split_sizes_are_compared(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "VOC_CLASSES", CLASSES)
+    monkeypatch.setattr(protocols, "VOC_IMAGES", 4)
+    task = "2-2"
+    monkeypatch.setattr(protocols, "PUBLISHED", {(4, task, "disjoint"): (1, 2, 1), (4, task, "overlap"): (3, 4, 1)})
+    report = check(root, task, "disjoint")
+    assert "train: matches the published split sizes" in render(report).splitlines()
+    assert report.warnings == ()
+    report = check(root, task, "overlap")
+    assert "matches the published" not in render(report)
+    (warning,) = report.warnings
+    assert warning.text == "the steps hold 3, 3, 1 images, those of the published splits 3, 4, 1"
+    assert check(root, "3-2", "disjoint").splits[0].as_published is None
 
 
 def test_text_for_the_terminal_holds_counts_and_problems(root: Path) -> None:

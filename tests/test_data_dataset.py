@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from wilson.data import class_sets, transforms
 from wilson.data.dataset import EpochSampler, StepDataset
+from wilson.data.labelled import open_negatives
 from wilson.data.protocols import Task, select
 from wilson.data.synthetic import Synthetic
 from wilson.data.voc import VOCFolder
@@ -232,3 +233,46 @@ def test_crop_of_nothing_is_refused(make: Any) -> None:
 def test_real_and_synthetic_data_go_through_the_same_classes(source: VOCFolder) -> None:
     keys = [Counter(step_dataset(source, [0])[0].keys()), Counter(synthetic_dataset()[0].keys())]
     assert keys[0] == keys[1]
+
+
+def keys(sampler: EpochSampler, epoch: int, batch: int) -> list[list[int]]:
+    """The positions of an epoch in batches."""
+    sampler.set_epoch(epoch)
+    positions = [position for _, position in sampler]
+    assert len(positions) == len(sampler) and len(positions) % batch == 0
+    return [positions[start : start + batch] for start in range(0, len(positions), batch)]
+
+
+def test_negatives_stand_in_the_last_places_of_every_batch() -> None:
+    sampler = EpochSampler(20, seed=1, batch=8, places=2, negatives=5)
+    batches = keys(sampler, 0, 8)
+    assert len(batches) == 3, "20 images in batches with 6 of them"
+    own = [position for batch in batches for position in batch[:6]]
+    assert len(set(own)) == 18 and set(own) < set(range(20))
+    mixed_in = [position for batch in batches for position in batch[6:]]
+    assert set(mixed_in[:5]) == set(range(20, 25)), "each comes before one comes again"
+    assert keys(sampler, 0, 8) == batches != keys(sampler, 1, 8)
+    assert keys(EpochSampler(20, seed=2, batch=8, places=2, negatives=5), 0, 8) != batches
+    assert keys(EpochSampler(5, seed=1, batch=8, places=2, negatives=5), 0, 8) == []
+
+
+def test_order_without_negatives_is_as_it_was() -> None:
+    assert [position for _, position in EpochSampler(6, seed=0)] == [1, 4, 5, 3, 2, 0]
+
+
+def test_negatives_have_no_labels_and_numbers_of_their_own(source: VOCFolder, tmp_path: Path) -> None:
+    for name in "xy":
+        write_image(tmp_path / "negatives" / f"{name}.jpg", torch.arange(60 * 50 * 3).view(60, 50, 3) % 251)
+    options = {"dense": False, "transform": TRAIN, "negatives": open_negatives(tmp_path / "negatives", CLASSES)}
+    dataset = step_dataset(source, [1, 2], negative_share=0.5, **options)
+    assert len(dataset) == 2, "the step's own images"
+    sampler = dataset.sampler(2)
+    (batch,) = (DataLoader(dataset, 2, sampler=sampler, drop_last=True).__iter__().__next__(),)
+    assert batch["labels"][0].sum() > 0 and batch["labels"][1].sum() == 0
+    assert "negatives" in batch["name"][1]
+    one, again, later = dataset[0, 2], dataset[0, 2], dataset[1, 2]
+    assert torch.equal(one["image"], again["image"]) and not torch.equal(one["image"], later["image"])
+    assert one["image"].shape == (3, 32, 32) and one["labels"].shape == dataset[0, 0]["labels"].shape
+    for share in (0.1, 1.0):
+        with pytest.raises(UserError, match=f"a share of {share} negatives makes"):
+            step_dataset(source, [1, 2], negative_share=share, **options).sampler(4)

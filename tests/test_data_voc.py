@@ -172,6 +172,15 @@ def test_ids_beyond_the_classes_are_refused_with_the_file(tmp_path: Path) -> Non
         class_sets(VOCFolder(tmp_path))
 
 
+def test_masks_that_cannot_be_read_are_named_when_their_classes_are_asked_for(tmp_path: Path) -> None:
+    write_voc(tmp_path, MASKS)
+    (tmp_path / "SegmentationClass" / "two.png").write_bytes(b"no PNG")
+    source = VOCFolder(tmp_path)
+    assert source.class_ids(0) == {1}
+    with pytest.raises(UserError, match=r"two.png: cannot be read"):
+        class_sets(source)
+
+
 def test_reading_writes_nothing_into_the_data_set(tmp_path: Path) -> None:
     write_voc(tmp_path, MASKS)
     before = files_under(tmp_path)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wilson.data.protocols import Task, select
+from wilson.data.names import COCO_CLASSES, COCO_IDS, VOC_TO_COCO
+from wilson.data.protocols import Task, published, select
 from wilson.data.voc import VOC_CLASSES
 from wilson.errors import UserError
 
@@ -120,3 +121,32 @@ def test_disjoint_steps_share_no_image_and_leave_none_out(class_sets: list[froze
     assert sorted(chosen) == [index for index, held in enumerate(class_sets) if held]
     for step in range(len(task.steps)):
         assert set(select(class_sets, task, step, "disjoint")) <= set(select(class_sets, task, step, "overlap"))
+
+
+def test_coco_to_voc_takes_cocos_other_classes_first() -> None:
+    task = Task.parse("coco-to-voc", COCO_CLASSES)
+    assert [len(step) for step in task.steps] == [60, 20]
+    assert sorted(sum(task.steps, ())) == list(range(1, 81))
+    assert task.class_names(0)[:4] == ("background", "truck", "traffic light", "fire hydrant")
+    # The published task in COCO's category ids.
+    new = [1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72]
+    assert [COCO_IDS[class_id - 1] for class_id in task.new(1)] == new
+    for text, classes in (("coco-to-voc", VOC_CLASSES), ("coco-to-voc", COCO_CLASSES[:60])):
+        with pytest.raises(UserError, match="VOC's 20 classes and others"):
+            Task.parse(text, classes)
+
+
+def test_cocos_classes_have_their_category_ids() -> None:
+    by_id = dict(zip(COCO_IDS, COCO_CLASSES[1:], strict=True))
+    known = {1: "person", 11: "fire hydrant", 13: "stop sign", 44: "bottle", 67: "dining table", 90: "toothbrush"}
+    assert {category: by_id[category] for category in known} == known
+    assert set(VOC_TO_COCO) < set(VOC_CLASSES) and set(VOC_TO_COCO.values()) < set(COCO_CLASSES)
+
+
+def test_published_sizes_are_compared_on_the_published_list_only() -> None:
+    assert published(10582, Task.parse("15-5", VOC_CLASSES), "disjoint") == (8437, 2145)
+    assert published(10582, Task.parse("10-10", VOC_CLASSES), "overlap") == (6139, 6876)
+    assert published(118287, Task.parse("coco-to-voc", COCO_CLASSES), "disjoint") == (23274,)
+    assert published(1464, Task.parse("15-5", VOC_CLASSES), "disjoint") is None
+    assert published(10582, Task.parse("15-5", COCO_CLASSES), "disjoint") is None
+    assert published(10582, Task.parse("15-1", VOC_CLASSES), "disjoint") is None

@@ -1,16 +1,18 @@
 """The report: figures, escaping, completeness, self-containedness, several runs, missing pieces."""
 
+import csv
 import json
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from wilson import palette, report
 from wilson.errors import UserError
-from wilson.report import panels, results
+from wilson.report import confusion, drawing, panels, results, steps
 from wilson.report.results import DASH
 from wilson.report.runs import read
 
@@ -359,11 +361,131 @@ def test_a_resumed_run_keeps_the_later_values(tmp_path):
     from torch.utils.tensorboard import SummaryWriter
 
     run = make_run(tmp_path / "run", "supervised", [BASE], logs=False)
-    for value, steps in ((1.0, range(10)), (2.0, range(5, 12))):
+    for value, iterations in ((1.0, range(10)), (2.0, range(5, 12))):
         writer = SummaryWriter(str(run / "step-0"), filename_suffix=f".{value}")
-        for step in steps:
+        for step in iterations:
             writer.add_scalar("loss/total", value, step)
         writer.close()
-    steps, values = read(run).steps[0].curves["loss/total"]
-    assert steps == list(range(12))
+    iterations, values = read(run).steps[0].curves["loss/total"]
+    assert iterations == list(range(12))
     assert values == [1.0] * 5 + [2.0] * 7
+
+
+def course_of(tmp_path, name="run", steps=3, **options):
+    """A run of 2 classes, then 1 each step, with the figures of a whole evaluation."""
+    names = ["background", "cat", "dog", "cow", "<b>&sheep"]
+    values = [
+        dict(zip(names[: 3 + t], [90.0, 70.0, 60.0 - 10 * t, 50.0 - 5 * t, None], strict=False)) for t in range(steps)
+    ]
+    run = make_run(tmp_path / name, "wilson", values, task="2-1", logs=False, pictures=False, **options)
+    document = json.loads((run / "results.json").read_text())
+    for entry in document["steps"]:
+        entry["miou_with_background"] = {"old": 11.1, "new": 12.2, "all": 13.3}
+        entry["miou_without_background"] = {"old": 21.1, "new": 22.2, "all": 23.3}
+        if entry["step"]:
+            entry["localizer"] = {"miou": {"old": 31.1, "new": 32.2, "all": 33.3}}
+    (run / "results.json").write_text(json.dumps(document))
+    return run, document["steps"]
+
+
+def test_a_course_has_a_group_of_classes_for_each_step(tmp_path):
+    run, entries = course_of(tmp_path)
+    found = steps.course(read(run).steps)
+    assert found.groups == [["cat", "dog"], ["cow"], ["<b>&sheep"]]
+    assert found.values == [[65.0, None, None], [60.0, 45.0, None], [55.0, 40.0, None]]
+    assert found.all == [entry["miou"]["all"] for entry in entries]
+    later = steps.course(read(run).steps[1:])  # a run that began with another's checkpoint
+    assert (later.steps, later.groups) == ([1, 2], [["cat", "dog", "cow"], ["<b>&sheep"]])
+
+
+def test_the_course_is_written_as_table_and_plot(tmp_path):
+    _, entries = course_of(tmp_path)
+    text = steps.write(tmp_path, entries)
+    assert text == steps.table(entries)
+    assert [line.split() for line in text.splitlines()[2:]] == [
+        ["after", "step", "0", "65.0", DASH, DASH, "73.3"],
+        ["after", "step", "1", "60.0", "45.0", DASH, "63.8"],
+        ["after", "step", "2", "55.0", "40.0", DASH, "60.0"],
+    ]
+    rows = list(csv.reader((tmp_path / "steps.csv").open(newline="")))
+    assert rows[0] == ["after step", "step 0", "step 1", "step 2", "all"]
+    assert rows[2] == ["1", "60.00", "45.00", "", "63.75"]
+    assert Image.open(tmp_path / "steps.png").width > 500
+
+
+def test_the_report_shows_the_course_of_three_steps_and_not_of_two(tmp_path):
+    page = page_of([course_of(tmp_path, "long")[0]], tmp_path)
+    assert ["after step", "step 0cat, dog", "step 1cow", "step 2<b>&sheep", "all"] in page.rows
+    assert ["2", "55.0", "40.0", DASH, "60.0"] in page.rows
+    assert "classes of step 1" in page.text  # the plot's legend
+    page = page_of([course_of(tmp_path, "short", steps=2)[0]], tmp_path)
+    assert "Step by step" not in page.text
+
+
+def test_means_and_the_localizer_have_a_table(tmp_path):
+    page = page_of([course_of(tmp_path)[0]], tmp_path)
+    assert ["", "with background", "without background", "localizer"] in page.rows
+    rest = ["11.1", "12.2", "13.3", "21.1", "22.2", "23.3"]
+    assert ["wilson, step 0", *rest, DASH, DASH, DASH] in page.rows
+    assert ["wilson, step 1", *rest, "31.1", "32.2", "33.3"] in page.rows
+
+
+def test_results_without_these_means_have_no_such_table(page):
+    assert "without background" not in page.text
+
+
+def test_a_confusion_matrix_reads_back_and_is_shown_after_the_last_step(tmp_path):
+    run, _ = course_of(tmp_path)
+    last = ["background", "cat", "dog", "cow", "<b>&sheep"]
+    matrix = np.diag([90, 70, 60, 50, 0])
+    matrix[1, 4] = 30
+    (run / "step-1").mkdir()
+    (run / "step-2").mkdir()
+    confusion.write(run / "step-1", last[:4], torch.eye(4, dtype=torch.int64), 3)
+    confusion.write(run / "step-2", last, torch.from_numpy(matrix), 4)
+    found = confusion.read(run / "step-2")
+    assert (found.classes, found.old) == (last, 4)
+    assert np.array_equal(found.pixels, matrix)
+    picture = Image.open(run / "step-2" / "confusion.png")
+    assert picture.width == picture.height > 300
+    page = page_of([run], tmp_path)
+    shown = page.text[page.text.index("What is taken for what") : page.text.index("Training")]
+    assert "wilson, step 2" in shown and "wilson, step 1" not in shown
+    assert "70" in shown.split() and "30" in shown.split() and shown.count("<b>&sheep") == 2
+    assert all(reference.startswith(("data:image/", "#")) for reference in page.references)
+
+
+def test_without_a_whole_confusion_matrix_none_is_shown(tmp_path):
+    run, _ = course_of(tmp_path)
+    (run / "step-2").mkdir()
+    for text in ('{"classes": ["a"', '{"classes": ["a", "b"], "old": 1, "pixels": [[1]]}', "{}"):
+        (run / "step-2" / "confusion.json").write_text(text)
+        assert confusion.read(run / "step-2") is None
+    assert "What is taken for what" not in page_of([run], tmp_path).text
+
+
+def test_a_matrix_of_81_classes_has_all_names_and_no_figures(tmp_path):
+    names = [f"class {number}" for number in range(81)]
+    drawn = confusion.svg(confusion.Confusion(names, 61, np.full((81, 81), 7)))
+    shown = Page(drawn).text.split("\n")
+    assert all(sum(name == line.strip() for line in shown) == 2 for name in names)
+    assert not [line for line in shown if line.strip() == "1"]
+    assert confusion.size(confusion.Confusion(names, 61, np.eye(81))) < 16  # inches
+
+
+def test_drawings_take_the_pages_colours(three_runs, tmp_path):
+    text = report.write(three_runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    body = text[text.index("<body>") :]
+    for variable in ("--ink", "--muted", "--line", "--ground"):
+        assert f"var({variable})" in body
+        assert text.count(f"{variable}:") == 2  # light and dark
+    assert drawing.INK not in body and drawing.GRID not in body
+
+
+def test_methods_that_see_all_masks_take_no_prize(tmp_path):
+    folders = [
+        make_run(tmp_path / method, method, [BASE, after(value, value, value, value)], logs=False, pictures=False)
+        for method, value in (("wilson", 50.0), ("finetune", 40.0), ("joint", 90.0))
+    ]
+    assert results.groups([read(folder) for folder in folders])[-1].best("old") == 50.0

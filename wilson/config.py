@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from wilson.errors import UserError
 from wilson.methods.base import LossConfig
 from wilson.models.backbone import Activation
+
+MethodName: TypeAlias = Literal[
+    "wilson", "finetune", "cam", "ss", "eps",
+    "finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -15,11 +21,30 @@ class DataConfig:
     """Which images, and how they are cut."""
 
     root: str = "data/voc"
-    """Folder in the VOC layout, or synthetic for the built-in data set."""
+    """Folder in the layout of VOC or COCO, or synthetic for the built-in data set."""
     train_split: str = "train_aug"
-    """Name of the training list (built-in data set: train)."""
+    """Name of the training list (COCO: train2017, built-in data set: train)."""
     val_split: str = "val"
-    """Name of the validation list."""
+    """Name of the validation list (COCO: val2017)."""
+    step_root: str | None = None
+    """Data set of the incremental steps, its classes found by name among those of the root; None for the root."""
+    step_train_split: str = "train_aug"
+    """Name of the training list of step_root."""
+    step_val_split: str = "val"
+    """Name of the validation list of step_root, on which a model is tested, too."""
+    labels: str | None = None
+    """Images and image-level labels of the incremental steps, in the place of those of the root: a folder with one of
+    images for each class, a CSV file (image,class or image,NAME,NAME with 0 and 1) or lines as in image_labels.txt."""
+    saliency: str | None = None
+    """Folder of saliency maps for the method eps: a grey NAME.png for each training image, white where salient."""
+    negatives: str | None = None
+    """Folder of images without any class of the step, which then may be a single one; without any class at all with
+    --all-labels."""
+    negative_share: float = 0.25
+    """Share of each batch that negatives take."""
+    skip_corrupt: bool = False
+    """Leave out images that cannot be read or whose mask does not fit, and count them in results.json; reads all images
+    once. Otherwise such an image stops the run."""
     crop: int = 512
     """Side of the training crops and of the evaluated centre crops, in pixels."""
     workers: int = 4
@@ -61,7 +86,7 @@ class StepConfig:
     epochs: int = 30
     """Passes over the step's images."""
     batch: int = 24
-    """Images per iteration; an incomplete last batch is dropped."""
+    """Images per iteration, over all processes; an incomplete last batch is dropped."""
     lr_encoder: float = 0.01
     """Learning rate of the backbone."""
     lr_head: float = 0.01
@@ -74,20 +99,28 @@ class StepConfig:
     """Nesterov momentum."""
     weight_decay: float = 1e-4
     """Weight decay, of all parameters."""
+    accumulate: int = 1
+    """Parts that a process computes its share of a batch in, one after the other, to save memory. Equal to 1 with
+    --freeze-norm, as long as every image counts in SEG (with alpha under 1 it does); else batch-norm sees smaller
+    batches."""
+    freeze_norm: bool = False
+    """Normalise by the running statistics in training, too, and leave them as they are; scale and shift are trained."""
 
 
 @dataclass(frozen=True)
 class Config:
     """A run: data, network, the steps and what they optimise."""
 
-    recipe: Literal["voc", "demo"] = "voc"
+    recipe: Literal["voc", "demo", "coco-voc"] = "voc"
     """Name of the recipe that the other values started from."""
     task: str = "15-5"
-    """X-Y, mask ids or class names as in 8,9,cat/10,13, or offline."""
+    """X-Y, mask ids or class names as in 8,9,cat/10,13, offline, or coco-to-voc."""
     protocol: Literal["disjoint", "overlap"] = "overlap"
     """Which images belong to a step."""
-    method: Literal["wilson", "finetune", "offline"] = "wilson"
-    """What the incremental steps do; offline trains all classes at once with dense labels."""
+    method: MethodName = "wilson"
+    """What the incremental steps do. From image-level labels: wilson, finetune, and the two-stage rivals cam, ss and
+    eps, whose localizer learns in the warm-up epochs. From masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib,
+    plop. From all masks: joint, the classes seen so far at each step; offline, all classes at once."""
     seed: int = 0
     """Seed of initialisation, order and augmentation."""
     all_labels: bool = False
@@ -121,7 +154,17 @@ DEMO = Config(
     evaluate_every=6,
 )
 
-RECIPES = {"voc": Config(), "demo": DEMO}
+COCO_VOC = Config(
+    recipe="coco-voc",
+    task="coco-to-voc",
+    protocol="disjoint",  # no image of the base step shows a class of VOC
+    data=DataConfig("data/coco", train_split="train2017", val_split="val2017", step_root="data/voc", crop=448),
+    model=ModelConfig("wide_resnet38_a2", "weights/wide_resnet38_a2.safetensors", stride=8),
+    step=StepConfig(epochs=30, lr_encoder=0.001, warmup=5),
+    losses=LossConfig(alpha=0.9),
+)
+
+RECIPES = {"voc": Config(), "demo": DEMO, "coco-voc": COCO_VOC}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -140,8 +183,13 @@ def from_dict(values: dict[str, Any]) -> Config:
     """The configuration from the plain values of :func:`to_dict` or its YAML."""
     parts = {"data": DataConfig, "model": ModelConfig, "base": StepConfig, "step": StepConfig, "losses": LossConfig}
     known = {k: _tuples(v) for k, v in values.items() if k not in parts}
-    nested = {k: kind(**_tuples(values[k])) for k, kind in parts.items() if k in values}
-    return replace(Config(), **known, **nested)
+    try:
+        nested = {k: kind(**_tuples(values[k])) for k, kind in parts.items() if k in values}
+        return replace(Config(), **known, **nested)
+    except TypeError as error:
+        raise UserError(
+            f"the configuration is of another version ({error}); use that version, or train again"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 
-from wilson import checkpoint
+from wilson import checkpoint, distributed, images
 from wilson.checkpoint import Checkpoint, image_statistics
-from wilson.config import Config
-from wilson.data import class_sets, open_source
+from wilson.config import Config, StepConfig
+from wilson.data import class_sets
 from wilson.data.dataset import StepDataset
 from wilson.data.protocols import Task, select
 from wilson.data.sources import VOID, ImageSource
 from wilson.data.transforms import evaluate as evaluation_transform
 from wilson.data.transforms import train as training_transform
 from wilson.errors import UserError
-from wilson.methods import Finetune, Method, Supervised, Wilson
-from wilson.models import Localizer
+from wilson.methods import METHODS, FinetunePixel, Method, Settings, Supervised, TwoStage
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,30 @@ class Experiment:
     config: Config
     task: Task
     training: ImageSource
+    incremental: ImageSource  # for the steps after the first
+    negatives: ImageSource | None
     validation: ImageSource
+    step_validation: ImageSource | None
     device: torch.device
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
 
     @classmethod
     def open(cls, config: Config) -> Experiment:
         """Open the data and check the configuration against it, before anything is written."""
-        data = config.data
-        training = open_source(data.root, data.train_split, images=data.train_images, size=data.crop, seed=config.seed)
-        validation = open_validation(config)
+        check_method(config)
+        training = images.training(config)
         task = Task.parse(config.task, training.classes)
-        return cls(config, task, training, validation, choose_device(config.device), image_statistics(config))
+        return cls(
+            config,
+            task,
+            training,
+            images.incremental(config, training),
+            images.negatives(config, task.classes),
+            images.validation(config, task.classes),
+            images.step_validation(config, task.classes),
+            choose_device(config.device),
+            image_statistics(config),
+        )
 
     def steps(self) -> range:
         """The steps to train: all of the task, or the last one alone with dense labels of all classes (offline)."""
@@ -47,32 +58,55 @@ class Experiment:
         return range(last, last + 1) if self.config.method == "offline" else range(last + 1)
 
     def training_set(self, step: int) -> StepDataset:
-        config, sets = self.config, class_sets(self.training)
-        if config.method == "offline":
+        config = self.config
+        all_masks = config.method == "offline" or (step > 0 and config.method == "joint")
+        source = self.training if step == 0 or all_masks else self.incremental
+        if all_masks:
             everything = replace(self.task, steps=(self.task.seen(step)[1:],))
-            indices = select(sets, everything, 0, "overlap")
+            indices = select(class_sets(source), everything, 0, "overlap")
         else:
-            indices = select(sets, self.task, step, config.protocol)
+            indices = select(class_sets(source), self.task, step, config.protocol)
+        dense = step == 0 or METHODS[config.method].pixel_supervised
         return StepDataset(
-            self.training,
+            source,
             indices,
             self.task,
             step,
             training_transform(config.data.crop, *self.normalization),
-            dense=step == 0 or config.method == "offline",
+            dense=dense,
             seed=config.seed,
             all_labels=config.all_labels,
+            old_masks=all_masks,
+            negatives=None if dense else self.negatives,
+            negative_share=config.data.negative_share,
+            saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
         )
 
     def validation_set(self, step: int) -> StepDataset:
         return validation_set(self.config, self.validation, self.task, step)
 
+    def step_validation_set(self, step: int) -> StepDataset | None:
+        """The validation images of the incremental steps' own data set; None without one, and for the base step."""
+        if step == 0 or self.step_validation is None:
+            return None
+        return validation_set(self.config, self.step_validation, self.task, step)
 
-def validation_set(config: Config, images: ImageSource, task: Task, step: int) -> StepDataset:
+    def skipped(self, step: int) -> dict[str, int]:
+        """Images of each part that were left out because they cannot be used, for results.json."""
+        parts = {
+            "training": self.incremental if step else self.training,
+            "negatives": self.negatives if step else None,
+            "validation": self.validation,
+            "step_validation": self.step_validation if step else None,
+        }
+        return {name: images.skipped(source) for name, source in parts.items() if source is not None}
+
+
+def validation_set(config: Config, source: ImageSource, task: Task, step: int) -> StepDataset:
     """All images of a list, with the masks and labels that a model after `step` is tested on."""
     return StepDataset(
-        images,
-        range(len(images.names)),
+        source,
+        range(len(source.names)),
         task,
         step,
         evaluation_transform(config.data.crop, *image_statistics(config)),
@@ -83,15 +117,12 @@ def validation_set(config: Config, images: ImageSource, task: Task, step: int) -
     )
 
 
-def open_validation(config: Config) -> ImageSource:
-    """The validation images; those of the built-in data set have a seed of their own by their split."""
-    data = config.data
-    return open_source(data.root, data.val_split, images=data.val_images, size=data.crop, seed=config.seed)
-
-
 def choose_device(name: str) -> torch.device:
+    """The device of a name, auto for a GPU if there is one; the processes of a machine take a GPU each."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and distributed.launched():
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -103,15 +134,25 @@ def choose_device(name: str) -> torch.device:
 def build_method(experiment: Experiment, step: int, old: Checkpoint | None) -> Method:
     config, task = experiment.config, experiment.task
     model = checkpoint.new_model(config, task, step, weights="none" if old else config.model.weights)
+    kind = METHODS[config.method]
     if old is None:
-        return Supervised(model)
+        return FinetunePixel(model) if kind.softmax else Supervised(model)
     previous = old.model()
     model.start_from(previous)
-    localizer = Localizer(model.backbone.channels, config.model.localizer_channels, model.classes)
-    options = (config.losses, config.step.warmup, config.all_labels)
-    if config.method == "wilson":
-        return Wilson(model, localizer, previous, *options)
-    return Finetune(model, localizer, previous.classes, *options)
+    settings = Settings(config.losses, config.step.warmup, config.all_labels, config.model.localizer_channels)
+    return kind(model, previous, settings)
+
+
+def check_method(config: Config) -> None:
+    """UserError if the method lacks what it needs."""
+    step, kind = config.step, METHODS[config.method]
+    if issubclass(kind, TwoStage) and not 0 < step.warmup < step.epochs:
+        raise UserError(
+            f"method {config.method} trains its localizer in the warm-up epochs and the model in those after them; "
+            f"expected --step.warmup from 1 to {step.epochs - 1}, got {step.warmup}"
+        )
+    if config.method == "eps" and config.data.saliency is None:
+        raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")
 
 
 def check_start(experiment: Experiment, steps: list[int], start: Path | None) -> Checkpoint | None:
@@ -148,19 +189,25 @@ def check_start(experiment: Experiment, steps: list[int], start: Path | None) ->
     return old
 
 
-def check_batch(step: int, images: int, batch: int) -> None:
-    if images < batch:
-        raise UserError(f"step {step} has {images} images, fewer than a batch of {batch}; choose a smaller batch")
+def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
+    batch, parts = settings.batch, settings.accumulate
+    if len(dataset.sampler(batch)) < batch:
+        raise UserError(f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch")
+    if parts < 1 or batch < parts * distributed.processes():
+        raise UserError(
+            f"step {step}: a batch of {batch} images cannot be shared out to {distributed.processes()} processes in "
+            f"{parts} parts each; choose a larger batch, or fewer processes or parts (--step.accumulate)"
+        )
 
 
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:
-    if experiment.config.method == "offline" or experiment.config.all_labels:
+    config, task = experiment.config, experiment.task
+    if METHODS[config.method].pixel_supervised or config.all_labels or config.data.negatives is not None:
         return
     for step in steps:
-        if step and len(experiment.task.new(step)) == 1:
+        if step and len(task.new(step)) == 1:
             raise UserError(
-                f"step {step} of task {experiment.task.name} adds the single class "
-                f"{experiment.task.class_names(step)[-1]}: image-level labels of "
-                "new classes alone give no negative examples, so it cannot be learned; "
-                "add classes to the step, or give labels of all classes (--all-labels)"
+                f"step {step} of task {task.name} adds the single class {task.class_names(step)[-1]}: its image-level "
+                "labels alone give no negative examples, so it cannot be learned; add images without it "
+                "(--data.negatives FOLDER), labels of all classes (--all-labels) or classes to the step"
             )

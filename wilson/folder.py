@@ -16,8 +16,10 @@ import yaml
 from wilson import config as configuration
 from wilson.config import Config
 from wilson.errors import UserError
+from wilson.files import SUFFIX, remove_leftovers, replacing
 
 CONFIG, COMMAND, RESULTS, REPORT = "config.yaml", "command.txt", "results.json", "report.html"
+STEPS = ("steps.csv", "steps.png")
 MAY_DIFFER = {"device", "workers", "evaluate_every"}  # on resuming: they do not change what is learned
 
 
@@ -35,11 +37,28 @@ def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) 
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; choose one")
     claim_folder(out, resume=resume, overwrite=overwrite)
+    if resume:
+        remove_leftovers(out)
     if resume and (out / CONFIG).exists():
-        check_same(configuration.from_dict(yaml.safe_load((out / CONFIG).read_text())), config, out)
-    configuration.save(config, out / CONFIG)
+        check_same(read_config(out / CONFIG), config, out)
+    with replacing(out / CONFIG) as temporary:
+        configuration.save(config, temporary)
     if not (out / COMMAND).exists():
-        (out / COMMAND).write_text(shlex.join(["wilson", *sys.argv[1:]]) + "\n")
+        with replacing(out / COMMAND) as temporary:
+            temporary.write_text(shlex.join(["wilson", *sys.argv[1:]]) + "\n")
+
+
+def read_config(path: Path) -> Config:
+    """The configuration of a run; UserError if the file is damaged."""
+    try:
+        return configuration.from_dict(yaml.safe_load(path.read_text()))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is not the configuration of a run ({reason}); use --overwrite, or another --out"
+        ) from error
 
 
 def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -59,8 +78,8 @@ def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _ours(path: Path) -> bool:
     """Whether a run or a demo writes a file or folder of this name."""
-    files, folders = (CONFIG, COMMAND, RESULTS, REPORT, f".{RESULTS}"), ("base", "finetune", "wilson")
-    return path.name in (*files, *folders) or path.name.startswith("step-")
+    files, folders = (CONFIG, COMMAND, RESULTS, REPORT, *STEPS), ("base", "finetune", "wilson")
+    return path.name in (*files, *folders) or path.name.startswith("step-") or path.suffix == SUFFIX
 
 
 def check_same(saved: Config, config: Config, out: Path) -> None:
@@ -90,6 +109,5 @@ def write_results(out: Path, config: Config, steps: list[dict[str, Any]]) -> Non
         "seed": config.seed,
         "steps": steps,
     }
-    temporary = out / f".{RESULTS}"
-    temporary.write_text(json.dumps(document, indent=2))
-    temporary.replace(out / RESULTS)
+    with replacing(out / RESULTS) as temporary:
+        temporary.write_text(json.dumps(document, indent=2))

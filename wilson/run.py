@@ -3,7 +3,8 @@
 config.yaml        the configuration used
 command.txt        the command line
 results.json       IoU and mean IoU after each step
-step-T/            checkpoint.pt, TensorBoard log, panels; training.pt while the step is unfinished
+steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
+step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt while the step is unfinished
 report.html        all of it for a person
 """
 
@@ -15,12 +16,14 @@ from typing import Any
 
 import torch
 
-from wilson import checkpoint, evaluate, panels, report, train
+from wilson import checkpoint, distributed, evaluate, panels, report, train
 from wilson.checkpoint import Checkpoint
 from wilson.config import Config
 from wilson.data.dataset import StepDataset
-from wilson.experiment import Experiment, build_method, check_batch, check_single_class, check_start
+from wilson.experiment import Experiment, build_method, check_batch, check_single_class, check_start, choose_device
 from wilson.folder import REPORT, prepare_folder, write_results
+from wilson.report import confusion
+from wilson.report import steps as course
 
 
 def run(
@@ -48,25 +51,36 @@ def run(
     Raises:
         UserError: anything that a user can mend.
     """
-    experiment = Experiment.open(config)
-    chosen = list(experiment.steps() if steps is None else steps)
-    old = check_start(experiment, chosen, start)
-    check_single_class(experiment, chosen)
-    datasets = {step: experiment.training_set(step) for step in chosen}
-    for step, dataset in datasets.items():
-        check_batch(step, len(dataset), config.for_step(step).batch)
-    prepare_folder(out, config, resume=resume, overwrite=overwrite)
+    with distributed.session(choose_device(config.device)):
+        resume = resume or distributed.restarted()
+        out = distributed.from_main(out)
+        with distributed.main_first():
+            experiment = Experiment.open(config)
+            chosen = list(experiment.steps() if steps is None else steps)
+            old = check_start(experiment, chosen, start)
+            check_single_class(experiment, chosen)
+            datasets = {step: experiment.training_set(step) for step in chosen}
+            for step, dataset in datasets.items():
+                check_batch(step, dataset, config.for_step(step))
+            if distributed.is_main():
+                prepare_folder(out, config, resume=resume, overwrite=overwrite)
 
-    results = old.results if old else []
-    for step in chosen:
-        path = out / f"step-{step}" / checkpoint.NAME
-        if not (resume and path.exists()):
-            results = [*results, train_step(experiment, datasets[step], step, path, old, results, resume)]
-        old = Checkpoint(path)
-        results = old.results
-        write_results(out, config, results)
-    report.write([out], out / REPORT)
-    print(f"{out / REPORT}", flush=True)
+        results = old.results if old else []
+        for step in chosen:
+            path = out / f"step-{step}" / checkpoint.NAME
+            if not (resume and path.exists()):
+                results = [*results, train_step(experiment, datasets[step], step, path, old, results, resume)]
+            distributed.wait()  # for the checkpoint
+            old = Checkpoint(path)
+            results = old.results
+            if distributed.is_main():
+                checkpoint.remove_state(path.parent)
+                write_results(out, config, results)
+        if distributed.is_main():
+            if len(results) >= course.LEAST:
+                print(course.write(out, results), flush=True)
+            report.write([out], out / REPORT)
+            print(f"{out / REPORT}", flush=True)
     return out
 
 
@@ -91,22 +105,30 @@ def train_step(
     loader = train.make_loader(validation, settings.batch, config.data.workers, experiment.device)
     names, seen_before = task.class_names(step), len(task.seen(step - 1)) if step else 1
 
-    def look(board: Any, iteration: int) -> dict[str, Any]:
-        matrix = evaluate.confusion_matrix(method.model, loader, len(names), experiment.device)
-        entry = evaluate.scores(matrix, names, seen_before, step)
-        for group, value in entry["miou"].items():
-            if value is not None:
-                board.add_scalar(f"validation/miou_{group}", value, iteration)
-        panels.log(board, iteration, method, experiment, validation)
-        print(f"step {step}: {evaluate.summary(entry)}", flush=True)
-        return entry
+    def look(board: Any, iteration: int) -> tuple[dict[str, Any], torch.Tensor]:
+        entry, matrix = evaluate.evaluate_step(method, loader, names, seen_before, step, experiment.device)
+        if distributed.is_main():
+            for tag, value in evaluate.scalars(entry).items():
+                board.add_scalar(tag, value, iteration)
+            panels.log(board, iteration, method, experiment, validation)
+            print(f"step {step}: {evaluate.summary(entry)}", flush=True)
+        return entry, matrix
 
-    print(f"step {step} ({config.method if step else 'base'}): {len(dataset)} images, {len(names)} classes", flush=True)
-    entry = train.fit(
+    if distributed.is_main():
+        what = config.method if step else "base"
+        print(f"step {step} ({what}): {len(dataset)} images, {len(names)} classes", flush=True)
+    entry, matrix = train.fit(
         method, dataset, config, settings, folder, experiment.normalization, look,
         resume=resume, title=f"step {step}",
     )  # fmt: skip
-    panels.write(folder / "panels", method, experiment, validation, step)
-    checkpoint.save_model(method.model, config, task, step, [*results, entry], path)
-    (folder / checkpoint.STATE).unlink(missing_ok=True)
+    if config.data.skip_corrupt:
+        entry["skipped"] = experiment.skipped(step)
+    if (others := experiment.step_validation_set(step)) is not None:
+        batches = train.make_loader(others, settings.batch, config.data.workers, experiment.device)
+        theirs = evaluate.confusion_matrix(method.model, batches, len(names), experiment.device)
+        entry["step_validation"] = evaluate.scores(theirs, names, seen_before, step)
+    if distributed.is_main():
+        panels.write(folder / "panels", method, experiment, validation, step)
+        confusion.write(folder, names, matrix, seen_before)
+        checkpoint.save_model(method.model, config, task, step, [*results, entry], path)
     return entry

@@ -11,7 +11,9 @@ from tyro.conf import subcommand
 from wilson.config import RECIPES, Config
 from wilson.errors import UserError
 
-from .data import DataCheck, DataExport
+from .ablate import Ablate
+from .data import DataBench, DataCheck, DataExport
+from .export import Export
 from .results import Evaluate, Predict, Report
 from .training import Demo, Run, Train
 from .weights import WeightsChecksum, WeightsImport
@@ -19,15 +21,20 @@ from .weights import WeightsChecksum, WeightsImport
 
 def parse(arguments: list[str]) -> Any:
     """The command that the arguments name, its options filled in."""
-    recipe = named_recipe(arguments)
+    recipe = RECIPES["voc"] if "ablate" in arguments[:1] else named_recipe(arguments)  # whose --recipe is a file
     tree = Union[  # noqa: UP007  built at run time: the defaults are the recipe's
         Annotated[Demo, subcommand("demo", default=Demo())],
         Annotated[Run, subcommand("run", default=Run(config=recipe))],
         Annotated[Train, subcommand("train", default=Train(config=recipe))],
+        Annotated[Ablate, subcommand("ablate")],
         Annotated[Evaluate, subcommand("evaluate")],
         Annotated[Predict, subcommand("predict")],
+        Annotated[Export, subcommand("export")],
         Annotated[Report, subcommand("report")],
-        Annotated[DataCheck | DataExport, subcommand("data", description="Check or export a data set.")],
+        Annotated[
+            DataCheck | DataExport | Annotated[DataBench, subcommand("bench", default=DataBench(config=recipe))],
+            subcommand("data", description="Check, export or load a data set."),
+        ],
         Annotated[WeightsImport | WeightsChecksum, subcommand("weights", description="Import published weights.")],
         Annotated[Ops, subcommand("ops")],
     ]

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from wilson.config import RECIPES, Config
+from wilson.errors import UserError
 
 Options = Annotated[Config, arg(name="")]  # options of a configuration, without a prefix
 
@@ -23,6 +24,15 @@ class Where:
     """Continue the run in the folder where it stopped."""
     overwrite: bool = False
     """Remove the run in the folder first."""
+
+    def folder(self, config: Config) -> Path:
+        """The folder of a run; under `torchrun --max-restarts` one that a restarted process finds again."""
+        from wilson import distributed
+        from wilson.folder import default_folder
+
+        if self.out is None and distributed.may_restart():
+            raise UserError("torchrun --max-restarts: give --out FOLDER, so that restarted processes find the run")
+        return self.out or default_folder(config)
 
 
 Folder = Annotated[Where, arg(name="")]
@@ -55,10 +65,9 @@ class Run:
     where: Folder = field(default_factory=Where)
 
     def __call__(self) -> int:
-        from wilson.folder import default_folder
         from wilson.run import run
 
-        out = self.where.out or default_folder(self.config)
+        out = self.where.folder(self.config)
         run(self.config, out, resume=self.where.resume, overwrite=self.where.overwrite)
         return 0
 
@@ -75,10 +84,9 @@ class Train:
     """Checkpoint of the step before (RUN/step-T/checkpoint.pt); none for step 0."""
 
     def __call__(self) -> int:
-        from wilson.folder import default_folder
         from wilson.run import run
 
-        out = self.where.out or default_folder(self.config)
+        out = self.where.folder(self.config)
         where = {"resume": self.where.resume, "overwrite": self.where.overwrite}
         run(self.config, out, steps=[self.number], start=self.start, **where)
         return 0

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from wilson.data.coco import coco_splits
+from wilson.data.counts import count
 from wilson.data.diagnosis import label_shift, likely_cause
 from wilson.data.files import read_image, read_mask
-from wilson.data.protocols import PROTOCOLS, Task, select
+from wilson.data.protocols import PROTOCOLS, Task
 from wilson.data.sources import BACKGROUND, VOID
 from wilson.data.summary import Problem, Report, Split, render
 from wilson.data.voc import (
@@ -38,7 +40,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def check(root: str | Path, task: str | None = None, protocol: str = "overlap") -> Report:
-    """Reads every list, image and mask of a folder in the VOC layout.
+    """Reads every list, image and mask of a folder in the layout of VOC or COCO.
 
     Args:
         root: the folder.
@@ -51,7 +53,14 @@ def check(root: str | Path, task: str | None = None, protocol: str = "overlap") 
     Raises:
         UserError: no such folder, no lists in it, a malformed `classes.txt`, task or protocol.
     """
-    return _Check(Path(root), task, protocol).run()
+    root = Path(root)
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol: expected {' or '.join(PROTOCOLS)}, got '{protocol}'")
+    if coco_splits(root):
+        from wilson.data.check_coco import check_coco
+
+        return check_coco(root, task, protocol)
+    return _Check(root, task, protocol).run()
 
 
 @dataclass
@@ -68,8 +77,6 @@ class _Check:
         self.names = splits(root)
         if not self.names:
             raise UserError(f"{root / LISTS}: no lists; expected files such as train.txt with one image name per line")
-        if protocol not in PROTOCOLS:
-            raise UserError(f"protocol: expected {' or '.join(PROTOCOLS)}, got '{protocol}'")
         self.classes = read_classes(root)
         self.task = None if task is None else Task.parse(task, self.classes)
         self.errors: list[Problem] = []
@@ -162,40 +169,21 @@ class _Check:
             )
 
     def _count(self, name: str, entries: Sequence[Entry]) -> Split:
-        class_sets: list[frozenset[int]] = []
+        held: list[frozenset[int]] = []
         pixels = np.zeros(256, np.int64)
         masks = 0
         for entry in entries:
-            held = self.findings[entry].pixels
-            if held is None:
-                class_sets.append(self.labels.get(entry.name, frozenset()))
+            found = self.findings[entry].pixels
+            if found is None:
+                held.append(self.labels.get(entry.name, frozenset()))
             else:
-                class_sets.append(_ids(held))
-                pixels += held
+                held.append(_ids(found))
+                pixels += found
                 masks += 1
-        images = Counter(class_id for held_ids in class_sets for class_id in held_ids)
-        steps: list[int] = []
-        if self.task is not None:
-            steps = [len(select(class_sets, self.task, step, self.protocol)) for step in range(len(self.task.steps))]
-        file = list_file(self.root, name)
-        wanted = (
-            range(1, len(self.classes)) if self.task is None else sorted(self.task.seen(len(self.task.steps) - 1)[1:])
-        )
-        absent = [self.classes[class_id] for class_id in wanted if not images[class_id]]
-        if absent:
-            self._warn(file, f"no image holds {', '.join(absent)}")
-        if 0 < masks < len(entries):
-            self._warn(
-                file, f"{len(entries) - masks} of {len(entries)} images have no mask: a base step cannot use them"
-            )
-        return Split(
-            name,
-            len(entries),
-            masks,
-            tuple(images[class_id] for class_id in range(len(self.classes))),
-            tuple(pixels[: len(self.classes)].tolist()),
-            tuple(steps),
-        )
+        split, warnings = count(name, held, pixels, masks, self.classes, self.task, self.protocol)
+        for text in warnings:
+            self._warn(list_file(self.root, name), text)
+        return split
 
     def _warn_overlap(self, lists: dict[str, list[Entry]]) -> None:
         for one, other in combinations(lists, 2):

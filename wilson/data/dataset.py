@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from wilson.data.protocols import Task
-from wilson.data.sources import ImageSource
+from wilson.data.saliency import Saliency
+from wilson.data.scan import mismatch
+from wilson.data.sources import BACKGROUND, ImageSource
 from wilson.data.transforms import Transform
 from wilson.errors import UserError
 
@@ -31,10 +37,15 @@ class StepDataset(Dataset[dict[str, Any]]):
         dense: whether samples carry masks; without, no mask is opened.
         seed: seed of the random numbers, at least 0.
         all_labels: whether `labels` tells the old classes too.
+        old_masks: whether masks tell the old classes too; without, those are background.
         ignore: what mask id 255 becomes: None for background, as in training, or a label to leave out, as in testing.
+        negatives: images whose labels are all 0, mixed into the batches by `sampler`; their positions follow the
+            step's own, which `len` counts.
+        negative_share: their share of each batch, 0..1.
+        saliency: folder of saliency maps, which samples then carry, too.
 
     Raises:
-        UserError: no image, or `dense` and an image has no mask.
+        UserError: no image, or `dense` and an image has no mask, or an image has no saliency map.
     """
 
     def __init__(
@@ -48,7 +59,11 @@ class StepDataset(Dataset[dict[str, Any]]):
         dense: bool,
         seed: int,
         all_labels: bool = False,
+        old_masks: bool = True,
         ignore: int | None = None,
+        negatives: ImageSource | None = None,
+        negative_share: float = 0.25,
+        saliency: Path | None = None,
     ) -> None:
         if not indices:
             raise UserError(
@@ -63,7 +78,13 @@ class StepDataset(Dataset[dict[str, Any]]):
                 f"({len(unmasked)} of {len(indices)} have none); add them, or list only images with masks"
             )
         self.source, self.indices, self.transform, self.dense, self.seed = source, list(indices), transform, dense, seed
+        self.negatives, self.negative_share = negatives, negative_share
+        shown = [source.names[index] for index in indices] + list(negatives.names if negatives else [])
+        self.saliency = None if saliency is None else Saliency(saliency, shown)
         self.channels = task.channels(step, ignore=ignore)
+        self.mask_channels = self.channels.clone()
+        if not old_masks and step > 0:
+            self.mask_channels[list(task.seen(step - 1))] = BACKGROUND
         told = task.seen(step)[1:] if all_labels else task.new(step)
         # Here and not in the workers, each of which would scan the masks anew.
         self.labels = torch.zeros(len(indices), len(task.seen(step)) - 1)
@@ -83,43 +104,97 @@ class StepDataset(Dataset[dict[str, Any]]):
             image: normalised, float32 (3, H, W).
             mask: output channels, int64 (H, W); only if `dense`.
             labels: 1 for a class in the image, else 0; float32 (C - 1,), background left out.
+            saliency: float32 (H, W) in [0, 1]; only if there is a folder of maps.
             name: the image's name.
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
+        if position >= len(self):
+            return self._negative(epoch, position - len(self))
         index = self.indices[position]
         name = self.source.names[index]
         image, mask = self.source.image(index), self.source.mask(index) if self.dense else None
-        if mask is not None and mask.size != image.size:
-            sizes = "{}x{} pixels, its mask {}x{}".format(*image.size, *mask.size)
-            raise UserError(f"image '{name}' is {sizes}; they must be of one size, pixel on pixel")
-        with random_numbers_from(self.seed, epoch, index):
+        if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
+            raise UserError(wrong)
+        pixels, ids, more = self._cut(image, mask, name, self.seed, epoch, index)
+        sample = {"image": pixels, "labels": self.labels[position], "name": name, **more}
+        return sample if ids is None else {**sample, "mask": self.mask_channels[ids.long()]}
+
+    def _negative(self, epoch: int, index: int) -> dict[str, Any]:
+        assert self.negatives is not None
+        image, name = self.negatives.image(index), self.negatives.names[index]
+        # not the numbers of the step's own image of this index
+        pixels, _, more = self._cut(image, None, name, self.seed, epoch, index, 1)
+        return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
+
+    def _cut(
+        self, image: Image, mask: Image | None, name: str, *key: int
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        with random_numbers_from(*key):
             pixels, ids = self.transform(image, mask)
-        sample = {"image": pixels, "labels": self.labels[position], "name": name}
-        return sample if ids is None else {**sample, "mask": self.channels[ids.long()]}
+        if self.saliency is None:
+            return pixels, ids, {}
+        with random_numbers_from(*key):  # the same again: cut alike
+            _, values = self.transform(image, self.saliency.read(name, image.size))
+        assert values is not None
+        return pixels, ids, {"saliency": values.float() / 255}
+
+    def sampler(self, batch: int) -> EpochSampler:
+        """The order of an epoch in batches of this size over all processes, negatives in their places.
+
+        Raises:
+            UserError: the share of negatives leaves no place for them, or none for the step's own images.
+        """
+        if self.negatives is None:
+            return EpochSampler(len(self), self.seed)
+        places = round(self.negative_share * batch)
+        if not 0 < places < batch:
+            raise UserError(
+                f"a share of {self.negative_share} negatives makes {places} of a batch of {batch}; expected 1 to "
+                f"{batch - 1}: choose another --data.negative-share or a larger batch"
+            )
+        return EpochSampler(len(self), self.seed, batch, places, len(self.negatives.names))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields (epoch, position): every position once, in an order that derives from (seed, epoch) alone.
 
+    With negatives it yields whole batches, in whose last places they stand; all of them come before one comes again.
+
     Args:
         length: number of positions.
         seed: seed of the order, at least 0.
+        batch: keys of a batch, negatives included; not used without them.
+        places: number of negatives in a batch.
+        negatives: number of positions of negatives, which follow the others.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int, batch: int = 1, places: int = 0, negatives: int = 0) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
+        self.batch, self.places, self.negatives = batch, places, negatives
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration yields."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self._batches * self.batch if self.places else self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         with random_numbers_from(self.seed, self.epoch):
-            order = torch.randperm(self.length).tolist()
-        return iter([(self.epoch, position) for position in order])
+            order = torch.randperm(self.length)
+            if self.places:
+                order = self._mixed(order)
+        return iter([(self.epoch, position) for position in order.tolist()])
+
+    @property
+    def _batches(self) -> int:
+        return self.length // (self.batch - self.places)
+
+    def _mixed(self, order: Tensor) -> Tensor:
+        batches, own = self._batches, self.batch - self.places
+        rounds = [torch.randperm(self.negatives) for _ in range(math.ceil(batches * self.places / self.negatives))]
+        mixed_in = self.length + torch.cat([*rounds, order[:0]])[: batches * self.places]
+        return torch.cat([order[: batches * own].view(batches, own), mixed_in.view(batches, self.places)], 1).flatten()
 
 
 @contextmanager

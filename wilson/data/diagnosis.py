@@ -7,11 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wilson.data.coco import LAST, MAPS, UNUSED
+from wilson.data.names import COCO_GAPS, COCO_IDS
 from wilson.data.sources import BACKGROUND, VOID
-
-# COCO's 80 classes have category ids from 1 to 90; these are not used.
-COCO_CLASSES, COCO_LAST_ID = 80, 90
-COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 
 
 def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | None:
@@ -36,10 +34,15 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
                 "id, and turn 255 into 0"
             )
         return None
-    if last == COCO_CLASSES and unknown[-1] <= COCO_LAST_ID and not found & COCO_GAPS:
+    if last == len(COCO_IDS) and unknown[-1] <= COCO_IDS[-1] and not found & COCO_GAPS:
         return (
             "the ids are probably COCO's category ids, which run from 1 to 90 with gaps; "
             "number the categories from 1 to 80 in their order"
+        )
+    if last == len(COCO_IDS) and unknown[-1] <= LAST and not found & UNUSED:
+        return (
+            "the ids are probably those of COCO-Stuff's pixel maps, COCO's category ids less 1; put the maps into "
+            f"{MAPS[0]}/SPLIT and the images into images/SPLIT, which is COCO's layout, and they are understood"
         )
     if unknown == [last + 1] and (BACKGROUND not in found or 1 not in found):
         first = BACKGROUND if BACKGROUND not in found else 1
@@ -52,6 +55,27 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
         "set's folder lacks names (without the file, the classes are VOC's), or the masks hold shades of grey "
         "instead of ids"
     )
+
+
+def map_shift(pixels: NDArray[np.int64]) -> str | None:
+    """Why the values of COCO-Stuff's pixel maps are wrong.
+
+    Args:
+        pixels: number of pixels of each value, (256,), over all maps.
+
+    Returns:
+        The likely cause and its remedy, if the values are all off by one; None otherwise.
+    """
+    found = frozenset(np.flatnonzero(pixels[:VOID]).tolist())
+    if found & UNUSED and not found & {value + 1 for value in UNUSED}:
+        zero = "0 becomes 255" if any(value > COCO_IDS[-1] + 1 for value in found) else "0, the background, becomes 91"
+        return (
+            "every value is probably one too high: the maps seem to hold category ids from 1, not less 1 as COCO-Stuff "
+            f"has them; subtract 1 from every value but 255 ({zero})"
+        )
+    if found & UNUSED and not found & {value - 1 for value in UNUSED}:
+        return "every value is probably one too low, and the first class lost in 255; unpack COCO-Stuff's maps anew"
+    return None
 
 
 def label_shift(masks: Iterable[frozenset[int]], labels: Iterable[frozenset[int]]) -> int | None:

@@ -1,12 +1,16 @@
-"""Reading image and mask files, with errors that name them."""
+"""Reading the files of data sets, with errors that name them, and finding them inside their folder."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
 from wilson.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 def read_image(path: Path) -> Image.Image:
@@ -23,6 +27,37 @@ def read_mask(path: Path) -> Image.Image:
             "convert the mask's colours to class ids"
         )
     return mask
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def inside(text: str, where: str) -> PurePosixPath:
+    """A path that a file of a data set names, seen from a folder of the data set; UserError if it leads out of it."""
+    # By its text alone: a folder of the data set may well be a link to another disk.
+    path = PurePosixPath(os.path.normpath(text.lstrip("/")))
+    if path.parts[:1] in ((), ("..",)):
+        raise UserError(f"{where}: leads out of the data set's folder; paths and names must stay inside")
+    return path
+
+
+def find_image(folders: Iterable[Path], name: PurePosixPath) -> Path | None:
+    """The first file of this name, with one of the usual extensions or with its own; None if there is none."""
+    for folder in folders:
+        for path in (*(folder / f"{name}{extension}" for extension in EXTENSIONS), folder / name):
+            if path.is_file():
+                return path
+    return None
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files in a folder and the folders in it, by name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 
 def _open(path: Path) -> Image.Image:

@@ -10,10 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wilson.data.names import VOC_CLASSES, find
 from wilson.data.sources import BACKGROUND, VOID
 from wilson.errors import UserError
 
 PROTOCOLS = ("disjoint", "overlap")
+COCO_TO_VOC = "coco-to-voc"
+
+# Images of each step in the published lists: for VOC those of MiB (Cermelli et al., CVPR 2020), which WILSON uses, of
+# the 10582 training images with SBD's masks; for COCO-to-VOC those of WILSON's base step, of train2017's 118287.
+VOC_IMAGES, COCO_IMAGES = 10582, 118287
+PUBLISHED = {
+    (VOC_IMAGES, "15-5", "disjoint"): (8437, 2145),
+    (VOC_IMAGES, "15-5", "overlap"): (9568, 2145),
+    (VOC_IMAGES, "10-10", "disjoint"): (3706, 6876),
+    (VOC_IMAGES, "10-10", "overlap"): (6139, 6876),
+    (COCO_IMAGES, COCO_TO_VOC, "disjoint"): (23274,),  # its second step learns from VOC's images
+}
 
 
 @dataclass(frozen=True)
@@ -35,8 +48,9 @@ class Task:
         """Reads a task.
 
         Args:
-            text: "X-Y" (the first X classes, then groups of Y, the last may be smaller), "offline" (all at once), or
-                mask ids or class names with commas between classes and slashes between steps, as in "8,9,cat/10,13".
+            text: "X-Y" (the first X classes, then groups of Y, the last may be smaller), "offline" (all at once),
+                "coco-to-voc" (COCO's 60 classes that are not VOC's, then VOC's 20, each in COCO's order), or mask ids
+                or class names with commas between classes and slashes between steps, as in "8,9,cat/10,13".
             classes: class names of the data set by mask id, background first; at most 255.
 
         Returns:
@@ -49,6 +63,8 @@ class Task:
         ids = range(1, len(classes))
         if text == "offline":
             steps = [list(ids)]
+        elif text == COCO_TO_VOC:
+            steps = _coco_to_voc(text, classes)
         elif match := re.fullmatch(r"(\d+)-(\d+)", text):
             steps = _count_off(text, ids, first=int(match[1]), then=int(match[2]))
         else:
@@ -120,6 +136,13 @@ def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol
     return [index for index, held in enumerate(class_sets) if held & new and not held & refused]
 
 
+def published(images: int, task: Task, protocol: str) -> tuple[int, ...] | None:
+    """Images of each step in the published lists, if there are any for this task on a list of so many images."""
+    of_voc = task.classes == VOC_CLASSES
+    known = PUBLISHED.get((images, task.name, protocol))
+    return known if of_voc == (images == VOC_IMAGES) else None
+
+
 def _count_off(text: str, ids: range, *, first: int, then: int) -> list[list[int]]:
     if not 1 <= first < len(ids) or then < 1:
         raise UserError(
@@ -127,6 +150,18 @@ def _count_off(text: str, ids: range, *, first: int, then: int) -> list[list[int
             "classes besides background; use 'offline' for all classes at once"
         )
     return [list(ids[:first])] + [list(ids[start : start + then]) for start in range(first, len(ids), then)]
+
+
+def _coco_to_voc(text: str, classes: Sequence[str]) -> list[list[int]]:
+    found = [find(name, classes) for name in VOC_CLASSES[1:]]
+    new = sorted(class_id for class_id in found if class_id is not None)
+    old = [class_id for class_id in range(1, len(classes)) if class_id not in new]
+    if len(new) < len(found) or not old:
+        raise UserError(
+            f"task '{text}': needs a data set with VOC's 20 classes and others, as COCO has; this one has "
+            f"{', '.join(classes[1:])}"
+        )
+    return [old, new]
 
 
 def _class_id(text: str, word: str, classes: Sequence[str]) -> int:
@@ -138,7 +173,7 @@ def _class_id(text: str, word: str, classes: Sequence[str]) -> int:
         near = difflib.get_close_matches(word, classes[1:], n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
-            f"task '{text}': expected X-Y, 'offline', or classes such as '1,2/3', got the class '{word}'; {hint}"
-            f"the data set's classes are 1 to {len(classes) - 1}: {', '.join(classes[1:])}"
+            f"task '{text}': expected X-Y, 'offline', '{COCO_TO_VOC}', or classes such as '1,2/3', got the class "
+            f"'{word}'; {hint}the data set's classes are 1 to {len(classes) - 1}: {', '.join(classes[1:])}"
         )
     return class_id

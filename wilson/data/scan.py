@@ -1,80 +1,76 @@
-"""Which classes each mask holds: read once, then kept in the user's cache folder."""
+"""Reads all files of a data set once: which classes each mask holds, and which images cannot be used."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
+from wilson.data.cache import cached
 from wilson.data.files import read_mask
-from wilson.data.sources import BACKGROUND, VOID
+from wilson.data.sources import VOID, ImageSource
+from wilson.errors import UserError
 
-FORMAT = 1  # raise it when what the scan finds, or how it is stored, changes
+# A number is raised when what is found, or how it is stored, changes.
+SCAN, BROKEN = "scan 2", "broken 1"
 
 
-def scan(masks: Sequence[Path]) -> list[frozenset[int]]:
-    """The mask ids in each mask, without background and 255.
-
-    The result is cached under a hash of the masks' contents in their order, so it follows the masks when they are
-    moved and is found again by any list of the same masks; hashing takes about a twentieth of the time of decoding.
-    A cache folder that cannot be read or written only costs the time of another scan.
+def scan(masks: Sequence[Path]) -> list[frozenset[int] | None]:
+    """The mask ids in each mask, 255 left out; cached.
 
     Args:
         masks: files of 8-bit ids with one channel.
 
     Returns:
-        One set for each mask.
-
-    Raises:
-        UserError: a mask cannot be read, or is not of 8-bit ids with one channel.
+        One set for each mask; None for one that cannot be read.
     """
-    cache = cache_folder() / f"{_key(masks)}.json"
-    found = _load(cache, len(masks))
-    if found is None:
-        found = [_class_ids(path) for path in tqdm(masks, desc="Scanning masks for classes", unit="mask")]
-        _store(cache, found)
-    return found
+
+    def look(path: Path) -> list[int] | None:
+        try:
+            return sorted(mask_ids(path))
+        except UserError:
+            return None
+
+    def find() -> list[list[int] | None]:
+        return [look(path) for path in tqdm(masks, desc="Scanning masks for classes", unit="mask")]
+
+    return [None if ids is None else frozenset(ids) for ids in cached(SCAN, masks, find)]
 
 
-def cache_folder() -> Path:
-    """The folder the scans are kept in: wilson/scans in XDG_CACHE_HOME, or in ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification).
-    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "wilson", "scans")
+def mask_ids(path: Path) -> frozenset[int]:
+    """The ids in a mask, 255 left out; UserError if it cannot be read."""
+    return frozenset(np.flatnonzero(read_mask(path).histogram()[:VOID]).tolist())
 
 
-def _class_ids(path: Path) -> frozenset[int]:
-    pixels = read_mask(path).histogram()
-    return frozenset(class_id for class_id, count in enumerate(pixels) if count) - {BACKGROUND, VOID}
+def broken(source: ImageSource, indices: Sequence[int]) -> list[int]:
+    """The images that have a fault, of some images of a source; cached."""
+    indices = [index for index in indices if source.files(index)]
+    # Every file of an image stands for it: what is found depends on all of them.
+    owners = [(index, file) for index in indices for file in source.files(index)]
+
+    def find() -> list[bool]:
+        faulty = {index: bool(fault(source, index)) for index in tqdm(indices, desc="Reading images", unit="image")}
+        return [faulty[index] for index, _ in owners]
+
+    found = cached(BROKEN, [file for _, file in owners], find)
+    return list(dict.fromkeys(index for (index, _), wrong in zip(owners, found, strict=True) if wrong))
 
 
-def _key(masks: Sequence[Path]) -> str:
-    digest = hashlib.blake2b(f"wilson scan {FORMAT}".encode(), digest_size=16)
-    for path in masks:
-        with suppress(OSError):  # the scan will name the file
-            digest.update(hashlib.blake2b(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _load(cache: Path, count: int) -> list[frozenset[int]] | None:
+def fault(source: ImageSource, index: int) -> str:
+    """Why an image cannot be used: it or its mask cannot be read, or their sizes differ; empty if it can."""
     try:
-        found = [frozenset(map(int, ids)) for ids in json.loads(cache.read_text())]
-    except (OSError, ValueError, TypeError):
-        return None
-    return found if len(found) == count else None
+        image, mask = source.image(index), source.mask(index)
+    except UserError as error:
+        return str(error)
+    return mismatch(source.names[index], image.size, mask.size) if mask is not None else ""
 
 
-def _store(cache: Path, found: list[frozenset[int]]) -> None:
-    # Written whole or not at all: several runs may scan at once.
-    temporary = cache.with_suffix(f".{os.getpid()}")
-    with suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps([sorted(ids) for ids in found]))
-        os.replace(temporary, cache)
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+def mismatch(name: str, image: tuple[int, int], mask: tuple[int, int]) -> str:
+    """What is wrong with the sizes (width, height) of an image and its mask; empty if they fit."""
+    if image == mask:
+        return ""
+    return "image '{}' is {}x{} pixels, its mask {}x{}; they must be of one size, pixel on pixel".format(
+        name, *image, *mask
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class ImageSource(Protocol):
     def class_ids(self, index: int) -> frozenset[int]:
         """Mask ids of the classes in the image, without background and 255."""
         ...
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files that the image and its mask are read from; none if they are drawn."""
+        return ()
 
 
 def class_sets(source: ImageSource) -> list[frozenset[int]]:

@@ -30,6 +30,7 @@ class Split:
         class_images: number of images with each class, by mask id.
         class_pixels: number of mask pixels of each class, by mask id.
         steps: number of training images of each step of the task; empty without a task.
+        as_published: whether these are the published numbers; None where none were published.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Split:
     class_images: tuple[int, ...]
     class_pixels: tuple[int, ...]
     steps: tuple[int, ...]
+    as_published: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def render(report: Report) -> str:
     lines += [""]
     rows = [[split.name, split.images, split.masks, *split.steps] for split in report.splits]
     lines += _table([header, *rows])
+    lines += [f"{split.name}: matches the published split sizes" for split in report.splits if split.as_published]
     header = ["id", "class", *(column for split in report.splits for column in (split.name, f"{split.name} %"))]
     rows = []
     for class_id, name in enumerate(report.classes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,40 +9,17 @@ from pathlib import Path, PurePosixPath
 
 from PIL.Image import Image
 
-from wilson.data.files import read_image, read_mask
-from wilson.data.scan import scan
+from wilson.data.files import EXTENSIONS, find_image, inside, read_image, read_lines, read_mask
+from wilson.data.names import VOC_CLASSES, named
+from wilson.data.scan import mask_ids, scan
 from wilson.data.sources import BACKGROUND, VOID, ImageSource
 from wilson.errors import UserError
 
-VOC_CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 IMAGES = "JPEGImages"
 MASKS = ("SegmentationClassAug", "SegmentationClass")  # the first one that is there
 LISTS = PurePosixPath("ImageSets", "Segmentation")
 LABELS = "image_labels"
 CLASSES = "classes.txt"
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 class VOCFolder(ImageSource):
@@ -101,20 +77,27 @@ class VOCFolder(ImageSource):
         return self._masks[index] is not None
 
     def class_ids(self, index: int) -> frozenset[int]:
-        return self._class_sets[index]
+        mask, name = self._masks[index], self.names[index]
+        if mask is None:
+            return self._labels[name]
+        ids = self._scanned[mask]
+        if ids is None:
+            ids = mask_ids(mask)  # says what is wrong with it
+        if unknown := sorted(class_id for class_id in ids if class_id >= len(self.classes)):
+            raise UserError(
+                f"{mask}: holds the ids {unknown}, but the classes are 0 to {len(self.classes) - 1}; "
+                f"`wilson data check {self.root}` says what the likely cause is"
+            )
+        return ids - {BACKGROUND}
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        mask = self._masks[index]
+        return (self._images[index],) if mask is None else (self._images[index], mask)
 
     @cached_property
-    def _class_sets(self) -> list[frozenset[int]]:
+    def _scanned(self) -> dict[Path, frozenset[int] | None]:
         masks = [mask for mask in self._masks if mask is not None]
-        found = dict(zip(masks, scan(masks), strict=True)) if masks else {}
-        for path, ids in found.items():
-            if unknown := sorted(class_id for class_id in ids if class_id >= len(self.classes)):
-                raise UserError(
-                    f"{path}: holds the ids {unknown}, but the classes are 0 to {len(self.classes) - 1}; "
-                    f"`wilson data check {self.root}` says what the likely cause is"
-                )
-        named = zip(self.names, self._masks, strict=True)
-        return [self._labels[name] if mask is None else found[mask] for name, mask in named]
+        return dict(zip(masks, scan(masks), strict=True)) if masks else {}
 
 
 @dataclass(frozen=True)
@@ -149,7 +132,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
     path = root / CLASSES
     if not path.is_file():
         return VOC_CLASSES
-    names = tuple(line.strip() for line in _lines(path))
+    names = tuple(line.strip() for line in read_lines(path))
     if names[:1] != ("background",) or len(names) < 2:
         raise UserError(
             f"{path}: expected one class name per line in the order of the mask ids, 'background' first; "
@@ -169,7 +152,7 @@ def read_list(root: Path, split: str) -> list[str]:
     names = splits(root)
     if split not in names:
         raise UserError(f"{list_file(root, split)}: no such list; the folder has {', '.join(names) or 'none'}")
-    return [line.strip() for line in _lines(list_file(root, split)) if line.strip()]
+    return [line.strip() for line in read_lines(list_file(root, split)) if line.strip()]
 
 
 def read_line(root: Path, split: str, line: str) -> Entry:
@@ -177,12 +160,11 @@ def read_line(root: Path, split: str, line: str) -> Entry:
     words = line.split()
     where = f"{list_file(root, split)}: '{line}'"
     if len(words) == 1:
-        name = _inside(line, where)
-        images = [root / IMAGES / f"{name}{extension}" for extension in EXTENSIONS]
-        image = next((path for path in images if path.is_file()), images[0])
+        name = inside(line, where)
+        image = find_image([root / IMAGES], name) or root / IMAGES / f"{name}{EXTENSIONS[0]}"
         return Entry(str(name), image, mask_folder(root) / f"{name}.png")
     if len(words) == 2:
-        path, mask = _inside(words[0], where), _inside(words[1], where)
+        path, mask = inside(words[0], where), inside(words[1], where)
         below = PurePosixPath(*path.parts[1:] or path.parts)  # the name does not repeat the folder of the images
         return Entry(str(below.with_suffix("")), root / path, root / mask)
     raise UserError(f"{where}: expected an image name without spaces, or the paths of an image and its mask")
@@ -196,35 +178,11 @@ def read_image_labels(root: Path, classes: tuple[str, ...]) -> dict[str, frozens
     """
     path = list_file(root, LABELS)
     labels: dict[str, frozenset[int]] = {}
-    for number, line in enumerate(_lines(path) if path.is_file() else [], 1):
+    for number, line in enumerate(read_lines(path) if path.is_file() else [], 1):
         name, *words = line.split() or [""]
         if not name:
             continue
         if name in labels:
             raise UserError(f"{path}: line {number}: image '{name}' has a line already; put all its classes in one")
-        labels[name] = frozenset(_class_id(word, classes, path, number) for word in words) - {BACKGROUND}
+        labels[name] = frozenset(named(word, classes, f"{path}: line {number}") for word in words) - {BACKGROUND}
     return labels
-
-
-def _class_id(word: str, classes: tuple[str, ...], path: Path, number: int) -> int:
-    class_id = int(word) if word.isdecimal() else classes.index(word) if word in classes else None
-    if class_id is None or class_id >= len(classes):
-        raise UserError(
-            f"{path}: line {number}: unknown class '{word}'; expected ids from 1 to {len(classes) - 1} or class names"
-        )
-    return class_id
-
-
-def _inside(text: str, where: str) -> PurePosixPath:
-    # By its text alone: a folder of the data set may well be a link to another disk.
-    path = PurePosixPath(os.path.normpath(text.lstrip("/")))
-    if path.parts[:1] in ((), ("..",)):
-        raise UserError(f"{where}: leads out of the data set's folder; paths and names must stay inside")
-    return path
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error

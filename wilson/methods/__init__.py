@@ -1,8 +1,58 @@
-"""What a step optimises. A method maps a batch to its named loss terms; it knows nothing of files or devices."""
+"""What a step optimises. A method maps a batch to its named loss terms; it knows nothing of files or devices.
 
-from .base import Batch, LossConfig, Method
+Methods that learn from image-level labels are those of `WeaklySupervised`; the others have `pixel_supervised` set and
+learn from the masks of the step, in which old classes are background. Only `joint` and `offline` see all masks: joint
+learns the classes seen so far at each step, from the model before it, offline all classes at once.
+"""
+
+from .base import Batch, LossConfig, Method, Settings
+from .cam import Cam
+from .eps import Eps
 from .finetune import Finetune
+from .finetune_pixel import FinetunePixel
+from .ilt import Ilt
+from .lwf import Lwf
+from .lwf_mc import LwfMc
+from .mib import Mib
+from .plop import Plop
+from .ss import SingleStage
 from .supervised import Supervised
+from .two_stage import TwoStage
 from .wilson import Wilson
 
-__all__ = ["Batch", "Finetune", "LossConfig", "Method", "Supervised", "Wilson"]
+METHODS: dict[str, type[Method]] = {
+    "wilson": Wilson,
+    "finetune": Finetune,
+    "cam": Cam,
+    "ss": SingleStage,
+    "eps": Eps,
+    "finetune-pixel": FinetunePixel,
+    "lwf": Lwf,
+    "lwf-mc": LwfMc,
+    "ilt": Ilt,
+    "mib": Mib,
+    "plop": Plop,
+    "joint": Supervised,
+    "offline": Supervised,
+}
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Cam",
+    "Eps",
+    "Finetune",
+    "FinetunePixel",
+    "Ilt",
+    "LossConfig",
+    "Lwf",
+    "LwfMc",
+    "Method",
+    "Mib",
+    "Plop",
+    "Settings",
+    "SingleStage",
+    "Supervised",
+    "TwoStage",
+    "Wilson",
+]

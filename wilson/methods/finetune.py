@@ -25,9 +25,9 @@ class Finetune(WeaklySupervised):
         if self.config.cls:
             terms["cls"] = self.classification(pseudo.scores, batch["labels"])
         if self.config.sss:
-            terms["sss"] = self.self_supervision(pseudo, batch)
+            terms["sss"] = self.self_supervision(pseudo.scores, pseudo.eval_scores, batch)
         if self.config.seg and epoch >= self.warmup:
-            terms["seg"] = ops.pseudo_label_loss(pseudo.logits, *self._hard_labels(pseudo, batch), **self._settings)
+            terms["seg"] = self.pseudo_label_loss(pseudo.logits, *self._hard_labels(pseudo, batch), **self._settings)
         return self.weighted(**terms)
 
     # The background taken from the localizer alone, and old classes gated away by their labels of 0: with the

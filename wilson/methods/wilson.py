@@ -2,77 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wilson import ops
-from wilson.models import Localizer, Segmenter
 
-from .base import Batch, LossConfig, Pseudo, WeaklySupervised
+from .base import Batch, Pseudo, WeaklySupervised
 
 
 class Wilson(WeaklySupervised):
-    """CLS + LOC + ENC teach the localizer; after `warmup` epochs SSS refines it and SEG teaches the model.
+    """CLS + LOC + ENC teach the localizer; after `warmup` epochs SSS refines it and SEG teaches the model."""
 
-    Args:
-        model: the model in training, with all C classes.
-        localizer: with C classes.
-        old: the model before this step; frozen, in eval mode.
-        config: weights and settings of the terms.
-        warmup: epochs before SSS and SEG.
-        all_labels: the image-level labels tell the old classes, too.
-    """
+    remembers: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        model: Segmenter,
-        localizer: Localizer,
-        old: Segmenter,
-        config: LossConfig,
-        warmup: int,
-        all_labels: bool = False,
-    ) -> None:
-        super().__init__(model, localizer, old.classes, config, warmup, all_labels)
-        self.old = old.eval().requires_grad_(False)
+    def look(self, batch: Batch) -> Pseudo:
+        old = self.remember(batch)
+        seen = super().look(batch)
+        scores, eval_scores = (self.with_prior(z, old.logits) for z in (seen.scores, seen.eval_scores))
+        return seen._replace(scores=scores, eval_scores=eval_scores, old=old)
 
-    def train(self, mode: bool = True) -> Wilson:
-        super().train(mode)
-        self.old.eval()
-        return self
+    def probabilities(self, image: Tensor) -> Tensor:
+        scores = self.localizer(self.model(image).features)
+        old_logits = self.old(image).logits if self.config.prior == "fixed" else scores
+        return self.with_prior(scores, old_logits).softmax(1)
+
+    def with_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
+        """The localizer's scores, in part replaced where the prior is the old model's output or a constant."""
+        if self.config.prior == "fixed":
+            return torch.cat([old_logits.to(scores.dtype), scores[:, self.old_classes :]], 1)
+        if self.config.prior == "background":
+            return torch.cat([torch.ones_like(scores[:, :1]), scores[:, 1:]], 1)
+        return scores
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         c = self.config
-        with torch.no_grad():
-            old = self.old(batch["image"])
         pseudo = self.look(batch)
+        assert pseudo.old is not None
         terms = {}
         if c.cls:
             terms["cls"] = self.classification(pseudo.scores, batch["labels"])
-        if c.loc:
-            terms["loc"] = ops.localization_prior_loss(pseudo.scores, old.logits)
+        if c.loc and c.prior in ("loc", "softmax"):
+            terms["loc"] = self.localization_prior(pseudo.scores, pseudo.old.logits)
         if c.enc:
             channels = pseudo.features.shape[1] if self.paper else 1
-            terms["enc"] = channels * F.mse_loss(pseudo.features, old.features)
+            terms["enc"] = channels * F.mse_loss(pseudo.features, pseudo.old.features)
         if c.sss and epoch >= self.warmup:
-            terms["sss"] = self.self_supervision(pseudo, batch)
+            terms["sss"] = self.self_supervision(pseudo.scores, pseudo.eval_scores, batch)
         if c.seg and epoch >= self.warmup:
-            terms["seg"] = self.segmentation(pseudo, old.logits, batch["labels"])
+            terms["seg"] = self.segmentation(pseudo, batch["labels"])
         return self.weighted(**terms)
 
-    def segmentation(self, pseudo: Pseudo, old_logits: Tensor, labels: Tensor) -> Tensor:
-        """SEG (Eq. 7); in the paper's mode every image counts, whatever classes its hard labels hold."""
-        if self.paper:
-            return ops.soft_margin_loss(pseudo.logits, self.targets(pseudo, old_logits, labels))
-        return ops.pseudo_label_loss(pseudo.logits, pseudo.eval_scores, old_logits, labels, **self._smoothing)
+    def localization_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
+        """LOC (Eq. 4), or cross-entropy between the old model's softmax and the localizer's over all classes."""
+        if self.config.prior == "loc":
+            return ops.localization_prior_loss(scores, old_logits)
+        new = scores.shape[1] - self.old_classes  # to which the old model gives no probability
+        return F.cross_entropy(scores, F.pad(old_logits.softmax(1), (0, 0, 0, 0, 0, new)))
 
-    def targets(self, pseudo: Pseudo, old_logits: Tensor, labels: Tensor) -> Tensor:
-        """The merged pseudo-labels (Eq. 5, 6), in the paper's mode not gated by the image-level labels."""
-        gate = torch.ones_like(labels) if self.paper else labels
-        targets, _ = ops.merge_pseudo_labels(pseudo.eval_scores, old_logits, gate, **self._smoothing)
-        return targets
+    def segmentation(self, pseudo: Pseudo, labels: Tensor) -> Tensor:
+        """SEG (Eq. 7); in the paper's mode every image counts, whatever classes its hard labels hold."""
+        if self.paper or not self.config.merge:
+            return ops.soft_margin_loss(pseudo.logits, self.targets(pseudo, labels))
+        assert pseudo.old is not None
+        return self.pseudo_label_loss(pseudo.logits, pseudo.eval_scores, pseudo.old.logits, labels, **self._smoothing)
+
+    def targets(self, pseudo: Pseudo, labels: Tensor) -> Tensor:
+        """The merged pseudo-labels (Eq. 5, 6), in the paper's mode not gated by the image-level labels.
+
+        Without the merge they are the localizer's for all classes: nothing but the background, whose weight is then 1,
+        stands for an old class, and the old classes, unless their labels are known, pass the gate.
+        """
+        assert pseudo.old is not None
+        gate, old_logits, settings = labels, pseudo.old.logits, self._smoothing
+        if not self.config.merge:
+            old_logits, settings = pseudo.eval_scores[:, :1], {**settings, "background": 1.0}
+            if not self.all_labels:
+                gate = labels.clone()
+                gate[:, : self.old_classes - 1] = 1
+        gate = torch.ones_like(labels) if self.paper else gate
+        return ops.merge_pseudo_labels(pseudo.eval_scores, old_logits, gate, **settings)[0]
 
     @property
     def _smoothing(self) -> dict[str, Any]:
@@ -81,6 +92,5 @@ class Wilson(WeaklySupervised):
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pseudo, old = self.look(batch), self.old(batch["image"])
-        targets = self.targets(pseudo, old.logits, batch["labels"])
-        return pseudo.eval_scores.softmax(1), targets.argmax(1)
+        pseudo = self.look(batch)
+        return pseudo.eval_scores.softmax(1), self.targets(pseudo, batch["labels"]).argmax(1)

@@ -100,16 +100,17 @@ class _PseudoLabelLoss(torch.autograd.Function):
         image_labels: Tensor,
         alpha: float,
         background_weight: float | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         loss, factor, derivative = _loss_forward(
             logits, localizer_scores, old_logits, image_labels, alpha, background_weight, True
         )
         # the logits, only for the refusal of second derivatives
         ctx.save_for_backward(logits, factor, derivative)
-        return loss
+        ctx.mark_non_differentiable(factor)
+        return loss, factor
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, factor, derivative = ctx.saved_tensors
         grad_logits = _loss_backward(grad.detach(), factor, derivative)
         return first_order(LOSS, grad_logits, logits), None, None, None, None, None
@@ -198,6 +199,21 @@ def pseudo_label_loss(
 
     Differentiable once with respect to `logits`.
     """
+    return loss_and_factor(logits, localizer_scores, old_logits, image_labels, alpha, background)[0]
+
+
+def loss_and_factor(
+    logits: Tensor,
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float = 0.5,
+    background: float | str = "min",
+) -> tuple[Tensor, Tensor]:
+    """:func:`pseudo_label_loss`, and what it multiplies each image by: g_b / (sum g + 1e-5) / P, (B,).
+
+    An image counts where its factor is above 0: what several processes need to know of each other.
+    """
     _checks.scores(LOSS, "logits", logits)
     weight = _check(LOSS, localizer_scores, old_logits, image_labels, alpha, background)
     _checks.same_shape(LOSS, "localizer_scores", localizer_scores, "logits", logits)
@@ -207,4 +223,4 @@ def pseudo_label_loss(
     constants = (localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _PseudoLabelLoss.apply(logits, *constants)
-    return _loss_forward(logits.detach(), *constants, False)[0]
+    return _loss_forward(logits.detach(), *constants, False)[:2]

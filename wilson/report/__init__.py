@@ -2,12 +2,15 @@
 
 - `runs` reads run folders, `panels` writes and reads the example pictures in them;
 - `results` says which runs are comparable, and by what figures;
-- `figures` draws bars and curves as inline SVG, `examples` lays out the pictures;
+- `figures` draws bars and curves, `confusion` the matrix of a step, `steps` the course of several, all in the look of
+  `drawing`; `examples` lays out the pictures;
 - `page` is the page, `style` its style sheet.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from wilson.files import replacing
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -30,5 +33,6 @@ def write(runs: Sequence[Path], out: Path) -> Path:
 
     text = page(read_all(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return out

@@ -6,13 +6,23 @@ from html import escape
 from typing import Any
 
 from wilson import __version__
-from wilson.report import examples, figures, results, style
+from wilson.report import confusion, examples, figures, results, steps, style
 from wilson.report.results import DASH, Group, Result
 from wilson.report.runs import Run
 
 _WHAT = {
     "wilson": "Learns the new classes from image-level labels alone; the old model and a localizer supply the pixels.",
     "finetune": "Learns the new classes from the same image-level labels with nothing to hold on to the old ones.",
+    "cam": "Learns the new classes from hard labels that a localizer made of activation maps.",
+    "ss": "Learns the new classes from hard labels of a single-stage localizer, refined by the image's colours.",
+    "eps": "Learns the new classes from hard labels of a localizer that was taught by saliency maps.",
+    "finetune-pixel": "Learns the new classes from their masks, with nothing to hold on to the old ones.",
+    "lwf": "Learns the new classes from their masks, and keeps the old model's probabilities of the old ones.",
+    "lwf-mc": "Learns the new classes from their masks, and keeps the old model's sigmoid of each old one.",
+    "ilt": "As lwf, and keeps the old model's features.",
+    "mib": "Learns the new classes from their masks, allowing for old classes in the background.",
+    "plop": "Learns the new classes from their masks and the old model's labels, and keeps the features of all stages.",
+    "joint": "Learns from the masks of all classes seen so far: what could be reached at best.",
     "supervised": "The first step: learns its classes from labels for every pixel.",
     "base": "The first step: learns its classes from labels for every pixel.",
     "offline": "All classes at once from labels for every pixel: what could be reached at best.",
@@ -26,7 +36,14 @@ _SETTINGS = {
     "step.epochs": "later",
     "step.batch": "batch",
 }
+_PIXELS = 80  # of the page, for an inch of a confusion matrix
 _NAMED = 6  # longer lists of classes are given by their number
+_MEANS = {
+    "with_background": "with background",
+    "without_background": "without background",
+    "localizer": "localizer",
+    "step_validation": "on the later steps' own data",
+}
 _COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixels right"}
 
 
@@ -48,8 +65,10 @@ def page(runs: Sequence[Run]) -> str:
         _summary(found, colours),
         _runs(runs, labels, colours),
         _results(found, colours),
+        _steps(runs, labels, colours),
         examples.section(runs, labels),
         _per_class(found, colours),
+        _confusion(runs, labels, colours),
         _training(runs, labels, colours),
         _reproduce(runs, labels),
     )
@@ -64,9 +83,9 @@ def page(runs: Sequence[Run]) -> str:
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<p>A segmentation model that knows some classes is taught new ones. For the new classes it gets no masks, only the
-names of those that each training image shows (image-level labels), and the old classes are no longer labelled at all.
-The question is twofold: does it learn the new classes, and does it keep the old ones?</p>
+<p>A segmentation model that knows some classes is taught new ones. The old classes are no longer labelled then, and of
+the new ones it gets no masks, only the names of those that each training image shows (image-level labels), unless a
+method says otherwise. The question is twofold: does it learn the new classes, and does it keep the old ones?</p>
 {"".join(sections)}
 <footer>Written by wilson {escape(__version__)}. IoU: pixels on which prediction and truth agree on a class, divided by
 those that either gives to it; mIoU: the mean over classes.</footer>
@@ -169,7 +188,61 @@ def _results(found: Sequence[Group], colours: dict[str, str]) -> str:
 <p>Mean IoU in percent, higher is better, over the classes of earlier steps (old), of this step (new), and over all,
 background included. Next to them, how far the classes of the first step have moved since that step, in points: below
 zero is forgetting. In bold the best of the runs that are comparable; a dash is a figure that does not exist.</p>
-<div class="scroll"><table class="data results"><thead><tr><th>method</th>{head}</tr></thead>{body}</table></div>"""
+<div class="scroll"><table class="data results"><thead><tr><th>method</th>{head}</tr></thead>{body}</table></div>
+{_means(found, colours)}"""
+
+
+def _means(found: Sequence[Group], colours: dict[str, str]) -> str:
+    """The means that the first table does not tell, where they were measured."""
+    measured = [result for group in found for result in group.results if result.step.with_background]
+    if not measured:
+        return ""
+    kinds = [kind for kind in _MEANS if any(getattr(result.step, kind) for result in measured)]
+    groups = ("old", "new", "all")
+    head = "".join(f'<th class="figure" colspan="{len(groups)}">{_MEANS[kind]}</th>' for kind in kinds)
+    below = "".join(f'<th class="figure">{group}</th>' for group in groups) * len(kinds)
+    body = ""
+    for result in measured:
+        values = [getattr(result.step, kind).get(name) for kind in kinds for name in groups]
+        cells = "".join(f'<td class="figure">{percent(value)}</td>' for value in values)
+        name = f"{result.label}, step {result.step.step}"
+        body += f"<tr><td>{_dot(colours[result.label])}{escape(name)}</td>{cells}</tr>"
+    return f"""<h3>With and without background, and the localizer</h3>
+<p>The localizer, which a step drops when it is done, is scored on its own: of the classes that an image is known to
+show, old and new, the likeliest at every pixel. Knowing what is shown, it is not to be compared with the model; its old
+and new leave the background out, its all has it.</p>
+<div class="scroll"><table class="data results means">
+<thead><tr><th></th>{head}</tr><tr><th>method</th>{below}</tr></thead>
+<tbody>{body}</tbody></table></div>"""
+
+
+def _steps(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
+    """The course of every run of several steps."""
+    parts = ""
+    for run, label in zip(runs, labels, strict=True):
+        if len(run.steps) >= steps.LEAST:
+            course = steps.course(run.steps)
+            parts += f"<h3>{_dot(colours[label])}{escape(label)}</h3>{_course_table(course)}"
+            parts += f'<div class="chart">{steps.svg(course)}</div>'
+    if not parts:
+        return ""
+    return f"""<h2>Step by step</h2>
+<p>Each column is the mean IoU of the classes that one step added, in percent, after that step and after every later
+one: how well a step is learned at first, and how much of it remains. All counts the background, too.</p>
+{parts}"""
+
+
+def _course_table(course: steps.Course) -> str:
+    head = ""
+    for title, group in zip(course.titles, course.groups, strict=True):
+        names = ", ".join(group) if len(group) <= _NAMED else f"{len(group)} classes"
+        head += f'<th class="figure">{title}<span>{escape(names)}</span></th>'
+    body = ""
+    for number, values, everything in zip(course.steps, course.values, course.all, strict=True):
+        cells = "".join(f'<td class="figure">{percent(value)}</td>' for value in [*values, everything])
+        body += f"<tr><td>{number}</td>{cells}</tr>"
+    return f"""<div class="scroll"><table class="data course">
+<thead><tr><th>after step</th>{head}<th class="figure">all</th></tr></thead><tbody>{body}</tbody></table></div>"""
 
 
 def _figure_cell(group: Group, result: Result, figure: str) -> str:
@@ -177,7 +250,7 @@ def _figure_cell(group: Group, result: Result, figure: str) -> str:
     text = percent(value)
     if figure == "change" and value is not None:
         text = f"{value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    if value is not None and value == group.best(figure) and result.run.method != "offline":
+    if value is not None and value == group.best(figure) and result.run.method not in results.UNRIVALLED:
         text = f"<b>{text}</b>"
     lost = figure == "change" and value is not None and value < -5
     return f'<td class="figure{" loss" if lost else ""}">{text}</td>'
@@ -191,9 +264,28 @@ def _per_class(found: Sequence[Group], colours: dict[str, str]) -> str:
     if not charts:
         charts = _note("No step has been evaluated yet.")
     return f"""<h2>Class by class</h2>
-<p>The IoU of every class after the last step, one bar per run. The dark tick shows where a class stood after the first
+<p>The IoU of every class after the last step, one bar per run. The tick shows where a class stood after the first
 step: a bar that ends below its tick has forgotten. A dash marks a class that no validation image shows.</p>
 {charts}"""
+
+
+def _confusion(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
+    """The confusion matrix of every run's last step, where it was kept."""
+    charts = ""
+    for run, label in zip(runs, labels, strict=True):
+        last = run.steps[-1] if run.steps else None
+        if last is not None and last.confusion is not None:
+            width = round(_PIXELS * confusion.size(last.confusion))
+            caption = f"{_dot(colours[label])}{escape(label)}, step {last.step}"
+            charts += f'<figure class="matrix" style="flex-basis:{width}px"><figcaption>{caption}</figcaption>'
+            charts += f"{confusion.svg(last.confusion)}</figure>"
+    if not charts:
+        return ""
+    return f"""<h2>What is taken for what</h2>
+<p>Of the pixels of each true class (rows), the percentage that the model gives to each class (columns) after the last
+step: what it gets right lies on the diagonal. Lines part old classes from new ones; an empty row is a class that no
+validation image shows.</p>
+<div class="matrices">{charts}</div>"""
 
 
 def _training(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:

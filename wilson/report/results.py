@@ -8,6 +8,9 @@ from wilson.report.runs import Run, Step
 DASH = "\N{EN DASH}"
 """Stands for a figure that does not exist."""
 
+UNRIVALLED = ("joint", "offline")
+"""Methods that see all masks."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -35,8 +38,8 @@ class Group:
     results: list[Result]
 
     def best(self, figure: str) -> float | None:
-        """The highest value of a figure among two or more runs; `offline`, which sees all labels, does not compete."""
-        values = [result.figures[figure] for result in self.results if result.run.method != "offline"]
+        """The highest value of a figure among two or more runs; those that see all masks do not compete."""
+        values = [result.figures[figure] for result in self.results if result.run.method not in UNRIVALLED]
         known = [value for value in values if value is not None]
         return max(known) if len(known) > 1 else None
 

@@ -3,30 +3,43 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from wilson.errors import UserError
-from wilson.report import panels
+from wilson.report import confusion, panels
 
 Curve = tuple[list[int], list[float]]
 """Iterations and values of one TensorBoard scalar."""
 
 
+Means = dict[str, float | None]
+"""Mean IoU in percent of "old", "new" and "all"; empty where nobody measured it."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """One step's results (percent; None where a class is absent from the ground truth), curves and pictures."""
+    """One step's results (percent; None where a class is absent from the ground truth), curves and pictures.
+
+    `miou` leaves the background out of "old" and "new" and counts it in "all", as is usual; so do `localizer` and
+    `step_validation`, the model on the data set that the incremental steps alone have.
+    """
 
     step: int
     classes: list[str]
     iou: dict[str, float | None]
-    miou: dict[str, float | None]
+    miou: Means
     pixel_accuracy: float | None
+    with_background: Means
+    without_background: Means
+    localizer: Means
+    step_validation: Means
     curves: dict[str, Curve]
     panels: panels.Panels | None
+    confusion: confusion.Confusion | None
 
 
 @dataclass(frozen=True)
@@ -133,17 +146,34 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _step(folder: Path, entry: dict[str, Any]) -> Step:
-    folder = folder / f"step-{entry['step']}"
+def step(entry: dict[str, Any]) -> Step:
+    """One step's results without curves and pictures, from an entry of results.json."""
     return Step(
         step=int(entry["step"]),
         classes=[str(name) for name in entry["classes"]],
         iou={name: _percent(value) for name, value in entry["iou"].items()},
         miou={kind: _percent(entry["miou"][kind]) for kind in ("old", "new", "all")},
         pixel_accuracy=_percent(entry["pixel_accuracy"]),
-        curves=_curves(folder),
-        panels=panels.read(folder / "panels"),
+        with_background=_means(entry.get("miou_with_background")),
+        without_background=_means(entry.get("miou_without_background")),
+        localizer=_means((entry.get("localizer") or {}).get("miou")),
+        step_validation=_means((entry.get("step_validation") or {}).get("miou")),
+        curves={},
+        panels=None,
+        confusion=None,
     )
+
+
+def _step(folder: Path, entry: dict[str, Any]) -> Step:
+    found = step(entry)
+    folder = folder / f"step-{found.step}"
+    return replace(
+        found, curves=_curves(folder), panels=panels.read(folder / "panels"), confusion=confusion.read(folder)
+    )
+
+
+def _means(values: dict[str, float | None] | None) -> Means:
+    return {kind: _percent(value) for kind, value in (values or {}).items()}
 
 
 def _percent(value: float | None) -> float | None:

@@ -1,10 +1,15 @@
 """The page's style sheet."""
 
 CSS = """
-:root { --ink: #1f2430; --muted: #6b7280; --line: #e5e7eb; --soft: #f6f7f9; --accent: #2563eb; }
+:root { color-scheme: light dark; --page: #fff; --ink: #1f2430; --muted: #6b7280; --line: #e5e7eb; --edge: #cfd3da;
+  --soft: #f6f7f9; --ground: #eff4ff; --loss: #b42318; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --page: #14171d; --ink: #e6e8ec; --muted: #9aa1ad; --line: #2c313b; --edge: #434a57; --soft: #1c2028;
+    --ground: #1a2338; --loss: #f97066; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-  "Helvetica Neue", "Liberation Sans", Arial, sans-serif; -webkit-print-color-adjust: exact;
+body { margin: 0; color: var(--ink); background: var(--page); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; -webkit-print-color-adjust: exact;
   print-color-adjust: exact; }
 main { max-width: 1160px; margin: 0 auto; padding: 40px 28px 64px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 10px; letter-spacing: -0.01em; }
@@ -19,9 +24,9 @@ td code { white-space: nowrap; }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
   overflow-x: auto;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-.note { background: var(--soft); border-left: 3px solid #c7cbd3; padding: 8px 14px; border-radius: 0 6px 6px 0; }
+.note { background: var(--soft); border-left: 3px solid var(--edge); padding: 8px 14px; border-radius: 0 6px 6px 0; }
 .dot, .chip i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px;
-  border: 1px solid rgb(0 0 0 / 18%); }
+  border: 1px solid rgb(127 127 127 / 40%); }
 
 .tiles { display: flex; flex-wrap: wrap; gap: 16px; margin: 18px 0 8px; }
 .tile { flex: 1 1 260px; max-width: 544px; border: 1px solid var(--line); border-top: 4px solid var(--run);
@@ -41,15 +46,18 @@ table { border-collapse: collapse; font-size: 15px; }
 table.data { width: 100%; margin: 10px 0 12px; }
 .data th { text-align: left; font-weight: 600; font-size: 13px; color: var(--muted); padding: 6px 12px;
   vertical-align: bottom;
-  border-bottom: 1px solid #cfd3da; }
+  border-bottom: 1px solid var(--edge); }
 .data td:first-child { white-space: nowrap; }
 .data td { padding: 7px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
 .data .figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .data tbody th { background: var(--soft); color: var(--ink); font-size: 13.5px; padding: 8px 12px;
   border-bottom: 1px solid var(--line); }
+.course th span { display: block; font-weight: 400; white-space: normal; }
+.means .figure:nth-child(3n+2), .means th[colspan] { border-left: 1px solid var(--line); }
+.means th[colspan] { text-align: center; }
 .data tbody th span { font-weight: 400; color: var(--muted); }
 .data tbody { break-inside: avoid; }
-.loss { color: #b42318; }
+.loss { color: var(--loss); }
 
 .chips { display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 8px 0 14px; font-size: 13.5px; align-items: center; }
 .chip { display: inline-flex; align-items: center; border: 1px solid var(--line); border-radius: 999px;
@@ -65,15 +73,20 @@ table.data { width: 100%; margin: 10px 0 12px; }
 .panels th span { display: block; font-weight: 400; color: var(--muted); }
 .panels tr { break-inside: avoid; }
 .panels td { padding: 0; text-align: center; vertical-align: middle; }
-.panels td.none { color: #9ca3af; background: var(--soft); border-radius: 4px; }
+.panels td.none { color: var(--muted); background: var(--soft); border-radius: 4px; }
 .panels img { display: block; width: 100%; border-radius: 4px; }
 .panels img.map { image-rendering: pixelated; }
 .panels .name { font-size: 11px; color: var(--muted); padding: 2px 0 4px; text-align: left; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; }
 
 .chart svg { display: block; width: 100%; height: auto; }
-.chart svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial,
+.chart svg text, .matrix svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial,
   sans-serif !important; }
+.matrices { display: flex; flex-wrap: wrap; gap: 12px 28px; align-items: flex-start; }
+.matrix { flex-shrink: 1; max-width: 100%; margin: 6px 0; break-inside: avoid; }
+.matrix figcaption { font-size: 15px; font-weight: 600; margin-bottom: 4px; }
+.matrix svg { display: block; width: 100%; height: auto; }
+.matrix svg image { image-rendering: pixelated; }
 .chart { break-inside: avoid; margin: 8px 0 4px; }
 details { border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; margin: 8px 0; }
 summary { cursor: pointer; font-weight: 600; }

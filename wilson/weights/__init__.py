@@ -20,7 +20,8 @@ from torch import Tensor
 
 from wilson import checkpoint
 from wilson.config import Config, DataConfig, ModelConfig
-from wilson.data.protocols import Task
+from wilson.data.names import COCO_CLASSES
+from wilson.data.protocols import COCO_TO_VOC, Task
 from wilson.data.voc import VOC_CLASSES, read_classes
 from wilson.errors import UserError
 from wilson.models import build_backbone
@@ -80,7 +81,8 @@ def import_weights(
     data = DataConfig(crop=crop or published_crop)
     if root is not None:
         data = replace(data, root=root)
-    classes = VOC_CLASSES if root is None else read_classes(Path(root))
+    named = COCO_CLASSES if task == COCO_TO_VOC else VOC_CLASSES
+    classes = named if root is None else read_classes(Path(root))
     return _import_step(source, out, Config(task=task, data=data, model=network), Task.parse(task, classes))
 
 

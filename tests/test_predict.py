@@ -1,0 +1,130 @@
+"""Segmenting images: files, folders and patterns, batches, broken images, and the Python API."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import one_line
+
+import wilson
+from wilson import checkpoint
+from wilson.cli import main
+from wilson.config import DEMO
+from wilson.data.protocols import Task
+from wilson.errors import UserError
+from wilson.predict import Predictor, find_images, predict
+
+CPU = torch.device("cpu")
+CLASSES = ("background", "ant", "bee", "cat", "dog")
+
+
+def save_tiny(path, ids="1,2/4"):
+    """A checkpoint of an untrained model whose mask ids are not its channels."""
+    config = replace(
+        DEMO, task=ids, data=replace(DEMO.data, crop=32), model=replace(DEMO.model, head_channels=8), seed=3
+    )
+    task = Task.parse(ids, CLASSES)
+    torch.manual_seed(3)
+    model = checkpoint.new_model(config, task, 1, "none")
+    for classifier in model.classifiers:  # so that each class is predicted somewhere
+        torch.nn.init.normal_(classifier.weight, std=10)
+        torch.nn.init.zeros_(classifier.bias)
+    checkpoint.save_model(model, config, task, 1, [], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model") / checkpoint.NAME)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of two sizes, two of them one folder below."""
+    folder, numbers = tmp_path / "photos", np.random.default_rng(0)
+    (folder / "below").mkdir(parents=True)
+    for name, size in (("a.jpg", (40, 56)), ("b.png", (48, 40)), ("c.jpg", (40, 56)), ("below/d.jpg", (40, 56))):
+        pixels = numbers.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize(size).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_folders_and_patterns_stand_for_their_images_once(photos):
+    def found(*patterns):
+        return [str(path.relative_to(photos)) for path in find_images([photos / p if p else photos for p in patterns])]
+
+    assert found("") == ["a.jpg", "b.png", "c.jpg"]
+    assert found("*.jpg", "") == ["a.jpg", "c.jpg", "b.png"]
+    assert found("**/*.jpg") == ["a.jpg", "below/d.jpg", "c.jpg"]
+    for nothing in ("*.gif", "nowhere/*"):
+        with pytest.raises(UserError, match="expected a pattern that files fit, found none"):
+            found(nothing)
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError, match="expected a folder with images"):
+        found("empty")
+    (photos / "odd[1].jpg").touch()
+    assert found("odd[1].jpg") == ["odd[1].jpg"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_batches_do_not_change_the_masks(model, photos, tmp_path, batch):
+    written = predict([photos, photos / "below"], model, tmp_path / "out", CPU, batch=batch)
+    assert [path.name for path in written] == ["a.png", "b.png", "c.png", "d.png"]
+    predictor, seen = wilson.load(model, "cpu"), set()
+    for name, path in zip(("a.jpg", "b.png", "c.jpg", "below/d.jpg"), written, strict=True):
+        mask = np.asarray(Image.open(path))
+        assert np.array_equal(mask, predictor.predict(photos / name))
+        assert Image.open(path.with_name(f"{path.stem}_overlay.jpg")).size == Image.open(photos / name).size
+        seen |= set(np.unique(mask))
+    assert seen <= {0, 1, 2, 4} and 4 in seen
+
+
+def test_an_image_that_breaks_off_is_named_and_the_others_are_written(model, photos, tmp_path, capsys):
+    whole = (photos / "a.jpg").read_bytes()
+    (photos / "a.jpg").write_bytes(whole[:-40])
+    out = tmp_path / "out"
+    assert main(["predict", str(photos), "--checkpoint", str(model), "--out", str(out)]) == 2
+    line = one_line(capsys)
+    assert "1 of 3 images were left out" in line and "a.jpg" in line
+    assert {path.name for path in out.glob("*.png")} == {"b.png", "c.png"}
+
+
+def test_nothing_is_written_for_a_mistake(model, photos, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="at least 1 image"):
+        predict([photos], model, out, CPU, batch=0)
+    Image.new("RGB", (40, 40)).save(photos / "below" / "a.png")
+    with pytest.raises(UserError, match=r"both be written as a\.png"):
+        predict([photos, photos / "below"], model, out, CPU)
+    with pytest.raises(UserError, match="cannot be read"):
+        predict([photos / "notes.txt"], model, out, CPU)
+    with pytest.raises(UserError, match="no such file"):
+        predict([photos / "a.jpg"], photos / "none.pt", out, CPU)
+    assert not out.exists()
+
+
+def test_python_api(model, photos):
+    predictor = wilson.load(str(model), device="cpu")
+    assert isinstance(predictor, Predictor)
+    assert predictor.classes == ("background", "ant", "bee", "dog") and list(predictor.ids) == [0, 1, 2, 4]
+    image = Image.open(photos / "b.png")
+    mask = predictor.predict(image)
+    assert mask.shape == (40, 48) and mask.dtype == np.uint8
+    for same in (photos / "b.png", str(photos / "b.png"), np.asarray(image), image.convert("RGBA")):
+        assert np.array_equal(predictor.predict(same), mask)
+    grey = np.asarray(image.convert("L"))
+    assert np.array_equal(predictor.predict(grey), predictor.predict(np.stack([grey] * 3, 2)))
+    for wrong in (np.zeros((3, 40, 48), np.uint8), np.zeros((40, 48, 3)), np.zeros((0, 5, 3), np.uint8)):
+        with pytest.raises(UserError, match="expected a uint8 array"):
+            predictor.predict(wrong)
+
+
+def test_import_stays_light():
+    heavy = "{'torch', 'torchvision', 'numpy', 'PIL'} & set(sys.modules)"
+    code = f"import sys, wilson; assert wilson.load.__doc__ and not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True)

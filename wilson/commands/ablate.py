@@ -1,0 +1,26 @@
+"""The command ablate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """Run a grid of methods and options from one base step per seed, and write one table and one plot."""
+
+    recipe: Path
+    """YAML file with base (options of every run, nested as in config.yaml), seeds, and rows (name: what it changes)."""
+    out: Path | None = None
+    """Folder of the runs, table.md, results.csv and plot.png; runs/TIME-ablation by default. One that is not empty is
+    refused."""
+    resume: bool = False
+    """Continue the grid in the folder: finished rows are kept, an unfinished one goes on where it stopped."""
+
+    def __call__(self) -> int:
+        from wilson.ablate import ablate
+        from wilson.folder import timed_folder
+
+        print(ablate(self.recipe, self.out or timed_folder("ablation"), resume=self.resume))
+        return 0

@@ -1,0 +1,28 @@
+"""The command that makes a trained model usable elsewhere: export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the segmentation model as one file, by torch.export or as ONNX, and compare it with the original.
+
+    It maps normalised images (B, 3, H, W) of any size from 32 pixels on to logits (B, C, h, w) at feature resolution.
+    Classes, mask ids, mean, standard deviation and crop are in the file's metadata, as JSON under the key wilson.
+    """
+
+    checkpoint: Positional[Path]
+    """checkpoint.pt of a step."""
+    out: Path
+    """File to write: .pt2 (torch.export) or .onnx."""
+
+    def __call__(self) -> int:
+        from wilson.export import export
+
+        export(self.checkpoint, self.out)
+        return 0

@@ -1,0 +1,76 @@
+"""The classes of Pascal VOC and of COCO, and which of them are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wilson.errors import UserError
+
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+# COCO's 80 things in the order of their category ids, which run from 1 to 90 and leave out these.
+COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+COCO_IDS = tuple(category for category in range(1, 91) if category not in COCO_GAPS)
+COCO_CLASSES = (
+    "background",
+    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+    *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+    *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone"),
+    *("microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear"),
+    *("hair drier", "toothbrush"),
+)
+
+VOC_TO_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+_SYNONYMS = {**VOC_TO_COCO, **{coco: voc for voc, coco in VOC_TO_COCO.items()}}
+
+
+def find(name: str, classes: Sequence[str]) -> int | None:
+    """The mask id of a class by its name, or by the name that the other data set has for it; None if there is none."""
+    for word in (name, _SYNONYMS.get(name)):
+        if word in classes:
+            return classes.index(word)
+    return None
+
+
+def named(word: str, classes: Sequence[str], where: object) -> int:
+    """The mask id that a word stands for, an id or a name; UserError, with the place of the word, if it is neither."""
+    class_id = int(word) if word.isdecimal() else find(word, classes)
+    if class_id is None or class_id >= len(classes):
+        raise UserError(
+            f"{where}: unknown class '{word}'; expected ids from 1 to {len(classes) - 1} or class names, such as "
+            f"{', '.join(classes[1:4])}"
+        )
+    return class_id

@@ -1,0 +1,45 @@
+"""Saliency maps beside the images of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL.Image import Image
+
+from wilson.data.files import read_mask
+from wilson.data.scan import mismatch
+from wilson.errors import UserError
+
+
+class Saliency:
+    """A grey map for each image, FOLDER/NAME.png, as large as the image, white where it is salient.
+
+    Args:
+        folder: of the maps.
+        names: names of the images.
+
+    Raises:
+        UserError: an image has no map.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        missing = [name for name in names if not self._file(name).is_file()]
+        if missing:
+            raise UserError(
+                f"{self._file(missing[0])}: no such saliency map ({len(missing)} of {len(names)} images have none); "
+                "give a folder with a grey NAME.png for each training image (--data.saliency)"
+            )
+
+    def read(self, name: str, size: tuple[int, int]) -> Image:
+        """The map of an image of this size (width, height), mode L; UserError if it is broken or does not fit."""
+        image = read_mask(self._file(name))
+        if image.mode != "L":
+            raise UserError(f"{self._file(name)}: expected a grey image (mode L), got mode {image.mode}; convert it")
+        if wrong := mismatch(name, size, image.size):
+            raise UserError(wrong.replace("its mask", "its saliency map"))
+        return image
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.png"

@@ -1,0 +1,45 @@
+"""Learning without forgetting (Li and Hoiem, ECCV 2016): the old classes' probabilities are kept."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from wilson import ops
+from wilson.models.segmenter import Prediction
+from wilson.ops.reference import upsample
+
+from .base import Batch
+from .finetune_pixel import FinetunePixel
+
+WEIGHT = 100.0  # of the distillation, in the comparison that MiB published
+
+
+class Lwf(FinetunePixel):
+    """Cross-entropy, and distillation of the old model's softmax into that of the old classes' logits (Eq. 2, 3).
+
+    As in MiB's comparison: temperature 1, mean over classes and pixels of the image.
+    """
+
+    remembers: ClassVar[bool] = True
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        now, old = self.model(batch["image"]), self.remember(batch)
+        ce = ops.upsampled_cross_entropy(now.logits, batch["mask"])
+        return {"ce": ce, **self.distillation(now, old, batch["mask"].shape[1:])}
+
+    def distillation(self, now: Prediction, old: Prediction, size: tuple[int, ...]) -> dict[str, Tensor]:
+        """What holds on to the old model, weighted."""
+        kd = distil(upsample(now.logits[:, : self.old_classes], size), upsample(old.logits, size))
+        return {"kd": self.config.distillation * WEIGHT * kd}
+
+
+def distil(logits: Tensor, old_logits: Tensor) -> Tensor:
+    """Cross-entropy between two softmaxes, mean over classes and pixels.
+
+    Args:
+        logits: `(B, O, H, W)`.
+        old_logits: `(B, O, H, W)`, of the model that teaches.
+    """
+    return -(old_logits.softmax(1) * logits.log_softmax(1)).mean()

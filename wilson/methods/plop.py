@@ -1,0 +1,136 @@
+"""Pseudo-labels and local POD (PLOP, Douillard et al., CVPR 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wilson import distributed
+from wilson.models import Segmenter
+from wilson.models.backbone import Backbone, TimmBackbone
+from wilson.models.small import ResidualBlock
+from wilson.models.wide_resnet import PreActivationBlock
+from wilson.ops.reference import upsample
+
+from .base import Batch, Method, Settings
+from .mib import start_from_background
+
+SCALES = (1, 2, 4)  # cells per side in which features are pooled
+FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published
+IGNORED = -1
+
+
+class Plop(Method):
+    """Cross-entropy with the old model's labels where the mask says background, and pooled features kept (Sec. 3).
+
+    A background pixel takes the old model's class where the entropy of its softmax is under the median for that class,
+    found in one look at the training images, and is left out elsewhere; an image weighs by the share of its background
+    pixels that are kept. Local POD compares the output of every stage of the backbone and the logits, new ones added to
+    the background. New classifiers start as MiB's. The published code also accepts any entropy under a floor, and takes
+    stages before their activation.
+    """
+
+    pixel_supervised: ClassVar[bool] = True
+    softmax: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
+    thresholds: Tensor  # (O,), of the entropy, in 0..1
+
+    def __init__(self, model: Segmenter, old: Segmenter | None, settings: Settings | None = None) -> None:
+        super().__init__(model, old, settings)
+        start_from_background(model)
+        self.register_buffer("thresholds", torch.zeros(self.old_classes))
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        edges = torch.logspace(-6, 0, 601, device=self.thresholds.device)  # 2.3 % apart
+        counts = torch.zeros(self.old_classes, len(edges) + 1, device=edges.device)
+        for batch in batches:
+            classes, entropy = guess(upsample(self.remember(batch).logits, batch["mask"].shape[1:]))
+            background = batch["mask"] < self.old_classes
+            places = torch.bucketize(entropy[background], edges)
+            counts.index_put_((classes[background], places), torch.ones((), device=edges.device), accumulate=True)
+        counts = distributed.total(counts)
+        total = counts.sum(1, keepdim=True)
+        middle = (counts.cumsum(1) < total / 2).sum(1).clamp(max=len(edges) - 1)
+        self.thresholds.copy_(torch.where(total[:, 0] > 0, edges[middle], 0))
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        size = batch["mask"].shape[1:]
+        with outputs(stages(self.model.backbone)) as features:
+            logits = self.model(batch["image"]).logits
+        with outputs(stages(self.old.backbone)) as old_features:
+            old_logits = self.remember(batch).logits
+        labels, share = self.pseudo_labels(upsample(old_logits, size), batch["mask"])
+        ce = F.cross_entropy(upsample(logits, size), labels, ignore_index=IGNORED, reduction="none")
+        pod = FEATURES * sum(local_pod(now, old) for now, old in zip(features, old_features, strict=True))
+        folded = torch.cat(
+            [logits[:, :1] + logits[:, self.old_classes :].sum(1, True), logits[:, 1 : self.old_classes]], 1
+        )
+        pod = (pod + LOGITS * local_pod(folded, old_logits)) / (len(features) + 1)
+        growth = math.sqrt(self.model.classes / (self.model.classes - self.old_classes))
+        return {"ce": (share[:, None, None] * ce).mean(), "pod": self.config.distillation * growth * pod}
+
+    def pseudo_labels(self, old_logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels to learn from (B, H, W), and the share of background pixels that got one (B,)."""
+        classes, entropy = guess(old_logits)
+        background = mask < self.old_classes
+        kept = background & (entropy < self.thresholds[classes])
+        labels = torch.where(kept, classes, torch.where(background, IGNORED, mask))
+        found, all_of_them = kept.flatten(1).sum(1), background.flatten(1).sum(1)
+        return labels, torch.where(all_of_them > 0, found / all_of_them.clamp(min=1), 1.0)
+
+
+def guess(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The class of every pixel and the entropy of its softmax, in 0..1: `(B, H, W)` each."""
+    log = logits.log_softmax(1)
+    return logits.argmax(1), -(log.exp() * log).sum(1) / math.log(logits.shape[1])
+
+
+def local_pod(features: Tensor, old: Tensor) -> Tensor:
+    """Distance of two maps, squared and pooled over rows and columns of cells at every scale; mean over images.
+
+    Args:
+        features: `(B, C, H, W)`.
+        old: `(B, C, H, W)`.
+    """
+    return torch.linalg.vector_norm(strips(features.float()) - strips(old.float()), dim=1).mean()
+
+
+def strips(features: Tensor) -> Tensor:
+    """Means of the squares along rows and columns of s x s cells: (B, C, H, W) -> (B, all of them)."""
+    (batch, channels), found = features.shape[:2], []
+    for s in SCALES:
+        h, w = features.shape[2] // s, features.shape[3] // s
+        cells = features[:, :, : h * s, : w * s].square().reshape(batch, channels, s, h, s, w)
+        found += [cells.mean(5).flatten(1), cells.mean(3).flatten(1)] if h and w else []
+    return torch.cat(found, 1)
+
+
+def stages(backbone: Backbone) -> list[nn.Module]:
+    """The stages of a backbone, in their order."""
+    if isinstance(backbone, TimmBackbone):
+        parts = dict(backbone.body.named_modules())
+        names = [info["module"] for info in backbone.body.feature_info.info]  # type: ignore[union-attr]
+        found = [parts[name if name in parts else name.replace(".", "_")] for name in names]
+        return [part for part in found if list(part.parameters())]  # not the stem's activation
+    blocks = (ResidualBlock, PreActivationBlock)
+    children = list(backbone.children())
+    return [c for c in children if isinstance(c, blocks) or (isinstance(c, nn.Sequential) and isinstance(c[0], blocks))]
+
+
+@contextmanager
+def outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Fills a list with what the modules return inside."""
+    found: list[Tensor] = []
+    hooks = [module.register_forward_hook(lambda _module, _inputs, out: found.append(out)) for module in modules]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

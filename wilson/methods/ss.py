@@ -1,0 +1,29 @@
+"""Single-stage segmentation from image labels (Araslanov and Roth, CVPR 2020) as a maker of hard labels."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Batch, Pooling
+from .two_stage import TwoStage
+
+
+class SingleStage(TwoStage):
+    """nGWP + focal pooling over a background score of 1; in the second half of the phase also SSS, refined by PAMR.
+
+    Without that paper's stochastic gate and global cue: the localizer is that of WILSON.
+    """
+
+    pooling: ClassVar[Pooling] = "ngwp_focal"
+
+    def visible(self, scores: Tensor) -> Tensor:
+        return torch.cat([torch.ones_like(scores[:, :1]), super().visible(scores)[:, 1:]], 1)
+
+    def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        terms = super().localization(scores, eval_scores, batch, epoch)
+        if epoch >= self.warmup // 2:
+            terms |= self.weighted(sss=self.self_supervision(scores, eval_scores, batch))
+        return terms

@@ -1,0 +1,96 @@
+"""What the rivals cam, ss and eps share: labels made by a frozen localizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wilson import ops
+from wilson.models import Segmenter
+
+from .base import Batch, Pooling, Pseudo, Settings, WeaklySupervised
+
+NEVER = -1e4  # a score that no softmax takes up, within half precision
+CERTAIN = 100.0  # a score that takes up the whole softmax
+
+
+class TwoStage(WeaklySupervised):
+    """A localizer with an encoder of its own learns for `warmup` epochs; then, frozen, it labels what the model learns.
+
+    In WILSON's tables the rivals label all images offline. Here the frozen networks label the very crop that the model
+    sees; their encoder starts as the old model's, and old classes without labels have no score. As in WILSON's
+    published code, the hard labels of background and new classes are merged with the old model's output (Eq. 6 with
+    alpha 1), and SEG (Eq. 7) counts every image. The model learns from SEG alone, after the warm-up.
+    """
+
+    remembers: ClassVar[bool] = True
+    pooling: ClassVar[Pooling] = "gap"
+
+    def __init__(self, model: Segmenter, old: Segmenter, settings: Settings | None = None) -> None:
+        super().__init__(model, old, settings)
+        self.config = replace(self.config, pooling=self.pooling)
+        self.encoder = deepcopy(model.backbone)
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        groups = super().parameter_groups()
+        return {**groups, "encoder": [*groups["encoder"], *self.encoder.parameters()]}
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        labelling = epoch >= self.warmup
+        self.encoder.train(self.training and not labelling)
+        if not labelling:
+            return self.localization(*self.localize(batch), batch, epoch)
+        with torch.no_grad():
+            eval_scores = self.visible(self.localizer.eval_scores(self.encoder(batch["image"])))
+        targets = self.targets(eval_scores, self.remember(batch).logits, batch["labels"])
+        return self.weighted(seg=ops.soft_margin_loss(self.model(batch["image"]).logits, targets))
+
+    def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The localizer's loss terms."""
+        return self.weighted(cls=self.classification(scores, batch["labels"]))
+
+    def localize(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores in the localizer's own mode, and in eval mode."""
+        features = self.encoder(batch["image"])
+        eval_scores = self.localizer.eval_scores(features)
+        return self.visible(self.localizer(features)), self.visible(eval_scores)
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        scores = self.visible(self.localizer(self.encoder(image)))
+        return self.confidence(scores, torch.ones_like(scores[:, 1:, 0, 0]))
+
+    def visible(self, scores: Tensor) -> Tensor:
+        """The scores, those of classes without labels out of play."""
+        if self.all_labels:
+            return scores
+        old = torch.full_like(scores[:, 1 : self.old_classes], NEVER)
+        return torch.cat([scores[:, :1], old, scores[:, self.old_classes :]], 1)
+
+    def confidence(self, eval_scores: Tensor, labels: Tensor) -> Tensor:
+        """How sure the localizer is of every class (B, C, h, w); classes that the image does not hold are 0."""
+        probabilities = eval_scores.softmax(1)
+        return torch.cat([probabilities[:, :1], probabilities[:, 1:] * labels[:, :, None, None]], 1)
+
+    def targets(self, eval_scores: Tensor, old_logits: Tensor, labels: Tensor) -> Tensor:
+        """The localizer's hard labels, merged with the old model's output."""
+        hard = F.one_hot(self.confidence(eval_scores, labels).argmax(1), eval_scores.shape[1]).movedim(-1, 1)
+        settings: dict[str, Any] = {"alpha": 1.0}
+        settings["background"] = "min" if self.config.background is None else self.config.background
+        return ops.merge_pseudo_labels(CERTAIN * hard.float(), old_logits, labels, **settings)[0]
+
+    def look(self, batch: Batch) -> Pseudo:
+        logits, features = self.model(batch["image"])
+        return Pseudo(logits, features, *self.localize(batch), self.remember(batch))
+
+    @torch.no_grad()
+    def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        pseudo = self.look(batch)
+        assert pseudo.old is not None
+        confidence = self.confidence(pseudo.eval_scores, batch["labels"])
+        return confidence, self.targets(pseudo.eval_scores, pseudo.old.logits, batch["labels"]).argmax(1)
