@@ -228,5 +228,5 @@ def test_killed_worker_is_survived(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Signal 9" in done.stderr or "SIGKILL" in done.stderr
+    assert "exitcode: -9" in done.stderr
     assert_same_course(tmp_path / "out" / "step-0", expected / "step-0")
