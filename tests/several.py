@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -27,9 +28,17 @@ def in_processes(count: int, function: Callable[..., Any], *arguments: Any) -> l
     ]
     for child in children:
         child.start()
-    found = dict(answers.get() for _ in children)
+    found: dict[int, tuple[bool, Any]] = {}
+    while len(found) < count and (not answers.empty() or any(child.is_alive() for child in children)):
+        if answers.empty():
+            time.sleep(0.01)
+        else:
+            rank, answer = answers.get()
+            found[rank] = answer
     for child in children:
         child.join()
+    died = {rank: (False, f"died with {children[rank].exitcode}") for rank in range(count) if rank not in found}
+    found |= died
     failed = {rank: text for rank, (good, text) in found.items() if not good}
     assert not failed, "\n".join(f"process {rank}: {text}" for rank, text in failed.items())
     return [found[rank][1] for rank in range(count)]

@@ -6,6 +6,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from several import in_processes
-from test_train import TINY, losses, weights
+from test_train import TINY, losses
 from torch import nn
 
 from wilson import checkpoint, distributed, train
@@ -101,18 +102,37 @@ def test_checkpoints_move_between_numbers_of_processes(tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="KeyboardInterrupt"):
         in_processes(2, functools.partial(run, steps=[0]), SHORT, out)
     monkeypatch.setattr(train, "keep", fit)
+    time.sleep(1)  # TensorBoard orders its files by the second
     run(SHORT, out, steps=[0], resume=True)
     assert_same_course(out / "step-0", expected / "step-0")
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
+def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path):
     """With batch-norm frozen; 8 images in 3 parts of 2, 3 and 3."""
-    frozen = replace(SHORT, base=replace(SHORT.base, freeze_norm=True))
-    parts = replace(frozen, base=replace(frozen.base, accumulate=3))
-    whole, in_parts = (run(c, tmp_path / name, steps=[0]) for c, name in ((frozen, "whole"), (parts, "parts")))
-    assert_same_course(in_parts / "step-0", whole / "step-0")
-    means = {k: v for k, v in weights(whole, 0).items() if k.endswith("running_mean")}
-    assert means and all(not mean.any() for mean in means.values())  # as they were at the start
+    start, found = alone / "step-0" / checkpoint.NAME, {}
+    for accumulate in (1, 3):
+        config = replace(CONFIG, step=replace(CONFIG.step, epochs=2, warmup=1, freeze_norm=True, accumulate=accumulate))
+        found[accumulate] = run(config, tmp_path / str(accumulate), steps=[1], start=start) / "step-1"
+    assert_same_course(found[3], found[1])
+    before, after = Checkpoint(start).weights, Checkpoint(found[1] / checkpoint.NAME).weights
+    statistics = [name for name in before if "running_" in name]
+    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
+
+
+def step_in_parts(method, out, start):
+    config = replace(CONFIG, method=method, step=replace(CONFIG.step, epochs=2, warmup=1, accumulate=2))
+    return run(config, out, steps=[1], start=start)
+
+
+@pytest.mark.parametrize(
+    "method", ["cam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("finetune", "ss", "plop", "mib"))]
+)
+def test_methods_on_processes_in_parts(alone, tmp_path, method):
+    """Two processes that take their share in two parts, through the end of the warm-up."""
+    start = alone / "step-0" / checkpoint.NAME
+    expected = step_in_parts(method, tmp_path / "alone", start)
+    in_processes(2, step_in_parts, method, tmp_path / "two", start)
+    assert_same_course(tmp_path / "two" / "step-1", expected / "step-1")
 
 
 def evaluated(path):
@@ -188,7 +208,9 @@ def test_weighted_mean_is_taken_over_all_processes():
         np.testing.assert_allclose(np.concatenate([part[1] for part in found]), grad, rtol=1e-5, atol=1e-8)
 
 
-def test_batch_too_small_for_the_processes_is_refused(monkeypatch):
+def test_batch_too_small_for_its_parts_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="leaves single images to batch-norm"):
+        run(replace(CONFIG, base=replace(CONFIG.base, accumulate=5)), Path("never"))
     monkeypatch.setattr(distributed, "processes", lambda: 9)
     with pytest.raises(UserError, match="batch of 8 images cannot be shared out to 9 processes"):
         run(CONFIG, Path("never"))

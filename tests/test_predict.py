@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import wilson
 from wilson import checkpoint
 from wilson.cli import main
 from wilson.config import DEMO
+from wilson.data.files import read_image, upright
 from wilson.data.protocols import Task
 from wilson.errors import UserError
-from wilson.predict import Predictor, find_images, predict
+from wilson.predict import Predictor, check_images, find_images, predict
 
 CPU = torch.device("cpu")
 CLASSES = ("background", "ant", "bee", "cat", "dog")
@@ -128,3 +130,32 @@ def test_import_stays_light():
     heavy = "{'torch', 'torchvision', 'numpy', 'PIL'} & set(sys.modules)"
     code = f"import sys, wilson; assert wilson.load.__doc__ and not {heavy}, {heavy}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sources_are_not_overwritten(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="would overwrite the image"):
+        predict([path], Path("never read"), tmp_path, torch.device("cpu"), overwrite=True)
+    assert path.read_bytes() == before
+
+
+def test_sixteen_bits_are_scaled_and_unknown_ranges_refused(tmp_path):
+    grey = np.array([[0, 257, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    assert np.asarray(upright(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 1, 255]
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="got mode F"):
+        upright(tmp_path / "float.tif")
+
+
+def test_photographs_stand_upright(tmp_path):
+    """EXIF's 6: the camera was turned by a quarter."""
+    image = Image.fromarray(np.zeros((4, 6, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    assert read_image(tmp_path / "photo.jpg").size == (6, 4)  # as its mask would be
+    assert upright(tmp_path / "photo.jpg").size == (4, 6)
+    assert list(check_images([tmp_path / "photo.jpg"], tmp_path / "out")) == [(4, 6)]

@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from torch import nn
+from torch.nn import functional as F
 
 from wilson import checkpoint, evaluate
 from wilson.checkpoint import Checkpoint
@@ -106,6 +108,30 @@ def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
         expected, actual = losses(whole / f"step-{each}"), losses(out / f"step-{each}")
         assert {t: dict(v) for t, v in actual.items()} == {t: dict(v) for t, v in expected.items()}
     assert json.loads((out / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_draws_the_same_random_numbers(tmp_path, monkeypatch, workers):
+    """Dropout is what draws from torch's generator; the loader's workers must not."""
+    from wilson import train
+    from wilson.models import Localizer
+
+    monkeypatch.setattr(Localizer, "forward", lambda self, x: nn.Sequential.forward(self, F.dropout2d(x)))
+    config = replace(TINY, data=replace(TINY.data, workers=workers), base=replace(TINY.base, epochs=1))
+    base = run(config, tmp_path / "base", steps=[0]) / "step-0" / checkpoint.NAME
+    whole = run(config, tmp_path / "whole", steps=[1], start=base)
+    keep = train.keep
+
+    def stopping(*arguments):
+        keep(*arguments)
+        raise StopHereError
+
+    monkeypatch.setattr(train, "keep", stopping)
+    with pytest.raises(StopHereError):
+        run(config, tmp_path / "resumed", steps=[1], start=base)
+    monkeypatch.setattr(train, "keep", keep)
+    resumed = run(config, tmp_path / "resumed", steps=[1], start=base, resume=True)
+    assert same(weights(whole, 1), weights(resumed, 1))
 
 
 def test_resume_refuses_other_options(whole):

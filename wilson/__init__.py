@@ -22,7 +22,7 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
 
     Returns:
         A :class:`wilson.predict.Predictor`. Its `predict` takes a file, a PIL image or an array, uint8 (H, W, 3), and
-        gives the mask id of each pixel, uint8 (H, W), int64 above 255; `classes` names them and `ids` are their ids.
+        gives the mask id of each pixel, uint8 (H, W); `classes` names them and `ids` are their ids.
 
     Raises:
         UserError: the file is missing, damaged or something else, or the device is not usable.

@@ -25,7 +25,7 @@ from wilson import distributed
 from wilson.checkpoint import NAME, Checkpoint
 from wilson.config import RECIPES, Config, from_dict, to_dict
 from wilson.errors import UserError
-from wilson.experiment import Experiment, check_single_class, choose_device
+from wilson.experiment import Experiment, check_batch, check_single_class, choose_device
 from wilson.folder import claim_folder
 from wilson.report.ablation import Outcome, write
 from wilson.run import run
@@ -62,6 +62,7 @@ def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
     """
     base, rows = read(recipe)
     with distributed.session(choose_device(base.config.device)):
+        resume = resume or distributed.anywhere(distributed.restarted())
         with distributed.main_first():
             steps = {row.name: check(row) for row in rows}
             if distributed.is_main():
@@ -99,6 +100,8 @@ def check(row: Row) -> list[int]:
         experiment = Experiment.open(row.config)
         steps = [step for step in experiment.steps() if step or row.config.method == "offline"]
         check_single_class(experiment, steps)
+        for step in (0, *steps):
+            check_batch(step, experiment.training_set(step), row.config.for_step(step))
     except UserError as error:
         raise UserError(f"row '{row.name}': {error}") from error
     if not steps:

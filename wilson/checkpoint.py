@@ -77,6 +77,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
             continue
         if damaged:
             print(f"{damaged[0]} is damaged; going on from {path}, after epoch {values['epoch']}", flush=True)
+            damaged[0].unlink(missing_ok=True)  # or the next state written would push the whole one out
         return values
     if damaged:
         names = " and ".join(map(str, damaged))

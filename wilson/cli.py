@@ -67,7 +67,7 @@ def explain(error: Exception) -> str | None:
             return f'the package {error.name} is missing; install what ONNX needs: pip install "wilson-seg[onnx]"'
         return f"the package {error.name} is missing; install what training needs: {INSTALL}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        return "out of memory; choose a smaller batch (--base.batch, --step.batch) or crop (--data.crop)"
+        return "out of memory; choose a smaller batch (--base.batch, --step.batch, --batch) or crop (--data.crop)"
     if isinstance(error, PermissionError):
         return f"no permission for {error.filename}; choose another folder, for results with --out"
     if "DataLoader worker" in text:

@@ -137,7 +137,7 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     max_grad_norm: float | None = None
-    """Clip the gradient to this norm; None leaves it. A norm that is not finite always stops the run."""
+    """Clip the gradient to this norm; None leaves it. A norm that is not finite stops the run (fp16: a loss)."""
 
     def for_step(self, step: int) -> StepConfig:
         return self.base if step == 0 or self.method == "offline" else self.step

@@ -6,8 +6,9 @@ processes, which DistributedDataParallel takes of the gradients, is the mean ove
 
 from __future__ import annotations
 
-import itertools
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,8 +24,7 @@ from wilson.errors import UserError
 T = TypeVar("T")
 # Of a collective: a process that waits longer gives up. The first process may scan a data set or write a report
 # meanwhile.
-TIMEOUT = timedelta(minutes=60)
-_sessions = itertools.count()
+TIMEOUT = timedelta(minutes=30)
 
 
 def launched() -> bool:
@@ -64,9 +64,7 @@ def session(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     try:
         store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
-        # torchrun may keep the store over a restart, with the addresses of processes that are gone; and a process may
-        # open one session after another
-        store = dist.PrefixStore(f"wilson/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_sessions)}", store)
+        store = dist.PrefixStore(_agree(store, number, count), store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
@@ -77,7 +75,7 @@ def session(device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "by peer" in str(error):
+        if isinstance(error, dist.DistError) or "by peer" in str(error) or "Broken pipe" in str(error):
             raise UserError(
                 "another process has stopped, and this one with it; what the other one printed says why. With torchrun "
                 "--max-restarts all go on from the newest checkpoint, without it --resume does"
@@ -85,6 +83,34 @@ def session(device: torch.device) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _agree(store: dist.Store, number: int, count: int) -> str:
+    """A name that only these processes have, at this time.
+
+    torchrun may keep the store over a restart, with the addresses of processes that are gone, and machines count their
+    restarts apart; and a process may open one session after another. So the first process makes a name up, and answers
+    each of the others with what that one has written under it: an old name gives no answer.
+    """
+    mine, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    if number == 0:
+        store.set("wilson/name", mine)
+    waiting = set(range(1, count)) if number == 0 else {number}
+    while waiting:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{len(waiting)} of {count} did not come")
+        name = mine if number == 0 else store.get("wilson/name").decode()
+        for other in list(waiting):
+            question, answer = f"wilson/{name}/{other}", f"wilson/{name}/{other}/answer"
+            if number == 0 and store.check([question]):
+                store.set(answer, store.get(question).decode())
+                waiting.remove(other)
+            elif number > 0:
+                store.set(question, mine)
+                if store.check([answer]) and store.get(answer).decode() == mine:
+                    return name
+        time.sleep(0.02)
+    return mine
 
 
 def processes() -> int:
@@ -124,6 +150,15 @@ def from_main(value: T) -> T:
     if dist.is_initialized():
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def anywhere(fact: bool) -> bool:
+    """Whether it is true in any process."""
+    if not dist.is_initialized():
+        return fact
+    facts: list[bool] = [fact] * processes()
+    dist.all_gather_object(facts, fact)
+    return any(facts)
 
 
 def total(values: Tensor) -> Tensor:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from wilson import ops, palette
 from wilson.checkpoint import Checkpoint
-from wilson.data.files import read_image
+from wilson.data.files import UNREADABLE, rgb, upright
 from wilson.data.transforms import resized
 from wilson.errors import UserError
 from wilson.exported import ONNX, PROGRAM, Description, Exported
 from wilson.overlay import overlay
 
+ORIENTATION = 0x0112  # of EXIF
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of the images in a folder
 
 
@@ -32,7 +33,7 @@ class Predictor:
 
     Attributes:
         classes: names by output channel, background first.
-        ids: the mask id of each channel; uint8, int64 if there are ids above 255.
+        ids: the mask id of each channel, uint8.
     """
 
     def __init__(self, model: Checkpoint | Exported, device: torch.device) -> None:
@@ -45,9 +46,7 @@ class Predictor:
             self._logits = lambda images: network(images).logits
         self.device = device
         self.classes = self.description.classes
-        self.ids = np.array(self.description.ids)
-        if self.ids.max() <= 255:
-            self.ids = self.ids.astype(np.uint8)
+        self.ids = np.array(self.description.ids, dtype=np.uint8)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Predictor:
@@ -65,7 +64,7 @@ class Predictor:
             image: a PIL image; an array, uint8 (H, W, 3) RGB or (H, W) grey; or an image file.
 
         Returns:
-            Mask ids (H, W), uint8; int64 if the model has ids above 255.
+            Mask ids (H, W), uint8.
 
         Raises:
             UserError: the file cannot be read, or the array is something else.
@@ -84,9 +83,9 @@ class Predictor:
 
 def _rgb(image: Image.Image | np.ndarray | Path | str) -> Image.Image:
     if isinstance(image, (str, Path)):
-        return read_image(Path(image))
+        return upright(Path(image))
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return rgb(image)
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)) or not pixels.size:
         raise UserError(
@@ -129,7 +128,7 @@ def predict(
     files = find_images(images)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; use --overwrite or another --out")
-    by_size = check_images(files)
+    by_size = check_images(files, out)
     predictor = Predictor.load(model, device)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[Path, Path] = {}
@@ -151,7 +150,7 @@ def predict(
 
 def _read(path: Path, broken: list[str]) -> Image.Image | None:
     try:
-        return read_image(path)
+        return upright(path)
     except UserError as error:
         broken.append(str(error))
         return None
@@ -159,10 +158,15 @@ def _read(path: Path, broken: list[str]) -> Image.Image | None:
 
 def write(picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
     """The mask and the overlay of one image; returns the mask's file."""
-    colours, mask = palette.palette(256), out / f"{name}.png"
+    colours, (mask, coloured) = palette.palette(256), outputs(out, name)
     palette.apply(ids, colours).save(mask)
-    overlay(picture, ids, colours=colours).save(out / f"{name}_overlay.jpg", quality=92)
+    overlay(picture, ids, colours=colours).save(coloured, quality=92)
     return mask
+
+
+def outputs(out: Path, name: str) -> tuple[Path, Path]:
+    """The files of an image's mask and overlay."""
+    return out / f"{name}.png", out / f"{name}_overlay.jpg"
 
 
 def names(predictor: Predictor, ids: np.ndarray) -> list[str]:
@@ -191,19 +195,24 @@ def find_images(patterns: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def check_images(images: Sequence[Path]) -> dict[tuple[int, int], list[Path]]:
-    """The images by size; UserError if one is no image, or two would be written to one file."""
+def check_images(images: Sequence[Path], out: Path) -> dict[tuple[int, int], list[Path]]:
+    """The images by size; UserError if one is no image or would be overwritten, or two would be written to one file."""
+    inputs = {path.resolve() for path in images}
     stems: dict[str, Path] = {}
     sizes: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
     for path in images:
         if stems.setdefault(path.stem, path) != path:
             raise UserError(f"{stems[path.stem]} and {path} would both be written as {path.stem}.png; rename one")
+        if lost := [file for file in outputs(out, path.stem) if file.resolve() in inputs]:
+            raise UserError(f"the result of {path} would overwrite the image {lost[0]}; choose another --out")
         try:
             with Image.open(path) as file:
-                sizes[file.size].append(path)
                 file.verify()
+            with Image.open(path) as file:  # nothing else can be read after verify
+                turned = file.getexif().get(ORIENTATION, 1) > 4  # by a quarter
+                sizes[file.size[::-1] if turned else file.size].append(path)
         except FileNotFoundError:
             raise UserError(f"image {path}: no such file") from None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except UNREADABLE as error:
             raise UserError(f"image {path} cannot be read ({error}); give an image file such as JPEG or PNG") from error
     return sizes

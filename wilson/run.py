@@ -52,7 +52,8 @@ def run(
         UserError: anything that a user can mend.
     """
     with distributed.session(choose_device(config.device)):
-        resume = resume or distributed.restarted()
+        if distributed.anywhere(distributed.restarted()):
+            resume, overwrite = True, False
         out = distributed.from_main(out)
         with distributed.main_first():
             experiment = Experiment.open(config)
@@ -68,7 +69,7 @@ def run(
         results = old.results if old else []
         for step in chosen:
             path = out / f"step-{step}" / checkpoint.NAME
-            if not (resume and path.exists()):
+            if not distributed.from_main(resume and path.exists()):
                 results = [*results, train_step(experiment, datasets[step], step, path, old, results, resume)]
             distributed.wait()  # for the checkpoint
             old = Checkpoint(path)

@@ -77,7 +77,9 @@ def fit(
     precision = autocast_dtype(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
     state = {"method": method, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-    first = restore(folder, state) if resume else 0
+    first = restore(folder, state, device) if resume else 0
+    if first != distributed.from_main(first):
+        raise UserError(f"{folder}: the processes see training states of different epochs; start them again")
     if first >= settings.epochs:  # stopped between the last epoch and the end of the step
         with open_log(folder, total) as board:
             return evaluate(board, total - 1)
@@ -109,7 +111,8 @@ def fit(
                 # one host synchronisation for all of them
                 mean = distributed.total(torch.stack(list(losses.values()))) / distributed.processes()
                 values = dict(zip(losses, mean.tolist(), strict=True))
-                if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such a step by itself
+                # a scaler skips a step by itself if only the scaled gradients are too large
+                if not math.isfinite(values["total"] if scaler.is_enabled() else norm):
                     raise not_finite(values, norm, epoch, iteration, folder)
                 scaler.step(optimizer)
                 scaler.update()
@@ -133,7 +136,7 @@ def fit(
                 result = evaluate(board, (epoch + 1) * length - 1)
             board.flush()  # a killed process loses what its log has not written; the state must not be ahead of it
             if distributed.is_main():
-                keep(folder, state, epoch + 1)
+                keep(folder, state, epoch + 1, device)
         return result
 
 
@@ -211,6 +214,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # samples have numbers of their own; the global ones are for dropout
         **order,
     )
 
@@ -287,16 +291,16 @@ def not_finite(values: dict[str, float], norm: float, epoch: int, iteration: int
     )
 
 
-def keep(folder: Path, state: dict[str, Any], epoch: int) -> None:
+def keep(folder: Path, state: dict[str, Any], epoch: int, device: torch.device) -> None:
     """Write everything that the next epoch depends on."""
     values = {name: part.state_dict() for name, part in state.items()}
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     checkpoint.save_state(
         {"format": checkpoint.FORMAT, "epoch": epoch, "rng": torch.get_rng_state(), "cuda_rng": cuda, **values}, folder
     )
 
 
-def restore(folder: Path, state: dict[str, Any]) -> int:
+def restore(folder: Path, state: dict[str, Any], device: torch.device) -> int:
     """Take up the state that :func:`keep` wrote; returns the epoch to go on with, 0 if there is no state."""
     values = checkpoint.load_state(folder)
     if values is None:
@@ -310,6 +314,6 @@ def restore(folder: Path, state: dict[str, Any]) -> int:
             "use --overwrite"
         ) from error
     torch.set_rng_state(values["rng"])
-    if torch.cuda.is_available() and values["cuda_rng"]:
-        torch.cuda.set_rng_state_all(values["cuda_rng"])
+    if device.type == "cuda" and values["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(values["cuda_rng"], device)
     return values["epoch"]

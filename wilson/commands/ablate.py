@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from wilson.errors import UserError
+
 
 @dataclass(frozen=True)
 class Ablate:
@@ -19,8 +21,11 @@ class Ablate:
     """Continue the grid in the folder: finished rows are kept, an unfinished one goes on where it stopped."""
 
     def __call__(self) -> int:
+        from wilson import distributed
         from wilson.ablate import ablate
         from wilson.folder import timed_folder
 
+        if self.out is None and distributed.may_restart():
+            raise UserError("torchrun --max-restarts: give --out FOLDER, so that restarted processes find the grid")
         print(ablate(self.recipe, self.out or timed_folder("ablation"), resume=self.resume))
         return 0

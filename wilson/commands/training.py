@@ -47,9 +47,12 @@ class Demo:
     """Seed of data, initialisation, order and augmentation."""
 
     def __call__(self) -> int:
+        from wilson import distributed
         from wilson.demo import demo
         from wilson.folder import default_folder
 
+        if distributed.launched():
+            raise UserError("the demo runs in one process; torchrun is for wilson run and wilson train")
         config = replace(RECIPES["demo"], seed=self.seed)
         out = self.where.out or default_folder(replace(config, method="wilson"), suffix="demo")
         report = demo(config, out, resume=self.where.resume, overwrite=self.where.overwrite)

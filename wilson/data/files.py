@@ -6,16 +6,33 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from wilson.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+# What Pillow raises depends on the format and on where the file is broken.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB; UserError if it cannot be read."""
-    return _open(path).convert("RGB")
+    """An image file as RGB, as it is stored, pixel on pixel with its mask; UserError if it cannot be read."""
+    return rgb(_open(path), str(path))
+
+
+def upright(path: Path) -> Image.Image:
+    """An image file without a mask as RGB, turned as its EXIF data says; UserError if it cannot be read."""
+    return rgb(ImageOps.exif_transpose(_open(path)), str(path))
+
+
+def rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """The image as RGB; UserError for values that no range is known of."""
+    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UserError(f"{name}: expected values of 8 or 16 bits, got mode {image.mode}; store it with 8 bits")
+    return image.convert("RGB")
 
 
 def read_mask(path: Path) -> Image.Image:
@@ -65,7 +82,6 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as file:
             file.load()
             return file.copy()
-    # What Pillow raises depends on the format and on where the file is broken.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"{path}: cannot be read: {reason}; replace the file or take it out of the list") from error

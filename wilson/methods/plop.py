@@ -49,12 +49,13 @@ class Plop(Method):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
         edges = torch.logspace(-6, 0, 601, device=self.thresholds.device)  # 2.3 % apart
-        counts = torch.zeros(self.old_classes, len(edges) + 1, device=edges.device)
+        # float32 would stop counting at 2^24 pixels
+        counts = torch.zeros(self.old_classes, len(edges) + 1, dtype=torch.float64, device=edges.device)
         for batch in batches:
             classes, entropy = guess(upsample(self.remember(batch).logits, batch["mask"].shape[1:]))
             background = batch["mask"] < self.old_classes
             places = torch.bucketize(entropy[background], edges)
-            counts.index_put_((classes[background], places), torch.ones((), device=edges.device), accumulate=True)
+            counts.index_put_((classes[background], places), counts.new_ones(()), accumulate=True)
         counts = distributed.total(counts)
         total = counts.sum(1, keepdim=True)
         middle = (counts.cumsum(1) < total / 2).sum(1).clamp(max=len(edges) - 1)

@@ -43,7 +43,8 @@ class TwoStage(WeaklySupervised):
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         labelling = epoch >= self.warmup
-        self.encoder.train(self.training and not labelling)
+        if labelling:
+            self.encoder.eval()
         if not labelling:
             return self.localization(*self.localize(batch), batch, epoch)
         with torch.no_grad():

@@ -22,10 +22,11 @@ class Localizer(nn.Sequential):
         )
 
     def eval_scores(self, features: Tensor) -> Tensor:
-        """The scores with running statistics, detached: pseudo-labels come from them. The mode stays."""
-        training = self.training
+        """The scores with running statistics, detached: pseudo-labels come from them. The mode of every layer stays."""
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         with torch.no_grad():
             scores = self(features)
-        self.train(training)
+        for module, training in modes:
+            module.training = training
         return scores
