@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from data_sets import CATEGORIES, box, mask_of, write_image, write_instances, write_stuff_maps, write_voc
 
+from wilson.config import Config, DataConfig
 from wilson.data import class_sets, open_source
 from wilson.data.check import check, render
 from wilson.data.names import COCO_CLASSES, COCO_IDS
 from wilson.data.protocols import Task, select
+from wilson.data.views import Chosen
 from wilson.errors import UserError
+from wilson.experiment import Experiment
+from wilson.methods import METHODS, Plop, Settings
+from wilson.models import build_segmenter
+from wilson.models.segmenter import Prediction
 
 # Values of COCO-Stuff's maps: category id less 1. 0 person, 12 stop sign, 24 giraffe... 78 oven, 91 to 181 stuff.
 MAPS = {"a": mask_of(0, 12, 255), "b": mask_of(91, 181, 78), "c": mask_of(181)}
@@ -58,11 +67,66 @@ def test_instances_are_drawn_smaller_ones_on_top_and_crowds_void(tmp_path: Path)
     assert class_sets(source) == [{person, train, toothbrush}, {train, toothbrush}, frozenset()]
 
 
+def test_training_leaves_crowds_out_and_vocs_void_not(tmp_path: Path) -> None:
+    crowd = {"category_id": 1, "segmentation": {"counts": [48, 48], "size": [8, 12]}, "area": 48, "iscrowd": 1}
+    instances = open_source(write_instances(tmp_path / "coco", "train2017", {"a.jpg": [crowd]}), "train2017")
+    voc = open_source(write_voc(tmp_path / "voc", {"a": mask_of(1, 255)}), "train")
+    config = replace(Config(), data=replace(DataConfig(), crop=8))
+    normal = ((0.0,) * 3, (1.0,) * 3)
+    for source, expected in ((Chosen(instances, [0]), {0, 255}), (voc, {0, 1})):
+        task = Task.parse("1/2", source.classes)
+        experiment = Experiment(config, task, source, source, None, source, None, torch.device("cpu"), normal)
+        dataset = experiment.training_set(0)
+        assert {label for epoch in range(8) for label in dataset[epoch, 0]["mask"].unique().tolist()} == expected
+    named = open_source(tmp_path / "coco", "train2017", classes=("background", "toothbrush", "train", "person"))
+    assert named.crowds and named.class_ids(0) == {3}
+
+
+@pytest.mark.parametrize("name", ["finetune-pixel", "joint", "lwf", "lwf-mc", "ilt", "mib"])
+def test_no_method_learns_from_what_training_leaves_out(name: str) -> None:
+    torch.manual_seed(0)
+    old, model = (build_segmenter("small_resnet", 4, "none", 8, c, 16, (1, 2, 3)) for c in ([2], [2, 2]))
+    method = METHODS[name](model, old, Settings())
+    images = torch.randn(2, 3, 16, 16)
+    said = Prediction(torch.randn(2, 4, 16, 16, requires_grad=True), old(images).features.detach())
+    mask = torch.randint(0, 3, (2, 16, 16))
+    mask = torch.where(mask > 0, mask + 1, 0)
+    mask[:, :, 8:] = 255
+    with patch.object(model, "forward", lambda image: said):
+        for labels, learns in ((mask, True), (torch.full_like(mask, 255), False)):
+            term = next(iter(method({"image": images, "mask": labels}, 0).values()))
+            (gradient,) = torch.autograd.grad(term, said.logits)
+            assert torch.isfinite(term) and not gradient[..., 8:].any()
+            assert gradient[..., :8].any() == learns
+
+
+def test_plop_gives_no_label_to_what_training_leaves_out() -> None:
+    old, model = (build_segmenter("small_resnet", 4, "none", 8, c, 16, (1, 2, 3)) for c in ([2], [2, 2]))
+    method = Plop(model, old)
+    method.thresholds.fill_(2.0)  # every pixel of the background has a label
+    mask = torch.tensor([[[0, 2, 255, 255]]])
+    labels, share = method.pseudo_labels(torch.tensor([[[[0.0] * 4], [[1.0] * 4]]]), mask)
+    assert labels.tolist() == [[[1, 2, 255, 255]]] and share.tolist() == [1.0]
+    terms = method({"image": torch.randn(2, 3, 16, 16), "mask": torch.full((2, 16, 16), 255)}, 0)
+    assert terms["ce"] == 0
+
+
 def test_pixel_maps_come_before_instances(tmp_path: Path) -> None:
     write_instances(tmp_path, "train2017", {"a.jpg": []})
     assert open_source(tmp_path, "train2017").classes == ("background", "person", "train", "toothbrush")
     write_stuff_maps(tmp_path, "train2017", {"a": mask_of(0)}, images=".")
     assert open_source(tmp_path, "train2017").classes == COCO_CLASSES
+
+
+def test_a_folder_in_both_layouts_is_vocs_or_refused(tmp_path: Path) -> None:
+    write_stuff_maps(tmp_path, "train", {"a": mask_of(0, 12)})
+    (tmp_path / "classes.txt").write_text("background\nant\n")
+    for look in (lambda: open_source(tmp_path, "train"), lambda: check(tmp_path)):
+        with pytest.raises(UserError, match=r"COCO's folders \(train\).*and classes.txt.*take classes.txt away"):
+            look()
+    write_voc(tmp_path, {"v": mask_of(0, 1)})
+    assert open_source(tmp_path, "train").names == ["v"]
+    assert [split.images for split in check(tmp_path).splits] == [1]
 
 
 def test_missing_things_are_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from data_sets import CLASSES, write_image, write_text
 
 from wilson.data import class_sets
 from wilson.data.labelled import Labelled, open_labelled, open_negatives
+from wilson.data.saliency import Saliency
 from wilson.errors import UserError
 
 
@@ -20,8 +21,8 @@ def write_images(root: Path, *names: str) -> Path:
 
 
 def held(source: Labelled, root: Path) -> dict[str, set[int]]:
-    names = [Path(name).relative_to(root).as_posix() for name in source.names]
-    return {name: set(ids) for name, ids in zip(names, class_sets(source), strict=True)}
+    files = [source.files(index)[0].relative_to(root).as_posix() for index in range(len(source.names))]
+    return {file: set(ids) for file, ids in zip(files, class_sets(source), strict=True)}
 
 
 def test_a_folder_for_each_class(tmp_path: Path) -> None:
@@ -95,6 +96,27 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
         open_labelled(tmp_path, CLASSES)
     with pytest.raises(UserError, match="no images there"):
         open_negatives(tmp_path, CLASSES)
+
+
+def test_names_are_paths_inside_the_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, "bee/1.jpg", "bee/1.v2.png", "eel/1.jpg", "eel/2.jpg", "eel/2.png")
+    assert open_labelled(tmp_path, CLASSES).names == ["bee/1", "bee/1.v2", "eel/1", "eel/2.jpg", "eel/2.png"]
+    assert open_negatives(tmp_path / "eel", CLASSES).names == ["1", "2.jpg", "2.png"]
+    write_images(tmp_path, "set/JPEGImages/b.jpg", "set/own/c.jpg")
+    write_text(tmp_path / "set" / "labels.txt", ["b bee", "own/c eel"])
+    source = open_labelled(tmp_path / "set" / "labels.txt", CLASSES, [tmp_path / "set" / "JPEGImages"])
+    assert source.names == ["b", "own/c"]
+
+
+def test_saliency_maps_lie_in_their_folder_under_these_names(tmp_path: Path) -> None:
+    write_images(tmp_path, "own/bee/1.jpg", "own/eel/1.jpg")
+    source = open_labelled(tmp_path / "own", CLASSES)
+    for number, name in enumerate(source.names):
+        write_image(tmp_path / "maps" / f"{name}.png", np.full((4, 6), 7 + number))
+    maps = Saliency(tmp_path / "maps", source.names)
+    assert [maps.read(name, (6, 4)).getextrema() for name in source.names] == [(7, 7), (8, 8)]
+    with pytest.raises(UserError, match="2 images named 'eel/1'"):
+        Saliency(tmp_path / "maps", [*source.names, "eel/1"])
 
 
 def test_negatives_hold_no_class(tmp_path: Path) -> None:

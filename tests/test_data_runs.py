@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 from data_sets import box, write_image, write_instances, write_stuff_maps, write_voc
 from torch.utils.data import get_worker_info
 
-from wilson.bench import bench
+from wilson.bench import bench, images_per_second, workers_for
 from wilson.cli import main
 from wilson.commands import parse
 from wilson.config import RECIPES, Config
@@ -69,9 +72,48 @@ def test_labels_of_ones_own_images_take_the_place_of_the_data_sets(exported: Pat
         write_image(tmp_path / name / "1.png", np.zeros((40, 50, 3)))
     experiment = Experiment.open(configured("--data.root", str(exported / "all"), "--data.labels", str(tmp_path)))
     step = experiment.training_set(1)
-    assert {step[i]["name"] for i in range(len(step))} == {str(tmp_path / n / "1.png") for n in ("zigzag", "dots")}
+    assert {step[i]["name"] for i in range(len(step))} == {"zigzag/1", "dots/1"}
     assert "mask" not in step[0] and step.labels.sum() == 2
     assert len(experiment.training_set(0)) > 20
+
+
+def test_images_of_the_validation_list_are_not_trained_on(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = exported / "all" / "ImageSets" / "Segmentation" / "image_labels.txt"
+    options = ("--data.root", str(exported / "all"), "--data.labels", str(labels))
+    negatives = ("--data.negatives", str(exported / "all" / "JPEGImages"))
+    experiment = Experiment.open(configured(*options, *negatives))
+    tested = set(experiment.validation.names)
+    assert len(tested) == 6
+    assert len(experiment.incremental.names) == 42 and not tested & set(experiment.incremental.names)
+    assert experiment.negatives is not None and not tested & set(experiment.negatives.names)
+    printed = capsys.readouterr().out
+    assert f"{labels}: 6 of 48 images are left out, as the validation list holds them" in printed
+    assert "JPEGImages: 6 of 48 images are left out" in printed
+
+    (tmp_path / "bee.txt").write_text(f"{experiment.validation.names[0]} zigzag\n")
+    with pytest.raises(UserError, match="all 1 images are in the validation list"):
+        Experiment.open(configured("--data.root", str(exported / "all"), "--data.labels", str(tmp_path / "bee.txt")))
+
+
+def test_images_of_ones_own_without_a_class_are_negatives(exported: Path, tmp_path: Path) -> None:
+    from wilson.experiment import check_single_class
+
+    for number in range(8):
+        write_image(tmp_path / f"{number}.png", np.zeros((40, 50, 3)))
+    rows = [f"{number}.png,{int(number < 6)}" for number in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,zigzag", *rows]))
+    negatives = ("--data.negatives", str(exported / "negatives" / "JPEGImages"))
+    labels = ("--task", "1,2,3,4,5/6", "--data.labels", str(tmp_path / "labels.csv"))
+    experiment = Experiment.open(configured(*labels))
+    check_single_class(experiment, [0, 1])
+    step = experiment.training_set(1)
+    rows = [step[key] for key in step.sampler(8)]
+    assert [row["labels"][-1].item() for row in rows] == [1] * 6 + [0] * 2
+    assert {row["name"] for row in rows} == set("01234567")
+    both = Experiment.open(configured(*labels, *negatives)).negatives
+    assert both is not None and len(both.names) == 2 + len(list((exported / "negatives" / "JPEGImages").iterdir()))
 
 
 def coco_to_voc(root: Path) -> list[str]:
@@ -154,6 +196,28 @@ def test_corrupt_images_are_left_out_and_counted(tmp_path: Path, capsys: pytest.
     assert "2 of 42 images are left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["wilson", "mib", "joint", "offline"])
+def test_images_left_out_are_counted_where_they_would_be_trained_on(
+    exported: Path, tmp_path: Path, method: str
+) -> None:
+    root, own = tmp_path / "data", tmp_path / "own"
+    shutil.copytree(exported / "all", root)
+    file = root / "JPEGImages" / "train_00001.jpg"
+    file.write_bytes(file.read_bytes()[:-200])
+    for name in ("zigzag/1", "zigzag/2", "zigzag/3", "none/1", "none/2"):
+        write_image(own / f"{name}.png", np.zeros((40, 50, 3)))
+    for name in ("zigzag/1", "zigzag/2", "none/1"):
+        (own / f"{name}.png").write_bytes(b"no PNG")
+    options = ["--data.root", str(root), "--data.skip-corrupt", "--method", method, "--task", "1,2,3,4,5/6"]
+    if method != "mib":
+        options += ["--data.labels", str(own)]
+        shutil.move(own / "none", tmp_path / "none")
+    options += ["--data.negatives", str(tmp_path / "none" if method != "mib" else own / "none")]
+    step = 0 if method == "offline" else 1
+    trained = {"training": 2, "negatives": 1} if method == "wilson" else {"training": 1}
+    assert Experiment.open(configured(*options)).skipped(step) == {**trained, "validation": 0}
+
+
 def test_a_data_worker_that_dies_ends_the_run_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +232,28 @@ def test_a_data_worker_that_dies_ends_the_run_in_one_line(
     assert main(["train", *TINY, "--data.workers", "1", "--out", str(tmp_path / "run")]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("wilson: ")]
     assert len(lines) == 1 and "process that loads images died" in lines[0] and "--data.workers" in lines[0]
+
+
+def test_bench_answers_with_what_was_measured() -> None:
+    rates = {0: 50.0, 1: 40.0, 2: 70.0, 4: 100.0}
+    assert [workers_for(need, rates) for need in (30, 45, 60, 99, 101, 250)] == [0, 0, 2, 4, 5, 10]
+    assert workers_for(101, {0: 50.0}) == 3
+
+
+def test_bench_does_not_count_what_workers_loaded_before_its_clock() -> None:
+    class Loader:
+        num_workers, taken, restarts = 3, 0, 0
+
+        def __iter__(self) -> Iterator[None]:
+            self.restarts += 1
+            for _ in range(5):
+                time.sleep(0.02 if self.taken >= self.num_workers else 0)
+                self.taken += 1
+                yield
+
+    loader = Loader()
+    assert 0 < images_per_second(loader, 4, 0.2) < 4 / 0.02
+    assert loader.restarts > 1
 
 
 def test_bench_counts_images_per_second(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from data_sets import files_under, mask_of, write_image, write_voc
+from data_sets import box, files_under, mask_of, write_image, write_instances, write_voc
 
+from wilson.data import open_source
 from wilson.data import scan as scanning
 from wilson.data.cache import cache_folder
 from wilson.data.scan import broken, scan
+from wilson.data.views import Matched
 from wilson.data.voc import VOCFolder
 
 
@@ -101,6 +103,15 @@ def test_masks_that_cannot_be_read_are_told_apart(masks: list[Path], reads: list
     assert scan(masks) == [None, None]
     write_image(masks[1], mask_of(0, 3))
     assert scan(masks) == [None, FOUND[1]], "a file that was missing is another file once it is there"
+
+
+def test_a_mended_json_is_looked_at_anew(tmp_path: Path) -> None:
+    wrong, right = ({"category_id": 1, "segmentation": shape, "area": 1} for shape in (None, box(0, 0, 2, 2)))
+    for shapes, expected in (([wrong, right], [0]), ([right, right], []), ([right, wrong], [1])):
+        write_instances(tmp_path, "val2017", {f"{number}.jpg": [shape] for number, shape in enumerate(shapes)})
+        source = open_source(tmp_path, "val2017")
+        assert broken(source, range(2)) == expected
+        assert broken(Matched(source, source.classes, "there"), range(2)) == expected
 
 
 def test_faulty_images_are_found_once(masks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch.utils.data import DataLoader
@@ -43,21 +45,24 @@ def bench(config: Config, step: int, seconds: float, need: float | None) -> dict
         rates[workers] = images_per_second(loader, batch, seconds)
         print(f"{workers:7}  {rates[workers]:8.1f}  {rates[workers] / max(1, workers):10.1f}", flush=True)
     if need is not None:
-        one = max(rate / max(1, workers) for workers, rate in rates.items())
-        print(f"{need:g} images/s need {math.ceil(need / one)} workers, with a core for each")
+        print(f"{need:g} images/s need {workers_for(need, rates)} workers, with a core for each")
     return rates
 
 
+def workers_for(need: float, rates: Mapping[int, float]) -> int:
+    """The least count measured that loads `need` images per second, else in proportion to the largest count's rate."""
+    enough = [workers for workers, rate in rates.items() if rate >= need]
+    most = max(rates)
+    return min(enough) if enough else math.ceil(need / rates[most] * max(1, most))
+
+
 def images_per_second(loader: DataLoader[object], batch: int, seconds: float) -> float:
-    """Images loaded per second after the first batch, over as many epochs as the time takes."""
-    batches = iter(loader)
-    next(batches)
+    """Images loaded per second over as many epochs as the time takes, after a batch of each worker."""
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    for _ in range(max(1, loader.num_workers)):
+        next(batches)
     start, images = time.monotonic(), 0
     while images == 0 or time.monotonic() - start < seconds:
-        try:
-            next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            next(batches)
+        next(batches)
         images += batch
     return images / (time.monotonic() - start)

@@ -34,12 +34,14 @@ class DataConfig:
     """Name of the validation list of step_root, on which a model is tested, too."""
     labels: str | None = None
     """Images and image-level labels of the incremental steps, in the place of those of the root: a folder with one of
-    images for each class, a CSV file (image,class or image,NAME,NAME with 0 and 1) or lines as in image_labels.txt."""
+    images for each class, a CSV file (image,class or image,NAME,NAME with 0 and 1) or lines as in image_labels.txt.
+    Images without a class are taken as negatives; those of the validation list are left out."""
     saliency: str | None = None
-    """Folder of saliency maps for the method eps: a grey NAME.png for each training image, white where salient."""
+    """Folder of saliency maps for the method eps: a grey NAME.png for each training image, white where salient. NAME is
+    the image's path in its folder, without the extension."""
     negatives: str | None = None
     """Folder of images without any class of the step, which then may be a single one; without any class at all with
-    --all-labels."""
+    --all-labels. Those of the validation list are left out."""
     negative_share: float = 0.25
     """Share of each batch that negatives take."""
     skip_corrupt: bool = False

@@ -40,14 +40,16 @@ class Experiment:
         check_method(config)
         training = images.training(config)
         task = Task.parse(config.task, training.classes)
+        validation = images.validation(config, task.classes)
+        step_validation = images.step_validation(config, task.classes)
+        tests = [validation] if step_validation is None else [validation, step_validation]
         return cls(
             config,
             task,
             training,
-            images.incremental(config, training),
-            images.negatives(config, task.classes),
-            images.validation(config, task.classes),
-            images.step_validation(config, task.classes),
+            *images.incremental(config, training, tests),
+            validation,
+            step_validation,
             choose_device(config.device),
             image_statistics(config),
         )
@@ -77,6 +79,7 @@ class Experiment:
             seed=config.seed,
             all_labels=config.all_labels,
             old_masks=all_masks,
+            ignore=VOID if source.crowds else None,
             negatives=None if dense else self.negatives,
             negative_share=config.data.negative_share,
             saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
@@ -93,9 +96,10 @@ class Experiment:
 
     def skipped(self, step: int) -> dict[str, int]:
         """Images of each part that were left out because they cannot be used, for results.json."""
+        dataset = self.training_set(step)
         parts = {
-            "training": self.incremental if step else self.training,
-            "negatives": self.negatives if step else None,
+            "training": dataset.source,
+            "negatives": dataset.negatives,
             "validation": self.validation,
             "step_validation": self.step_validation if step else None,
         }
@@ -198,16 +202,22 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
             f"step {step}: a batch of {batch} images cannot be shared out to {distributed.processes()} processes in "
             f"{parts} parts each; choose a larger batch, or fewer processes or parts (--step.accumulate)"
         )
+    if batch // parts < 2 and not settings.freeze_norm:
+        raise UserError(
+            f"step {step}: a batch of {batch} in {parts} parts leaves single images to batch-norm, which needs two or "
+            "more; choose a larger batch, fewer parts (--step.accumulate), or --step.freeze-norm"
+        )
 
 
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:
     config, task = experiment.config, experiment.task
-    if METHODS[config.method].pixel_supervised or config.all_labels or config.data.negatives is not None:
+    if METHODS[config.method].pixel_supervised or config.all_labels or experiment.negatives is not None:
         return
     for step in steps:
         if step and len(task.new(step)) == 1:
             raise UserError(
                 f"step {step} of task {task.name} adds the single class {task.class_names(step)[-1]}: its image-level "
                 "labels alone give no negative examples, so it cannot be learned; add images without it "
-                "(--data.negatives FOLDER), labels of all classes (--all-labels) or classes to the step"
+                "(--data.negatives FOLDER, or without a class in --data.labels), labels of all classes "
+                "(--all-labels) or classes to the step"
             )

@@ -71,7 +71,7 @@ class DataBench:
     number: Annotated[int, arg(name="step")] = 0
     """Step whose images are loaded, from 0."""
     seconds: float = 5.0
-    """How long to load with each number of workers, after the first batch."""
+    """How long to load with each number of workers, after the first batch of each."""
     need: float | None = None
     """Images per second that the GPUs train: how many workers keep them fed is printed, too."""
 

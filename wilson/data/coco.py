@@ -17,6 +17,7 @@ from wilson.data.files import images_below, read_image, read_mask
 from wilson.data.names import COCO_CLASSES, COCO_GAPS, COCO_IDS
 from wilson.data.scan import mask_ids, scan
 from wilson.data.sources import BACKGROUND, VOID, ImageSource
+from wilson.data.voc import CLASSES, LISTS
 from wilson.errors import UserError
 
 IMAGES = ("images", ".")
@@ -107,10 +108,22 @@ def open_coco(root: Path, split: str) -> ImageSource:
 
 
 def coco_splits(root: Path) -> list[str]:
-    """Names of the splits of a folder in COCO's layout, none for another layout: those with images and annotations."""
+    """Names of the splits of a folder in COCO's layout, those with images and annotations; none for VOC's layout.
+
+    Raises:
+        UserError: there are splits, but no lists of VOC's layout, and the classes are named as in that layout.
+    """
+    if (root / LISTS).is_dir():
+        return []
     maps = [path.name for folder in MAPS for path in (root / folder).glob("*") if path.is_dir()]
     instances = [path.stem.removeprefix("instances_") for path in root.glob(INSTANCES.format("*"))]
-    return sorted(split for split in {*maps, *instances} if image_folder(root, split) is not None)
+    found = sorted(split for split in {*maps, *instances} if image_folder(root, split) is not None)
+    if found and (root / CLASSES).is_file():
+        raise UserError(
+            f"{root}: has COCO's folders ({', '.join(found)}), whose classes are COCO's or the JSON's, and {CLASSES}, "
+            f"which belongs to the layout of VOC; take {CLASSES} away, or add the lists in {LISTS}"
+        )
+    return found
 
 
 def image_folder(root: Path, split: str) -> Path | None:

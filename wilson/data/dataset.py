@@ -38,7 +38,8 @@ class StepDataset(Dataset[dict[str, Any]]):
         seed: seed of the random numbers, at least 0.
         all_labels: whether `labels` tells the old classes too.
         old_masks: whether masks tell the old classes too; without, those are background.
-        ignore: what mask id 255 becomes: None for background, as in training, or a label to leave out, as in testing.
+        ignore: what mask id 255 becomes: None for background, as in training, or a label to leave out, as in testing
+            and, for crowds, in training.
         negatives: images whose labels are all 0, mixed into the batches by `sampler`; their positions follow the
             step's own, which `len` counts.
         negative_share: their share of each batch, 0..1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Instances(ImageSource):
     Raises:
         UserError: pycocotools is missing, the JSON is malformed, or an image has no file or leads out of the folder.
     """
+
+    crowds = True
 
     def __init__(self, file: Path, folder: Path) -> None:
         try:
@@ -87,6 +90,9 @@ class Instances(ImageSource):
 
     def files(self, index: int) -> tuple[Path, ...]:
         return (self._images[index],)
+
+    def drawn_from(self, index: int) -> str:
+        return json.dumps([self._entries[index], self._annotations[index]])
 
 
 def _check(shape: Any, limit: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,14 @@ class Saliency:
         names: names of the images.
 
     Raises:
-        UserError: an image has no map.
+        UserError: an image has no map, or two have one name.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
+        name, times = Counter(names).most_common(1)[0]
+        if times > 1:
+            raise UserError(f"{self._file(name)}: is the saliency map of {times} images named '{name}'; rename one")
         missing = [name for name in names if not self._file(name).is_file()]
         if missing:
             raise UserError(

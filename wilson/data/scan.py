@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def broken(source: ImageSource, indices: Sequence[int]) -> list[int]:
         faulty = {index: bool(fault(source, index)) for index in tqdm(indices, desc="Reading images", unit="image")}
         return [faulty[index] for index, _ in owners]
 
-    found = cached(BROKEN, [file for _, file in owners], find)
+    drawn = hashlib.blake2b(digest_size=16)
+    for index in indices:
+        drawn.update(f"{source.drawn_from(index)}\n".encode())
+    found = cached(f"{BROKEN} {drawn.hexdigest()}", [file for _, file in owners], find)
     return list(dict.fromkeys(index for (index, _), wrong in zip(owners, found, strict=True) if wrong))
 
 

@@ -19,10 +19,12 @@ class ImageSource(Protocol):
     Attributes:
         classes: class names by mask id; the first is "background".
         names: image names, unique within the split.
+        crowds: whether 255 covers objects of the classes, so that training leaves it out; else it is background there.
     """
 
     classes: tuple[str, ...]
     names: Sequence[str]
+    crowds: bool = False
 
     def image(self, index: int) -> Image:
         """The image, RGB."""
@@ -43,6 +45,10 @@ class ImageSource(Protocol):
     def files(self, index: int) -> tuple[Path, ...]:
         """The files that the image and its mask are read from; none if they are drawn."""
         return ()
+
+    def drawn_from(self, index: int) -> str:
+        """What the mask is drawn from besides these files, as text; empty if nothing."""
+        return ""
 
 
 def class_sets(source: ImageSource) -> list[frozenset[int]]:

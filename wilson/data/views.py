@@ -25,6 +25,7 @@ class Chosen(ImageSource):
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
         self.source, self.indices, self.classes = source, list(indices), source.classes
         self.names = [source.names[index] for index in self.indices]
+        self.crowds = source.crowds
         self.left_out = len(source.names) - len(self.names)
 
     def image(self, index: int) -> Image.Image:
@@ -41,6 +42,9 @@ class Chosen(ImageSource):
 
     def files(self, index: int) -> tuple[Path, ...]:
         return self.source.files(self.indices[index])
+
+    def drawn_from(self, index: int) -> str:
+        return self.source.drawn_from(self.indices[index])
 
 
 def usable(source: ImageSource, where: object) -> tuple[ImageSource, str]:
@@ -89,7 +93,7 @@ class Matched(ImageSource):
                 f"{where}: the classes {', '.join(missing)} are unknown there where its images are to be used; "
                 f"expected names among {', '.join(classes[1:])}"
             )
-        self.source, self.classes, self.names = source, tuple(classes), source.names
+        self.source, self.classes, self.names, self.crowds = source, tuple(classes), source.names, source.crowds
         self._table = np.full(256, VOID, np.uint8)
         self._table[: len(found)] = np.array(list(found.values()))
 
@@ -108,6 +112,9 @@ class Matched(ImageSource):
 
     def files(self, index: int) -> tuple[Path, ...]:
         return self.source.files(index)
+
+    def drawn_from(self, index: int) -> str:
+        return self.source.drawn_from(index)
 
 
 def matched(source: ImageSource, classes: Sequence[str] | None, where: object) -> ImageSource:

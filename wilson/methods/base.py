@@ -26,7 +26,7 @@ class Batch(TypedDict, total=False):
     image: Tensor  # (B, 3, H, W), normalised
     rgb: Tensor  # (B, 3, H, W), the same in [0, 1]
     labels: Tensor  # (B, C-1), image-level labels without background
-    mask: Tensor  # (B, H, W), output channels; only with dense labels
+    mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels
     saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
 
 

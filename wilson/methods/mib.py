@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wilson.data.sources import VOID
 from wilson.models import Segmenter
 from wilson.ops.reference import upsample
 
@@ -48,11 +49,13 @@ def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
 
     Args:
         logits: `(B, C, H, W)`.
-        labels: `(B, H, W)`, background or one of the new classes.
+        labels: `(B, H, W)`, background or one of the new classes; 255 is left out.
         old: O, background included.
     """
     background = logits[:, :old].logsumexp(1, keepdim=True)
-    return F.cross_entropy(torch.cat([background, logits[:, old:]], 1), (labels - old + 1).clamp(min=0))
+    labels, ignored = (labels - old + 1).clamp(min=0), VOID - old + 1
+    loss = F.cross_entropy(torch.cat([background, logits[:, old:]], 1), labels, ignore_index=ignored, reduction="sum")
+    return loss / (labels != ignored).sum().clamp(min=1)
 
 
 def unbiased_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:

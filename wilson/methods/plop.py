@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wilson import distributed
+from wilson.data.sources import VOID
 from wilson.models import Segmenter
 from wilson.models.backbone import Backbone, TimmBackbone
 from wilson.models.small import ResidualBlock
@@ -23,7 +24,7 @@ from .mib import start_from_background
 
 SCALES = (1, 2, 4)  # cells per side in which features are pooled
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published
-IGNORED = -1
+IGNORED = VOID  # as crowds have it in the masks
 
 
 class Plop(Method):
