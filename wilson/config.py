@@ -153,7 +153,7 @@ DEMO = Config(
     model=ModelConfig("small_resnet", "none", stride=4, head_channels=64, localizer_channels=64, dilations=(2,)),
     base=StepConfig(epochs=16, batch=16, lr_encoder=0.1, lr_head=0.1),
     step=StepConfig(epochs=11, batch=16, lr_encoder=0.02, lr_head=0.1, warmup=3),
-    evaluate_every=8,
+    evaluate_every=16,  # at the end of each step
 )
 
 COCO_VOC = Config(
