@@ -107,10 +107,10 @@ def fit(
                 batches = (to_batch(loaded, device, normalization) for loaded in parts)
                 losses = backward(computed, batches, len(parts), epoch, settings.batch, autocast, scaler)
                 scaler.unscale_(optimizer)
-                norm = gradient_norm(method, config.max_grad_norm)
                 # one host synchronisation for all of them
-                mean = distributed.total(torch.stack(list(losses.values()))) / distributed.processes()
-                values = dict(zip(losses, mean.tolist(), strict=True))
+                numbers = torch.stack([gradient_norm(method, config.max_grad_norm), *losses.values()])
+                norm, *mean = (distributed.total(numbers) / distributed.processes()).tolist()
+                values = dict(zip(losses, mean, strict=True))
                 # a scaler skips a step by itself if only the scaled gradients are too large
                 if not math.isfinite(values["total"] if scaler.is_enabled() else norm):
                     raise not_finite(values, norm, epoch, iteration, folder)
@@ -157,7 +157,7 @@ def backward(
     Returns:
         The total and its terms, whose mean over processes is that over the global batch.
     """
-    losses: defaultdict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+    losses: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(batches, 1):
         share = len(batch["image"]) * distributed.processes() / images
         with computed.no_sync() if number < count and distributed.processes() > 1 else nullcontext():  # type: ignore[operator]
@@ -166,7 +166,7 @@ def backward(
                 total = sum(terms.values())
             scaler.scale(total).backward()
         for name, value in {"total": total, **terms}.items():
-            losses[name] = losses[name].to(value) + value.detach()
+            losses[name] = losses.get(name, 0) + value.detach()
     return losses
 
 
@@ -225,6 +225,9 @@ def open_log(folder: Path, purge_step: int) -> Any:
         return distributed.Silent()
     from torch.utils.tensorboard import SummaryWriter
 
+    # TensorBoard reads its files in the order of their names, which begin with the second that they were made in
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
     return SummaryWriter(str(folder), purge_step=purge_step)
 
 
@@ -276,9 +279,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def gradient_norm(method: nn.Module, limit: float | None) -> float:
+def gradient_norm(method: nn.Module, limit: float | None) -> torch.Tensor:
     """Norm over all parameters that have a gradient, after unscaling; clipped to `limit` if there is one."""
-    return nn.utils.clip_grad_norm_(method.parameters(), math.inf if limit is None else limit).item()
+    return nn.utils.clip_grad_norm_(method.parameters(), math.inf if limit is None else limit)
 
 
 def not_finite(values: dict[str, float], norm: float, epoch: int, iteration: int, folder: Path) -> UserError:
