@@ -93,24 +93,27 @@ def _agree(store: dist.Store, number: int, count: int) -> str:
     each of the others with what that one has written under it: an old name gives no answer.
     """
     mine, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+
+    def pause() -> None:
+        if time.monotonic() > deadline:
+            raise RuntimeError("not all processes came")
+        time.sleep(0.02)
+
     if number == 0:
         store.set("wilson/name", mine)
-    waiting = set(range(1, count)) if number == 0 else {number}
-    while waiting:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{len(waiting)} of {count} did not come")
-        name = mine if number == 0 else store.get("wilson/name").decode()
-        for other in list(waiting):
-            question, answer = f"wilson/{name}/{other}", f"wilson/{name}/{other}/answer"
-            if number == 0 and store.check([question]):
-                store.set(answer, store.get(question).decode())
-                waiting.remove(other)
-            elif number > 0:
-                store.set(question, mine)
-                if store.check([answer]) and store.get(answer).decode() == mine:
-                    return name
-        time.sleep(0.02)
-    return mine
+        for other in range(1, count):
+            question = f"wilson/{mine}/{other}"
+            while not store.check([question]):
+                pause()
+            store.set(f"{question}/answer", store.get(question).decode())
+        return mine
+    while True:
+        name = store.get("wilson/name").decode()
+        question = f"wilson/{name}/{number}"
+        store.set(question, mine)
+        if store.check([f"{question}/answer"]) and store.get(f"{question}/answer").decode() == mine:
+            return name
+        pause()
 
 
 def processes() -> int:
@@ -217,4 +220,4 @@ class Silent:
     def add_scalar(self, *_: Any, **__: Any) -> None:
         pass
 
-    add_image = add_figure = flush = add_scalar
+    add_image = flush = add_scalar
