@@ -93,7 +93,6 @@ def localize(method: WeaklySupervised, image: Tensor, mask: Tensor) -> Tensor:
     return ops.upsampled_argmax(probabilities * shown, (mask.shape[1], mask.shape[2]))
 
 
-@torch.no_grad()
 def confusion_matrix(
     model: nn.Module,
     batches: Iterable[dict[str, Any]],
@@ -110,16 +109,29 @@ def confusion_matrix(
         device: where the model is.
         predict: maps model, image and mask to output channels (B, H', W').
     """
+    return confusion_matrices(model, batches, classes, device, [partial(predict, model)])[0]
+
+
+@torch.no_grad()
+def confusion_matrices(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    classes: int,
+    device: torch.device,
+    predict: Sequence[Callable[[Tensor, Tensor], Tensor]],
+) -> list[Tensor]:
+    """One :func:`confusion_matrix` for each way to predict, from image and mask, in one pass over the batches."""
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    metric = MulticlassConfusionMatrix(classes, ignore_index=VOID, validate_args=False).to(device)
+    metrics = [MulticlassConfusionMatrix(classes, ignore_index=VOID, validate_args=False).to(device) for _ in predict]
     training = model.training
     model.eval()
     for batch in batches:
-        mask = batch["mask"].to(device)
-        metric.update(predict(model, batch["image"].to(device), mask).long(), mask)
+        image, mask = batch["image"].to(device), batch["mask"].to(device)
+        for metric, look in zip(metrics, predict, strict=True):
+            metric.update(look(image, mask).long(), mask)
     model.train(training)
-    return metric.compute().cpu()
+    return [metric.compute().cpu() for metric in metrics]
 
 
 def scores(matrix: Tensor, names: Sequence[str], old: int, step: int) -> dict[str, Any]:
@@ -168,14 +180,16 @@ def evaluate_step(
 
     Args:
         method: on `device`.
-        batches: with `image` (B, 3, H, W) and `mask` (B, H', W'); gone through twice if there is a localizer.
+        batches: with `image` (B, 3, H, W) and `mask` (B, H', W').
         names, old, step: see :func:`scores`.
         device: where to compute.
     """
-    matrix = confusion_matrix(method.model, batches, len(names), device)
-    entry = scores(matrix, names, old, step)
+    looks: list[Callable[[Tensor, Tensor], Tensor]] = [partial(segment, method.model)]
     if isinstance(method, WeaklySupervised):
-        found = scores(confusion_matrix(method, batches, len(names), device, localize), names, old, step)
+        looks.append(partial(localize, method))
+    matrix, *localizer = confusion_matrices(method, batches, len(names), device, looks)
+    entry = scores(matrix, names, old, step)
+    for found in (scores(other, names, old, step) for other in localizer):
         entry["localizer"] = {key: value for key, value in found.items() if key not in ("step", "classes")}
     return entry, matrix
 
