@@ -5,22 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import test_train
 import torch
 from PIL import Image
 
 from wilson import checkpoint
-from wilson.config import DEMO
 from wilson.errors import UserError
 from wilson.experiment import Experiment
 from wilson.methods import METHODS
 from wilson.run import run
 
 TINY = replace(
-    DEMO,
-    data=replace(DEMO.data, train_images=42, val_images=6, crop=32),
-    model=replace(DEMO.model, head_channels=8, localizer_channels=8),
-    base=replace(DEMO.base, epochs=1, batch=8),
-    step=replace(DEMO.step, epochs=2, batch=8, warmup=1),
+    test_train.TINY, base=replace(test_train.TINY.base, epochs=1), step=replace(test_train.TINY.step, epochs=2)
 )
 
 

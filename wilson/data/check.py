@@ -18,6 +18,7 @@ from wilson.data.counts import count
 from wilson.data.diagnosis import label_shift, likely_cause
 from wilson.data.files import read_image, read_mask
 from wilson.data.protocols import PROTOCOLS, Task
+from wilson.data.scan import ids_among
 from wilson.data.sources import BACKGROUND, VOID
 from wilson.data.summary import Problem, Report, Split, render
 from wilson.data.voc import (
@@ -147,7 +148,7 @@ class _Check:
         if not masks:
             return
         cause = likely_cause(np.sum(list(masks.values()), axis=0), self.classes)
-        labelled = {entry: _ids(pixels) for entry, pixels in masks.items() if entry.name in self.labels}
+        labelled = {entry: ids_among(pixels) for entry, pixels in masks.items() if entry.name in self.labels}
         wrong = [entry for entry, ids in labelled.items() if ids - {BACKGROUND} != self.labels[entry.name]]
         shift = label_shift(labelled.values(), (self.labels[entry.name] for entry in labelled)) if wrong else None
         if shift is not None:
@@ -177,7 +178,7 @@ class _Check:
             if found is None:
                 held.append(self.labels.get(entry.name, frozenset()))
             else:
-                held.append(_ids(found))
+                held.append(ids_among(found))
                 pixels += found
                 masks += 1
         split, warnings = count(name, held, pixels, masks, self.classes, self.task, self.protocol)
@@ -220,10 +221,6 @@ def _examine(entry: Entry) -> _Finding:
             sizes = "{}x{} pixels, the image {}x{}".format(*mask.size, *image.size)
             finding.errors.append((entry.mask, f"is {sizes}{why}"))
     return finding
-
-
-def _ids(pixels: NDArray[np.int64]) -> frozenset[int]:
-    return frozenset(np.flatnonzero(pixels[:VOID]).tolist())
 
 
 def _kind(split: str) -> str:

@@ -15,8 +15,8 @@ from wilson.data.counts import count
 from wilson.data.diagnosis import map_shift
 from wilson.data.files import read_mask
 from wilson.data.protocols import Task
-from wilson.data.scan import fault
-from wilson.data.sources import VOID, ImageSource
+from wilson.data.scan import fault, ids_among
+from wilson.data.sources import ImageSource
 from wilson.data.summary import Problem, Report
 from wilson.errors import UserError
 
@@ -39,11 +39,11 @@ def check_coco(root: Path, task: str | None, protocol: str) -> Report:
         for index in tqdm(range(len(source.names)), desc=f"Checking {name}", unit="image"):
             wrong = fault(source, index)
             found, raw = (np.zeros(256, np.int64),) * 2 if wrong else _pixels(source, index)
-            if isinstance(source, StuffMaps) and (unknown := unknown_values(_ids(raw))):
+            if isinstance(source, StuffMaps) and (unknown := unknown_values(ids_among(raw))):
                 wrong = f"holds the values {unknown}, which COCO-Stuff's maps never do"
             if wrong:
                 errors.append(_problem(root, source.files(index), wrong))
-            held.append(_ids(found) if isinstance(source, StuffMaps) else source.class_ids(index))
+            held.append(ids_among(found) if isinstance(source, StuffMaps) else source.class_ids(index))
             pixels += found
             values += raw
         split, texts = count(name, held, pixels, len(held), classes, parsed, protocol)
@@ -57,10 +57,6 @@ def check_coco(root: Path, task: str | None, protocol: str) -> Report:
 def _problem(root: Path, files: Sequence[Path], text: str) -> Problem:
     file = next((file for file in files if text.startswith(f"{file}: ")), files[-1])
     return Problem(os.path.relpath(file, root), text.removeprefix(f"{file}: "))
-
-
-def _ids(pixels: NDArray[np.int64]) -> frozenset[int]:
-    return frozenset(np.flatnonzero(pixels[:VOID]).tolist())
 
 
 def _pixels(source: ImageSource, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

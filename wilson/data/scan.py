@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wilson.data.cache import cached
@@ -42,7 +43,12 @@ def scan(masks: Sequence[Path]) -> list[frozenset[int] | None]:
 
 def mask_ids(path: Path) -> frozenset[int]:
     """The ids in a mask, 255 left out; UserError if it cannot be read."""
-    return frozenset(np.flatnonzero(read_mask(path).histogram()[:VOID]).tolist())
+    return ids_among(np.array(read_mask(path).histogram()))
+
+
+def ids_among(pixels: NDArray[np.int64]) -> frozenset[int]:
+    """The ids that the numbers of pixels (256,) of a mask hold, 255 left out."""
+    return frozenset(np.flatnonzero(pixels[:VOID]).tolist())
 
 
 def broken(source: ImageSource, indices: Sequence[int]) -> list[int]:
