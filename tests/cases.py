@@ -249,7 +249,7 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("pseudo_label_loss", "all_labels", (logits, scores, old, torch.ones_like(labels)))
 
 
-def refinement(dtype: torch.dtype) -> Iterator[Case]:
+def pamr(dtype: torch.dtype) -> Iterator[Case]:
     yield from _layouts("pamr", dtype)
     draw = Draw("pamr", SHAPES["odd"], dtype)
     options = {"iterations": 2, "dilations": [3]}
@@ -257,6 +257,9 @@ def refinement(dtype: torch.dtype) -> Iterator[Case]:
     small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
     yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3}, differentiable=False)
 
+
+def confident(dtype: torch.dtype) -> Iterator[Case]:
+    draw = Draw("pamr", SHAPES["odd"], dtype)
     yield from _layouts("confident_labels", dtype)
     yield from _layouts("balanced_cross_entropy", dtype)
     scores, labels, counts, image_labels = _balanced(draw)
@@ -281,7 +284,8 @@ FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "pooling": pooling,
     "soft_margin": soft_margin,
     "pseudo_labels": pseudo_labels,
-    "refinement": refinement,
+    "pamr": pamr,
+    "confident": confident,
     "upsampled": upsampled,
 }
 

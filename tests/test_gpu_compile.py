@@ -131,12 +131,15 @@ def pseudo_labels(classes: int, dtype: torch.dtype):
     yield "pseudo_label_loss_backward", (grad[0], grad, z)
 
 
-def refinement(classes: int, dtype: torch.dtype):
-    z, image = scores(classes, dtype), scores(3, dtype)
+def pamr(classes: int, dtype: torch.dtype):
+    yield "pamr", (scores(3, dtype), scores(classes, dtype, 16), 3, [1, 2, 4, 8, 12])
+
+
+def confident(classes: int, dtype: torch.dtype):
+    z = scores(classes, dtype)
     gates = torch.empty(2, classes - 1, dtype=torch.bool, device="meta")
     labels = torch.empty(2, 32, 32, dtype=torch.int64, device="meta")
     counts = torch.empty(2, classes, dtype=torch.int64, device="meta")
-    yield "pamr", (image, scores(classes, dtype, 16), 3, [1, 2, 4, 8, 12])
     yield "confident_labels", (z, gates, 0.7, 0.6, 0.2, -1)
     yield "balanced_cross_entropy", (z, labels, counts, gates, -1)
     yield "balanced_cross_entropy_backward", (torch.empty((), device="meta"), z, labels, counts, gates, -1)
@@ -150,7 +153,7 @@ def upsampled(classes: int, dtype: torch.dtype):
     yield "upsampled_argmax", (z, 512, 512)
 
 
-FAMILIES = {family.__name__: family for family in (pooling, soft_margin, pseudo_labels, refinement, upsampled)}
+FAMILIES = {family.__name__: family for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled)}
 # Kernels that stream maps, which are to be read and written by 16 bytes; others read a few numbers, or pixel by pixel
 STREAMING = {
     "_ngwp_focal_pool_bwd_kernel": ("LDG", "STG"),

@@ -8,9 +8,10 @@ works under autocast and `torch.compile(fullgraph=True)`; the kernels give the s
 
 from . import reference
 from ._library import load, providers
+from .confident import balanced_cross_entropy, confident_labels
+from .pamr import pamr
 from .pooling import ngwp_focal_pool
 from .pseudo_labels import merge_pseudo_labels, pseudo_label_loss
-from .refinement import balanced_cross_entropy, confident_labels, pamr
 from .soft_margin import localization_prior_loss, soft_margin_loss
 from .upsampled import upsampled_argmax, upsampled_cross_entropy, upsampled_soft_margin_loss
 

@@ -21,7 +21,8 @@ OPS = {  # family: its ops, in the order of the documentation
     "pooling": ("ngwp_focal_pool",),
     "soft_margin": ("localization_prior_loss", "soft_margin_loss"),
     "pseudo_labels": ("merge_pseudo_labels", "pseudo_label_loss"),
-    "refinement": ("pamr", "confident_labels", "balanced_cross_entropy"),
+    "pamr": ("pamr",),
+    "confident": ("confident_labels", "balanced_cross_entropy"),
     "upsampled": ("upsampled_soft_margin_loss", "upsampled_cross_entropy", "upsampled_argmax"),
 }
 DEVICES = ("CPU", "CUDA")

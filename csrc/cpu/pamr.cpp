@@ -1,0 +1,279 @@
+// Refining masks by the image's colours (PAMR) on the CPU. Araslanov and Roth, CVPR 2020, as in WILSON's published code.
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "../cpu_rows.h"
+#include "../math/bilinear.h"
+
+namespace wilson {
+namespace {
+
+constexpr int64_t kBlock = 16;  // pixels of a row whose affinities lie together: one AVX-512 register of floats
+constexpr int kGroup = 8;       // classes that share the affinities once they are loaded: 8 sums fit into registers
+
+// The neighbours of a pixel in planes that are padded by their border's values, so that no coordinate leaves them.
+struct Stencil {
+  int64_t height, width;
+  int64_t blocks;                // of a row
+  int64_t pad_y, pad_x, stride;  // of a padded plane: rows and columns on either side, elements of a row
+  int64_t dilations;
+  std::vector<int64_t> offset;  // of the 8 neighbours at each dilation
+
+  Stencil(int64_t height, int64_t width, const std::vector<int64_t>& distances)
+      : height(height), width(width), blocks((width + kBlock - 1) / kBlock), dilations(distances.size()) {
+    const int64_t far = *std::max_element(distances.begin(), distances.end());
+    pad_y = std::min(far, height - 1);  // further out there is nothing but the border again
+    pad_x = std::min(far, width - 1);
+    stride = pad_x + blocks * kBlock + pad_x;
+    for (const int64_t distance : distances) {
+      const int64_t dy = std::min(distance, height - 1) * stride, dx = std::min(distance, width - 1);
+      for (const int64_t y : {-dy, int64_t(0), dy}) {
+        for (const int64_t x : {-dx, int64_t(0), dx}) offset.push_back(y + x);
+      }
+      offset.erase(offset.end() - 5);  // the pixel itself
+    }
+  }
+
+  int64_t neighbours() const { return static_cast<int64_t>(offset.size()); }
+  int64_t plane() const { return (height + 2 * pad_y) * stride; }
+  int64_t first() const { return pad_y * stride + pad_x; }
+  int64_t affinities() const { return height * blocks * kBlock * neighbours(); }
+};
+
+// Repeats the border's values around a plane.
+template <class acc>
+void pad(const Stencil& s, acc* plane) {
+  for (int64_t y = 0; y < s.height; ++y) {
+    acc* row = plane + (s.pad_y + y) * s.stride;
+    std::fill_n(row, s.pad_x, row[s.pad_x]);
+    std::fill(row + s.pad_x + s.width, row + s.stride, row[s.pad_x + s.width - 1]);
+  }
+  acc *top = plane + s.pad_y * s.stride, *bottom = top + (s.height - 1) * s.stride;
+  for (int64_t y = 1; y <= s.pad_y; ++y) {
+    std::copy_n(top, s.stride, top - y * s.stride);
+    std::copy_n(bottom, s.stride, bottom + y * s.stride);
+  }
+}
+
+// A (B, C, H, W) tensor, to be read row by row. (AnyMap counts pixels, whatever their rows.)
+struct Planes {
+  const Tensor& tensor;
+  int64_t batch, classes, height, width;
+
+  explicit Planes(const Tensor& t)
+      : tensor(t), batch(t.size(0)), classes(t.size(1)), height(t.size(2)), width(t.size(3)) {}
+
+  // Calls body(row_of): row_of(y)(x) is a value of class c of image b.
+  template <class Body>
+  void with_rows(int64_t b, int64_t c, Body body) const {
+    with_type_of(tensor.scalar_type(), [&](auto type) {
+      const auto* plane =
+          static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0) + c * tensor.stride(1);
+      const int64_t row_stride = tensor.stride(2), stride = tensor.stride(3);
+      body([=](int64_t y) { return [row = plane + y * row_stride, stride](int64_t x) { return row[x * stride]; }; });
+    });
+  }
+};
+
+template <class acc>
+void load_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  map.with_rows(b, c, [&](auto row_of) {
+    for (int64_t y = 0; y < s.height; ++y) {
+      const auto from = row_of(y);
+      acc* row = plane + s.first() + y * s.stride;
+      for (int64_t x = 0; x < s.width; ++x) row[x] = static_cast<acc>(from(x));
+    }
+  });
+  pad(s, plane);
+}
+
+template <class acc>
+void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
+  std::vector<AlignedCorners<acc>> columns;
+  for (int64_t x = 0; x < s.width; ++x) columns.emplace_back(x, s.width, map.width);
+  map.with_rows(b, c, [&](auto row_of) {
+    for (int64_t y = 0; y < s.height; ++y) {
+      const AlignedCorners<acc> between(y, s.height, map.height);
+      const auto top = row_of(between.low), bottom = row_of(between.high);
+      acc* row = plane + s.first() + y * s.stride;
+      for (int64_t x = 0; x < s.width; ++x) {
+        const auto [left, right, weight] = columns[x];
+        const auto across = [left = left, right = right, weight = weight](const auto& from) {
+          return (acc(1) - weight) * static_cast<acc>(from(left)) + weight * static_cast<acc>(from(right));
+        };
+        row[x] = (acc(1) - between.weight) * across(top) + between.weight * across(bottom);
+      }
+    }
+  });
+  pad(s, plane);
+}
+
+// kBlock numbers that the compiler keeps in registers: it does not do so for arrays in a loop of loops.
+template <class acc>
+struct Block {
+  typedef acc Vector __attribute__((vector_size(kBlock * sizeof(acc)), aligned(sizeof(acc)), may_alias));
+
+  static WILSON_INLINE Vector load(const acc* from) { return *reinterpret_cast<const Vector*>(from); }
+  static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
+};
+
+// affinity (blocks, neighbours, kBlock) of one row of pixels, from the planes of the three colours.
+template <class acc>
+WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
+  using Vector = typename Block<acc>::Vector;
+  const int64_t N = s.neighbours();
+  const acc values = static_cast<acc>(N + s.dilations);
+  for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
+    std::fill_n(affinity, N * kBlock, acc(0));
+    for (int colour = 0; colour < 3; ++colour) {
+      const acc* x = planes + colour * s.plane() + s.first() + y * s.stride + block * kBlock;
+      // relative to the centre, whose own share of the deviation is then the mean's square
+      const Vector centre = Block<acc>::load(x);
+      Vector mean = {}, squares = {};
+      for (int64_t n = 0; n < N; ++n) mean += Block<acc>::load(x + s.offset[n]) - centre;
+      mean /= values;
+      for (int64_t n = 0; n < N; ++n) {
+        const Vector deviation = (Block<acc>::load(x + s.offset[n]) - centre) - mean;
+        squares += deviation * deviation;
+      }
+      squares += static_cast<acc>(s.dilations) * mean * mean;
+      acc by_sigma[kBlock];
+      Block<acc>::store(by_sigma, squares / (values - acc(1)));
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) {
+        by_sigma[j] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * std::sqrt(by_sigma[j]));
+      }
+      for (int64_t n = 0; n < N; ++n) {
+        const acc* neighbour = x + s.offset[n];
+        acc* k = affinity + n * kBlock;
+#pragma omp simd
+        for (int64_t j = 0; j < kBlock; ++j) k[j] += std::abs(x[j] - neighbour[j]) * by_sigma[j];
+      }
+    }
+    acc peak[kBlock], sum[kBlock];
+#pragma omp simd
+    for (int64_t j = 0; j < kBlock; ++j) peak[j] = affinity[j], sum[j] = acc(0);
+    for (int64_t n = 1; n < N; ++n) {
+      const acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) peak[j] = k[j] > peak[j] ? k[j] : peak[j];
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) {
+        k[j] = exp_nonpositive(k[j] - peak[j]);
+        sum[j] += k[j];
+      }
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < kBlock; ++j) sum[j] = acc(1) / sum[j];
+    for (int64_t n = 0; n < N; ++n) {
+      acc* k = affinity + n * kBlock;
+#pragma omp simd
+      for (int64_t j = 0; j < kBlock; ++j) k[j] *= sum[j];
+    }
+  }
+}
+
+// One iteration for `kClasses` planes of an image.
+template <int kClasses, class acc>
+WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+  using Vector = typename Block<acc>::Vector;
+  const int64_t N = s.neighbours(), plane = s.plane();
+  const int64_t* offset = s.offset.data();
+  for (int64_t y = 0; y < s.height; ++y) {
+    for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
+      const int64_t at = s.first() + y * s.stride + block * kBlock;
+      Vector sum[kClasses] = {};
+      for (int64_t n = 0; n < N; ++n) {
+        const Vector a = Block<acc>::load(affinity + n * kBlock);
+        const acc* neighbour = from + at + offset[n];
+#pragma GCC unroll 8
+        for (int c = 0; c < kClasses; ++c) sum[c] += a * Block<acc>::load(neighbour + c * plane);
+      }
+#pragma GCC unroll 8
+      for (int c = 0; c < kClasses; ++c) Block<acc>::store(to + c * plane + at, sum[c]);
+    }
+  }
+}
+
+template <class acc>
+void refine(int classes, const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+  switch (classes) {
+    case 8:
+      return refine<8>(s, affinity, from, to);
+    case 7:
+      return refine<7>(s, affinity, from, to);
+    case 6:
+      return refine<6>(s, affinity, from, to);
+    case 5:
+      return refine<5>(s, affinity, from, to);
+    case 4:
+      return refine<4>(s, affinity, from, to);
+    case 3:
+      return refine<3>(s, affinity, from, to);
+    case 2:
+      return refine<2>(s, affinity, from, to);
+    default:
+      return refine<1>(s, affinity, from, to);
+  }
+}
+
+template <class acc>
+void refine_images(const Planes& image, const Planes& mask, int64_t iterations, const Stencil& s, acc* refined) {
+  const int64_t B = mask.batch, C = mask.classes, groups = (C + kGroup - 1) / kGroup, N = s.neighbours();
+  const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
+  const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
+  torch::stable::parallel_for(0, B * s.height, rows_of_work, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<acc[]> planes(new acc[3 * s.plane()]);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i == begin || i % s.height == 0) {
+        for (int64_t c = 0; c < 3; ++c) load_plane(image, i / s.height, c, s, planes.get() + c * s.plane());
+      }
+      row_affinities(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
+    }
+  });
+  const bool same_size = mask.height == s.height && mask.width == s.width;
+  torch::stable::parallel_for(0, B * groups, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<acc[]> planes(new acc[2 * kGroup * s.plane()]);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / groups, first = i % groups * kGroup, classes = std::min<int64_t>(kGroup, C - first);
+      acc *from = planes.get(), *to = from + kGroup * s.plane();
+      for (int64_t c = 0; c < classes; ++c) {
+        (same_size ? load_plane<acc> : load_resized_plane<acc>)(mask, b, first + c, s, from + c * s.plane());
+      }
+      for (int64_t k = 0; k < iterations; ++k) {
+        refine<acc>(static_cast<int>(classes), s, affinity.get() + b * s.affinities(), from, to);
+        for (int64_t c = 0; c < classes; ++c) pad(s, to + c * s.plane());
+        std::swap(from, to);
+      }
+      for (int64_t c = 0; c < classes; ++c) {
+        for (int64_t y = 0; y < s.height; ++y) {
+          std::copy_n(from + c * s.plane() + s.first() + y * s.stride, s.width,
+                      refined + ((b * C + first + c) * s.height + y) * s.width);
+        }
+      }
+    }
+  });
+}
+
+Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
+  check_pamr(image, mask, iterations, dilations);
+  Tensor refined =
+      torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, wider_acc_dtype(image, mask));
+  with_acc_of(
+      [&](auto type) {
+        using acc = decltype(type);
+        refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
+                      mutable_data<acc>(refined));
+      },
+      image, mask);
+  return refined;
+}
+
+}  // namespace
+}  // namespace wilson
+
+STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) { m.impl("pamr", TORCH_BOX(&wilson::pamr)); }
