@@ -6,11 +6,11 @@ import json
 import pytest
 import yaml
 
-from wilson import ablate as grid
-from wilson.ablate import ablate, read
+from wilson.runs import ablation as grid
+from wilson.runs.ablation import ablate, read
 from wilson.cli import main
 from wilson.errors import UserError
-from wilson.report.ablation import Outcome, write
+from wilson.report.grid import Outcome, write
 from wilson.report.results import DASH
 
 BASE = {

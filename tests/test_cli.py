@@ -120,7 +120,7 @@ def test_debug_shows_the_traceback(capsys):
 def test_out_of_memory_names_the_remedy(monkeypatch, capsys, tmp_path):
     import torch
 
-    from wilson import train
+    from wilson.training import loop as train
 
     def exhausted(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")

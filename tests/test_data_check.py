@@ -9,8 +9,8 @@ import pytest
 from data_sets import CLASSES, files_under, mask_of, write_image, write_labels, write_text, write_voc
 from PIL import Image
 
-from wilson.data import protocols
-from wilson.data.check import Report, check, render
+from wilson.data import tasks as protocols
+from wilson.data.check.voc import Report, check, render
 from wilson.data.names import COCO_GAPS
 from wilson.errors import UserError
 

@@ -15,12 +15,12 @@ from data_sets import CATEGORIES, box, mask_of, write_image, write_instances, wr
 
 from wilson.config import Config, DataConfig
 from wilson.data import class_sets, open_source
-from wilson.data.check import check, render
+from wilson.data.check.voc import check, render
 from wilson.data.names import COCO_CLASSES, COCO_IDS
-from wilson.data.protocols import Task, select
-from wilson.data.views import Chosen
+from wilson.data.tasks import Task, select
+from wilson.data.sources.views import Chosen
 from wilson.errors import UserError
-from wilson.experiment import Experiment
+from wilson.runs.experiment import Experiment
 from wilson.methods import METHODS, Plop, Settings
 from wilson.models import build_segmenter
 from wilson.models.segmenter import Prediction

@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 from wilson.data import class_sets, transforms
 from wilson.data.dataset import EpochSampler, StepDataset
-from wilson.data.labelled import open_negatives
-from wilson.data.protocols import Task, select
-from wilson.data.synthetic import Synthetic
-from wilson.data.voc import VOCFolder
+from wilson.data.sources.labelled import open_negatives
+from wilson.data.tasks import Task, select
+from wilson.data.sources.synthetic import Synthetic
+from wilson.data.sources.voc import VOCFolder
 from wilson.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

@@ -11,10 +11,10 @@ from PIL import Image
 
 from wilson.data import class_sets
 from wilson.data.export import export
-from wilson.data.synthetic import Synthetic
-from wilson.data.voc import VOCFolder
+from wilson.data.sources.synthetic import Synthetic
+from wilson.data.sources.voc import VOCFolder
 from wilson.errors import UserError
-from wilson.palette import palette
+from wilson.pictures.palette import palette
 
 
 def test_synthetic_data_survives_the_journey(tmp_path: Path) -> None:

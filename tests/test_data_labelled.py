@@ -9,8 +9,8 @@ import pytest
 from data_sets import CLASSES, write_image, write_text
 
 from wilson.data import class_sets
-from wilson.data.labelled import Labelled, open_labelled, open_negatives
-from wilson.data.saliency import Saliency
+from wilson.data.sources.labelled import Labelled, open_labelled, open_negatives
+from wilson.data.sources.saliency import Saliency
 from wilson.errors import UserError
 
 

@@ -16,14 +16,14 @@ import pytest
 from data_sets import box, write_image, write_instances, write_stuff_maps, write_voc
 from torch.utils.data import get_worker_info
 
-from wilson.bench import bench, images_per_second, workers_for
+from wilson.runs.loading_speed import bench, images_per_second, workers_for
 from wilson.cli import main
 from wilson.commands import parse
 from wilson.config import RECIPES, Config
 from wilson.data.names import COCO_CLASSES, COCO_IDS, VOC_CLASSES
-from wilson.data.synthetic import Synthetic
+from wilson.data.sources.synthetic import Synthetic
 from wilson.errors import UserError
-from wilson.experiment import Experiment
+from wilson.runs.experiment import Experiment
 
 TINY = shlex.split(
     "--recipe demo --data.train-images 42 --data.val-images 6 --data.crop 32 --model.head-channels 8 "
@@ -45,7 +45,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_single_class_is_refused_without_negatives_only(exported: Path) -> None:
-    from wilson.experiment import check_single_class
+    from wilson.runs.experiment import check_single_class
 
     task = ("--task", "1,2,3,4,5/6")
     with pytest.raises(UserError, match=r"single class zigzag.*--data.negatives FOLDER.*--all-labels"):
@@ -98,7 +98,7 @@ def test_images_of_the_validation_list_are_not_trained_on(
 
 
 def test_images_of_ones_own_without_a_class_are_negatives(exported: Path, tmp_path: Path) -> None:
-    from wilson.experiment import check_single_class
+    from wilson.runs.experiment import check_single_class
 
     for number in range(8):
         write_image(tmp_path / f"{number}.png", np.zeros((40, 50, 3)))

@@ -13,8 +13,8 @@ from wilson.data import open_source
 from wilson.data import scan as scanning
 from wilson.data.cache import cache_folder
 from wilson.data.scan import broken, scan
-from wilson.data.views import Matched
-from wilson.data.voc import VOCFolder
+from wilson.data.sources.views import Matched
+from wilson.data.sources.voc import VOCFolder
 
 
 @pytest.fixture

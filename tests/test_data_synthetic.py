@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from wilson.data import class_sets, open_source
-from wilson.data.protocols import Task, select
-from wilson.data.synthetic import NEW, NEW_CLASSES, OLD, OLD_CLASSES, Synthetic
+from wilson.data.tasks import Task, select
+from wilson.data.sources.synthetic import NEW, NEW_CLASSES, OLD, OLD_CLASSES, Synthetic
 from wilson.errors import UserError
 
 OLD_IDS, NEW_IDS = set(OLD.tolist()), set(NEW.tolist())

@@ -9,9 +9,9 @@ import pytest
 from data_sets import mask_of, write_image, write_voc
 
 from wilson.data import class_sets
-from wilson.data.synthetic import Synthetic
-from wilson.data.views import Chosen, usable, without
-from wilson.data.voc import VOCFolder
+from wilson.data.sources.synthetic import Synthetic
+from wilson.data.sources.views import Chosen, usable, without
+from wilson.data.sources.voc import VOCFolder
 from wilson.errors import UserError
 
 MASKS = {"a": mask_of(0, 1), "b": mask_of(0, 2), "c": mask_of(0, 3), "d": mask_of(4, 5)}

@@ -10,7 +10,7 @@ from data_sets import CLASSES, files_under, mask_of, write_image, write_labels, 
 from PIL import Image
 
 from wilson.data import class_sets, open_source
-from wilson.data.voc import VOC_CLASSES, VOCFolder
+from wilson.data.sources.voc import VOC_CLASSES, VOCFolder
 from wilson.errors import UserError
 
 MASKS = {"one": mask_of(0, 1, 255), "two": mask_of(0, 2, 5), "three": mask_of(0, 0)}

@@ -7,9 +7,9 @@ import torch
 
 from wilson.checkpoint import NAME, Checkpoint
 from wilson.config import DEMO
-from wilson.demo import demo
-from wilson.experiment import Experiment
-from wilson.run import run
+from wilson.runs.demo import demo
+from wilson.runs.experiment import Experiment
+from wilson.runs.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -16,13 +16,14 @@ from several import in_processes
 from test_train import TINY, losses
 from torch import nn
 
-from wilson import checkpoint, distributed, train
+from wilson import checkpoint, distributed
+from wilson.training import loop as train
 from wilson.checkpoint import Checkpoint
 from wilson.errors import UserError
-from wilson.evaluate import evaluate_checkpoint
+from wilson.evaluation.evaluate import evaluate_checkpoint
 from wilson.methods.base import WeaklySupervised
-from wilson.models.sync_norm import GlobalBatchNorm, synchronize
-from wilson.run import run
+from wilson.models.batch_norm import GlobalBatchNorm, synchronize
+from wilson.runs.run import run
 
 # 24 and 18 images in batches of 8, for 2 processes 4 + 4 and for 3 of them 2 + 3 + 3: 21 and 20 iterations. At higher
 # rates a rounding error that flips the sign before a leaky ReLU grows by orders of magnitude within a few iterations.

@@ -10,17 +10,18 @@ from data_sets import CLASSES, mask_of, write_voc
 from PIL import Image
 from torch.nn import functional as F
 
-from wilson import checkpoint, evaluate, ops
+from wilson import checkpoint, ops
+from wilson.evaluation import evaluate
 from wilson.checkpoint import Checkpoint
 from wilson.cli import main
 from wilson.config import DEMO
-from wilson.data.protocols import Task
-from wilson.data.sources import VOID
+from wilson.data.tasks import Task
+from wilson.data.sources.base import VOID
 from wilson.errors import UserError
 from wilson.methods import Finetune, Settings, Supervised
 from wilson.models import build_segmenter
 from wilson.models.segmenter import Prediction
-from wilson.predict import Predictor
+from wilson.inference.predict import Predictor
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,10 @@ from test_predict import CPU, save_tiny
 from timm.layers.conv2d_same import Conv2dSame
 
 import wilson
-from wilson import export
+from wilson.inference import export
 from wilson.checkpoint import Checkpoint
 from wilson.cli import main
-from wilson.exported import Description, Exported
+from wilson.inference.exported import Description, Exported
 
 PARAMETERS = [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)]
 

@@ -22,13 +22,14 @@ from test_cli import TINY as OPTIONS
 from test_cli import one_line
 from test_train import TINY, losses, same, weights
 
-from wilson import checkpoint, train
+from wilson import checkpoint
+from wilson.training import loop as train
 from wilson.checkpoint import Checkpoint
 from wilson.cli import main
 from wilson.errors import UserError
-from wilson.files import replacing
-from wilson.folder import COMMAND, CONFIG, prepare_folder, write_results
-from wilson.run import run
+from wilson.atomic import replacing
+from wilson.runs.folder import COMMAND, CONFIG, prepare_folder, write_results
+from wilson.runs.run import run
 
 KILLS = 20
 STATE = {"format": checkpoint.FORMAT, "epoch": 2, "x": torch.arange(1000.0)}

@@ -11,9 +11,9 @@ from PIL import Image
 
 from wilson import checkpoint
 from wilson.errors import UserError
-from wilson.experiment import Experiment
+from wilson.runs.experiment import Experiment
 from wilson.methods import METHODS
-from wilson.run import run
+from wilson.runs.run import run
 
 TINY = replace(
     test_train.TINY, base=replace(test_train.TINY.base, epochs=1), step=replace(test_train.TINY.step, epochs=2)
@@ -58,7 +58,7 @@ def test_a_step_of_every_other_method(start, tmp_path, method):
 
 @pytest.mark.slow
 def test_plop_resumes_with_its_thresholds(start, tmp_path, monkeypatch):
-    from wilson import train
+    from wilson.training import loop as train
 
     whole = run(replace(TINY, method="plop"), tmp_path / "whole", steps=[1], start=start)
     original, calls = train.gradient_norm, []

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wilson import overlay, palette
+from wilson.pictures import overlay
+from wilson.pictures import palette
 
 # Linear RGB as seen without the long, the middle or the short cones (Machado, Oliveira, Fernandes 2009, severity 1).
 VISION = {

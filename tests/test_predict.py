@@ -16,9 +16,9 @@ from wilson import checkpoint
 from wilson.cli import main
 from wilson.config import DEMO
 from wilson.data.files import read_image, upright
-from wilson.data.protocols import Task
+from wilson.data.tasks import Task
 from wilson.errors import UserError
-from wilson.predict import Predictor, check_images, find_images, predict
+from wilson.inference.predict import Predictor, check_images, find_images, predict
 
 CPU = torch.device("cpu")
 CLASSES = ("background", "ant", "bee", "cat", "dog")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wilson.data.names import COCO_CLASSES, COCO_IDS, VOC_TO_COCO
-from wilson.data.protocols import Task, published, select
-from wilson.data.voc import VOC_CLASSES
+from wilson.data.tasks import Task, published, select
+from wilson.data.sources.voc import VOC_CLASSES
 from wilson.errors import UserError
 
 

@@ -18,7 +18,7 @@ def test_ops_example_runs():
 
 
 def test_training_example_runs(tmp_path, monkeypatch):
-    from wilson import config
+    from wilson.config import options as config
 
     demo = config.DEMO
     tiny = replace(

@@ -10,11 +10,12 @@ import torch
 import yaml
 from PIL import Image
 
-from wilson import palette, report
+from wilson import report
+from wilson.pictures import palette
 from wilson.errors import UserError
 from wilson.report import confusion, drawing, panels, results, steps
 from wilson.report.results import DASH
-from wilson.report.runs import read
+from wilson.report.reading import read
 
 OLD = ["background", "cat", "dog"]
 NEW = ["cow", "<b>&sheep"]

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from wilson import run as running
+from wilson.runs import run as running
 from wilson.config import RECIPES, Config
 from wilson.data.export import export
-from wilson.data.synthetic import Synthetic
-from wilson.data.views import without
+from wilson.data.sources.synthetic import Synthetic
+from wilson.data.sources.views import without
 
 NEW = "zigzag"
 DEMO = RECIPES["demo"]

@@ -9,12 +9,13 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from wilson import checkpoint, evaluate
+from wilson import checkpoint
+from wilson.evaluation import evaluate
 from wilson.checkpoint import Checkpoint
 from wilson.config import DEMO, RECIPES, Config, StepConfig, from_dict, to_dict
-from wilson.demo import demo
+from wilson.runs.demo import demo
 from wilson.errors import UserError
-from wilson.run import run
+from wilson.runs.run import run
 
 TINY = replace(
     DEMO,
@@ -86,7 +87,7 @@ class StopHereError(Exception):
 @pytest.mark.parametrize(("step", "epoch"), [(0, 1), (1, 0), (1, 2)])
 def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
     """Stopped in the middle of an epoch, the resumed run has the losses and weights of the whole one."""
-    from wilson import train
+    from wilson.training import loop as train
 
     out, original = tmp_path / "run", train.gradient_norm
     count = {"iterations": 0}
@@ -113,7 +114,7 @@ def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_draws_the_same_random_numbers(tmp_path, monkeypatch, workers):
     """Dropout is what draws from torch's generator; the loader's workers must not."""
-    from wilson import train
+    from wilson.training import loop as train
     from wilson.models import Localizer
 
     monkeypatch.setattr(Localizer, "forward", lambda self, x: nn.Sequential.forward(self, F.dropout2d(x)))
@@ -241,7 +242,7 @@ def test_bfloat16_trains(tmp_path):
 def test_incremental_step_needs_no_masks(whole, tmp_path):
     """Image-level labels alone: the masks of the training images are gone from the disk."""
     from wilson.data.export import export
-    from wilson.data.synthetic import Synthetic
+    from wilson.data.sources.synthetic import Synthetic
 
     root = tmp_path / "voc"
     export({"train": Synthetic("train", 42, 32), "val": Synthetic("val", 12, 32)}, root)

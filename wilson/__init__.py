@@ -1,15 +1,35 @@
-"""Weakly incremental learning for semantic segmentation."""
+"""Weakly incremental learning for semantic segmentation.
+
+`wilson.ops` are the fused ops. `wilson.run(config, folder)` trains what a `wilson.Config` says; `wilson.load(path)`
+gives a trained model as a `wilson.Predictor`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wilson.predict import Predictor
+    from wilson.config import Config as Config
+    from wilson.inference.predict import Predictor as Predictor
+    from wilson.runs.run import run as run
 
 __version__ = "0.1.0"
+
+# Found when they are asked for, so that `import wilson.ops` needs torch and numpy alone.
+_LAZY = {"Config": "wilson.config", "Predictor": "wilson.inference.predict", "run": "wilson.runs.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'wilson' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
@@ -21,15 +41,15 @@ def load(path: str | Path, device: str = "auto") -> Predictor:
         device: auto (the first GPU if there is one), cpu, cuda or cuda:N.
 
     Returns:
-        A :class:`wilson.predict.Predictor`. Its `predict` takes a file, a PIL image or an array, uint8 (H, W, 3), and
-        gives the mask id of each pixel, uint8 (H, W); `classes` names them and `ids` are their ids.
+        A :class:`wilson.Predictor`. Its `predict` takes a file, a PIL image or an array, uint8 (H, W, 3), and gives the
+        mask id of each pixel, uint8 (H, W); `classes` names them and `ids` are their ids.
 
     Raises:
         UserError: the file is missing, damaged or something else, or the device is not usable.
     """
     from pathlib import Path
 
-    from wilson.experiment import choose_device
-    from wilson.predict import Predictor
+    from wilson.distributed import choose_device
+    from wilson.inference.predict import Predictor
 
     return Predictor.load(Path(path), choose_device(device))

@@ -6,8 +6,11 @@ import errno
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Annotated, Union
 
+from wilson.commands.ops import Ops
+from wilson.config import RECIPES, Config
 from wilson.errors import UserError
 
 INSTALL = 'pip install "wilson-seg[train]"'
@@ -31,14 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:  # TensorBoard's writer shows a traceback before it hands the error to the run
         threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else threads(failed)
     try:
-        if arguments == ["ops"]:  # needs nothing of the train extra
-            from wilson import ops
-
-            ops.providers()
-            return 0
-        from wilson.commands import parse
-
-        return parse(arguments)()
+        command = Ops() if arguments == ["ops"] else parse(arguments)  # parsing needs the train extra, ops does not
+        return command()
     except KeyboardInterrupt:
         print("wilson: interrupted; --resume continues a run", file=sys.stderr)
         return 130
@@ -51,6 +48,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if line is not None else 70
     finally:
         threading.excepthook = threads
+
+
+def parse(arguments: list[str]) -> Callable[[], int]:
+    """The command that the arguments name, its options filled in."""
+    import tyro
+    from tyro.conf import subcommand
+
+    from wilson.commands import (
+        ablate,
+        data_bench,
+        data_check,
+        data_export,
+        demo,
+        evaluate,
+        export,
+        predict,
+        report,
+        run,
+        train,
+        weights_checksum,
+        weights_import,
+    )
+
+    recipe = named_recipe(arguments)
+    data = Union[  # noqa: UP007  trees of commands are built at run time: the defaults are the recipe's
+        Annotated[data_check.DataCheck, subcommand("check")],
+        Annotated[data_export.DataExport, subcommand("export")],
+        Annotated[data_bench.DataBench, subcommand("bench", default=data_bench.DataBench(config=recipe))],
+    ]
+    weights = Union[  # noqa: UP007
+        Annotated[weights_import.WeightsImport, subcommand("import")],
+        Annotated[weights_checksum.WeightsChecksum, subcommand("checksum")],
+    ]
+    tree = Union[  # noqa: UP007
+        Annotated[demo.Demo, subcommand("demo", default=demo.Demo())],
+        Annotated[run.Run, subcommand("run", default=run.Run(config=recipe))],
+        Annotated[train.Train, subcommand("train", default=train.Train(config=recipe))],
+        Annotated[ablate.Ablate, subcommand("ablate")],
+        Annotated[evaluate.Evaluate, subcommand("evaluate")],
+        Annotated[predict.Predict, subcommand("predict")],
+        Annotated[export.Export, subcommand("export")],
+        Annotated[report.Report, subcommand("report")],
+        Annotated[data, subcommand("data", description="Check, export or load a data set.")],
+        Annotated[weights, subcommand("weights", description="Import published weights.")],
+        Annotated[Ops, subcommand("ops")],
+    ]
+    description = (
+        "Weakly incremental semantic segmentation. COMMAND --help lists the options; --debug shows tracebacks."
+    )
+    return tyro.cli(tree, args=arguments, prog="wilson", description=description)
+
+
+def named_recipe(arguments: list[str]) -> Config:
+    """The recipe that --recipe names, before the other options change it; voc's without it."""
+    name = "voc"
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--recipe"):
+            name = argument.partition("=")[2] or (arguments[position + 1] if position + 1 < len(arguments) else "")
+    if name not in RECIPES:
+        raise UserError(f"--recipe: expected {' or '.join(RECIPES)}, got '{name}'")
+    return RECIPES[name]
 
 
 def explain(error: Exception) -> str | None:

@@ -12,14 +12,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from wilson.errors import UserError
+from wilson.errors import UserError, first_line
 
 T = TypeVar("T")
 # Of a collective: a process that waits longer gives up. The first process may scan a data set or write a report
@@ -47,6 +47,20 @@ def may_restart() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name, auto for a GPU if there is one; the processes of a machine take a GPU each."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched():
+        name = f"cuda:{local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name} is not usable ({first_line(error)}); use cpu or auto") from error
+    return device
+
+
 @contextmanager
 def session(device: torch.device) -> Iterator[None]:
     """Joins the processes that torchrun started; does nothing in a process of its own, or inside another session.
@@ -69,7 +83,7 @@ def session(device: torch.device) -> Iterator[None]:
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the processes do not find each other ({str(error).splitlines()[0]}); start them with torchrun, and check "
+            f"the processes do not find each other ({first_line(error)}); start them with torchrun, and check "
             "--rdzv-endpoint, the firewall and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
         ) from error
     try:
@@ -206,18 +220,3 @@ def global_mean(loss: Tensor, weight: Tensor, images: int, eps: float = 0.0) -> 
     factor = (weight + eps) / (everywhere + eps) * all_images / images
     # 0 / 0: no process has anything to count
     return loss * factor.nan_to_num(0.0, 0.0, 0.0).to(loss.dtype)
-
-
-class Silent:
-    """A TensorBoard log for processes that do not write one."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def add_scalar(self, *_: Any, **__: Any) -> None:
-        pass
-
-    add_image = flush = add_scalar

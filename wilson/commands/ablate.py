@@ -12,7 +12,7 @@ from wilson.errors import UserError
 class Ablate:
     """Run a grid of methods and options from one base step per seed, and write one table and one plot."""
 
-    recipe: Path
+    grid: Path
     """YAML file with base (options of every run, nested as in config.yaml), seeds, and rows (name: what it changes)."""
     out: Path | None = None
     """Folder of the runs, table.md, results.csv and plot.png; runs/TIME-ablation by default. One that is not empty is
@@ -22,10 +22,10 @@ class Ablate:
 
     def __call__(self) -> int:
         from wilson import distributed
-        from wilson.ablate import ablate
-        from wilson.folder import timed_folder
+        from wilson.runs.ablation import ablate
+        from wilson.runs.folder import timed_folder
 
         if self.out is None and distributed.may_restart():
             raise UserError("torchrun --max-restarts: give --out FOLDER, so that restarted processes find the grid")
-        print(ablate(self.recipe, self.out or timed_folder("ablation"), resume=self.resume))
+        print(ablate(self.grid, self.out or timed_folder("ablation"), resume=self.resume))
         return 0

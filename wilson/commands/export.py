@@ -22,7 +22,7 @@ class Export:
     """File to write: .pt2 (torch.export) or .onnx."""
 
     def __call__(self) -> int:
-        from wilson.export import export
+        from wilson.inference.export import export
 
         export(self.checkpoint, self.out)
         return 0

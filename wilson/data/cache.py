@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from wilson.atomic import replacing
+
 
 def cached(what: str, files: Sequence[Path], find: Callable[[], list[Any]]) -> list[Any]:
     """One finding for each of some files, found once.
@@ -60,11 +62,7 @@ def _load(file: Path, count: int) -> list[Any] | None:
 
 
 def _store(file: Path, found: list[Any]) -> None:
-    # Written whole or not at all: several runs may look at once.
-    temporary = file.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(found))
-        os.replace(temporary, file)
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)
+        with replacing(file) as temporary:  # several runs may look at once
+            temporary.write_text(json.dumps(found))

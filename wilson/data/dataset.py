@@ -14,10 +14,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from wilson.data.protocols import Task
-from wilson.data.saliency import Saliency
+from wilson.config.masks import BACKGROUND
 from wilson.data.scan import mismatch
-from wilson.data.sources import BACKGROUND, ImageSource
+from wilson.data.sources.base import ImageSource
+from wilson.data.sources.saliency import Saliency
+from wilson.data.tasks import Task
 from wilson.data.transforms import Transform
 from wilson.errors import UserError
 
@@ -102,7 +103,7 @@ class StepDataset(Dataset[dict[str, Any]]):
             key: (epoch, position), or a position alone, which stands for epoch 0.
 
         Returns:
-            image: normalised, float32 (3, H, W).
+            image: RGB, uint8 (3, H, W).
             mask: output channels, int64 (H, W); only if `dense`.
             labels: 1 for a class in the image, else 0; float32 (C - 1,), background left out.
             saliency: float32 (H, W) in [0, 1]; only if there is a folder of maps.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wilson.data.sources import ImageSource, class_sets
-from wilson.data.voc import CLASSES, IMAGES, LABELS, MASKS, list_file
+from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.voc import CLASSES, IMAGES, LABELS, MASKS, list_file
 from wilson.errors import UserError
-from wilson.palette import apply
+from wilson.pictures.palette import apply
 
 
 def export(sources: Mapping[str, ImageSource], out: str | Path) -> None:

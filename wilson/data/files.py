@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.ExifTags import Base
 
 from wilson.errors import UserError
 
@@ -24,6 +25,11 @@ def read_image(path: Path) -> Image.Image:
 def upright(path: Path) -> Image.Image:
     """An image file without a mask as RGB, turned as its EXIF data says; UserError if it cannot be read."""
     return rgb(ImageOps.exif_transpose(_open(path)), str(path))
+
+
+def orientation(image: Image.Image) -> int:
+    """How the EXIF data of an image say that it is turned: 1 is upright, above 4 is turned by a quarter."""
+    return image.getexif().get(Base.Orientation, 1)
 
 
 def rgb(image: Image.Image, name: str = "image") -> Image.Image:

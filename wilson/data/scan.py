@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from wilson.config.masks import VOID
 from wilson.data.cache import cached
 from wilson.data.files import read_mask
-from wilson.data.sources import VOID, ImageSource
+from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 
 # A number is raised when what is found, or how it is stored, changes.

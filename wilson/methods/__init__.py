@@ -5,7 +5,7 @@ learn from the masks of the step, in which old classes are background. Only `joi
 learns the classes seen so far at each step, from the model before it, offline all classes at once.
 """
 
-from .base import Batch, LossConfig, Method, Settings
+from .base import Method, Settings
 from .cam import Cam
 from .eps import Eps
 from .finetune import Finetune
@@ -38,13 +38,11 @@ METHODS: dict[str, type[Method]] = {
 
 __all__ = [
     "METHODS",
-    "Batch",
     "Cam",
     "Eps",
     "Finetune",
     "FinetunePixel",
     "Ilt",
-    "LossConfig",
     "Lwf",
     "LwfMc",
     "Method",

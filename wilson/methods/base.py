@@ -4,84 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wilson import distributed, ops
-from wilson.models import Localizer, Segmenter
-from wilson.models.segmenter import Prediction
+from wilson.config import LossConfig
+from wilson.data.loading import Batch
+from wilson.models import Localizer, Prediction, SegmentationModel
 from wilson.ops.pseudo_labels import loss_and_factor
 from wilson.ops.reference import IMAGE_WEIGHT_EPS
 
-Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
-Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
-
-
-class Batch(TypedDict, total=False):
-    """What a method sees of a batch."""
-
-    image: Tensor  # (B, 3, H, W), normalised
-    rgb: Tensor  # (B, 3, H, W), the same in [0, 1]
-    labels: Tensor  # (B, C-1), image-level labels without background
-    mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels
-    saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
-
 
 @dataclass(frozen=True)
-class LossConfig:
-    """Weights and settings of the loss terms; a weight of 0 switches a term off."""
-
-    mode: Literal["official", "paper"] = "official"
-    """official computes what the published code does, paper what the equations say: eps 1e-5, ENC summed over channels,
-    pseudo-labels not gated by the image-level labels, no least threshold in SSS."""
-    cls: float = 1.0
-    """Classification: pooled localizer scores against image-level labels (Eq. 3)."""
-    loc: float = 1.0
-    """Localization prior: localizer against the old model (Eq. 4)."""
-    enc: float = 1.0
-    """Encoder: features against the old model's."""
-    sss: float = 1.0
-    """Self-supervised segmentation of the localizer."""
-    seg: float = 1.0
-    """Segmentation against the merged pseudo-labels (Eq. 7)."""
-    prior: Prior = "loc"
-    """Localization prior: loc (Eq. 4); softmax, cross-entropy of the softmax over all classes against the old model's
-    softmax; fixed, the old model's logits in the place of the localizer's scores of old classes; background, a
-    background score of 1 at every pixel; none. With the last three there is no LOC term."""
-    merge: bool = True
-    """Take old classes from the old model in the pseudo-labels; without, all classes from the localizer, only the new
-    ones gated by the image-level labels."""
-    alpha: float = 0.5
-    """Share of hard labels in the pseudo-labels, 0..1 (COCO-to-VOC: 0.9)."""
-    background: float | None = None
-    """Weight of the localizer in the merged background, 0..1; None for the minimum of both."""
-    eps: float | None = None
-    """Added to the mass of a class in the pooling; None for that of the mode, 1 or 1e-5."""
-    gamma: float = 3.0
-    """Power of the focal penalty."""
-    lam: float = 0.01
-    """Added to the share of a class in the focal penalty."""
-    pooling: Pooling = "ngwp_focal"
-    """How CLS pools scores: by their softmax with a focal penalty (Eq. 1, 2), without it, or by the plain mean."""
-    pamr_iterations: int = 10
-    """Iterations of PAMR."""
-    pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12)
-    """Distances of PAMR's neighbours, in feature pixels."""
-    distillation: float = 1.0
-    """Factor on the published weights of what lwf, lwf-mc, ilt, mib and plop distil from the old model."""
-
-
-class Pseudo(NamedTuple):
-    """What the localizer and the model say of a batch."""
+class Seen:
+    """What model and localizer say of a batch."""
 
     logits: Tensor  # s (B, C, h, w)
     features: Tensor
     scores: Tensor  # z (B, C, h, w), gradients flow
     eval_scores: Tensor  # z of the eval-mode pass before, detached
-    old: Prediction | None = None  # of the model before this step
+
+
+@dataclass(frozen=True)
+class SeenAndRemembered(Seen):
+    """The same, beside what the model before this step says."""
+
+    old: Prediction
 
 
 @dataclass(frozen=True)
@@ -107,7 +58,9 @@ class Method(nn.Module):
     softmax: ClassVar[bool] = False  # its classifiers are one softmax, so that the base step is trained by one, too
     remembers: ClassVar[bool] = False  # looks at the old model, which is kept: frozen, in eval mode
 
-    def __init__(self, model: Segmenter, old: Segmenter | None = None, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: SegmentationModel, old: SegmentationModel | None = None, settings: Settings | None = None
+    ) -> None:
         super().__init__()
         settings = settings or Settings()
         self.model, self.config, self.warmup = model, settings.losses, settings.warmup
@@ -135,31 +88,26 @@ class Method(nn.Module):
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         """Encoder, decoder, classifiers and, where there is one, localizer."""
-        model = self.model
-        return {
-            "encoder": model.backbone.parameters(),
-            "decoder": model.head.parameters(),
-            "classifiers": model.classifiers.parameters(),
-        }
+        return self.model.parameter_groups()
 
 
 class WeaklySupervised(Method):
     """A step that learns new classes from image-level labels, with a localizer; arguments as of :class:`Method`."""
 
-    def __init__(self, model: Segmenter, old: Segmenter, settings: Settings | None = None) -> None:
+    def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)
         settings = settings or Settings()
         self.all_labels = settings.all_labels
-        self.localizer = Localizer(model.backbone.channels, settings.localizer_channels, model.classes)
+        self.localizer = Localizer(model.feature_channels, settings.localizer_channels, model.classes)
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         return {**super().parameter_groups(), "localizer": self.localizer.parameters()}
 
-    def look(self, batch: Batch) -> Pseudo:
+    def look(self, batch: Batch) -> Seen:
         """Run the model, and the localizer twice: in eval mode first, since training moves its statistics."""
         logits, features = self.model(batch["image"])
         eval_scores = self.localizer.eval_scores(features)
-        return Pseudo(logits, features, self.localizer(features), eval_scores)
+        return Seen(logits, features, self.localizer(features), eval_scores)
 
     def probabilities(self, image: Tensor) -> Tensor:
         """What the localizer sees in images (B, C, h, w), in the method's mode and whatever classes they hold."""

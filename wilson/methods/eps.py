@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Batch
+from wilson.data.loading import Batch
+
 from .two_stage import TwoStage
 
 OVERLAP = 0.4  # share of a class's pixels that must be salient, as published

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from wilson import ops
+from wilson.data.loading import Batch
 
-from .base import Batch, Pseudo, WeaklySupervised
+from .base import Seen, WeaklySupervised
 
 
 class Finetune(WeaklySupervised):
@@ -20,27 +21,27 @@ class Finetune(WeaklySupervised):
     """
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        pseudo = self.look(batch)
+        seen = self.look(batch)
         terms = {}
         if self.config.cls:
-            terms["cls"] = self.classification(pseudo.scores, batch["labels"])
+            terms["cls"] = self.classification(seen.scores, batch["labels"])
         if self.config.sss:
-            terms["sss"] = self.self_supervision(pseudo.scores, pseudo.eval_scores, batch)
+            terms["sss"] = self.self_supervision(seen.scores, seen.eval_scores, batch)
         if self.config.seg and epoch >= self.warmup:
-            terms["seg"] = self.pseudo_label_loss(pseudo.logits, *self._hard_labels(pseudo, batch), **self._settings)
+            terms["seg"] = self.pseudo_label_loss(seen.logits, *self._hard_labels(seen, batch), **self._settings)
         return self.weighted(**terms)
 
     # The background taken from the localizer alone, and old classes gated away by their labels of 0: with the
     # background as the only "old" class, the merge leaves exactly the localizer's hard labels.
     _settings: ClassVar[dict[str, Any]] = {"alpha": 1.0, "background": 1.0}
 
-    def _hard_labels(self, pseudo: Pseudo, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _hard_labels(self, seen: Seen, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch["labels"].clone()
         labels[:, : self.old_classes - 1] = 0
-        return pseudo.eval_scores, pseudo.eval_scores[:, :1], labels
+        return seen.eval_scores, seen.eval_scores[:, :1], labels
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pseudo = self.look(batch)
-        targets, _ = ops.merge_pseudo_labels(*self._hard_labels(pseudo, batch), **self._settings)
-        return pseudo.eval_scores.softmax(1), targets.argmax(1)
+        seen = self.look(batch)
+        targets, _ = ops.merge_pseudo_labels(*self._hard_labels(seen, batch), **self._settings)
+        return seen.eval_scores.softmax(1), targets.argmax(1)

@@ -7,8 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from wilson import ops
+from wilson.data.loading import Batch
 
-from .base import Batch, Method
+from .base import Method
 
 
 class FinetunePixel(Method):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from wilson.models.segmenter import Prediction
+from wilson.models import Prediction
 
 from .lwf import Lwf
 

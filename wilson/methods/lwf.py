@@ -7,10 +7,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from wilson import ops
-from wilson.models.segmenter import Prediction
+from wilson.data.loading import Batch
+from wilson.models import Prediction
 from wilson.ops.reference import upsample
 
-from .base import Batch
 from .finetune_pixel import FinetunePixel
 
 WEIGHT = 100.0  # of the distillation, in the comparison that MiB published

@@ -7,9 +7,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from wilson import ops
+from wilson.data.loading import Batch
 from wilson.ops.reference import upsample
 
-from .base import Batch, Method
+from .base import Method
 
 WEIGHT = 10.0  # of the distillation, in the comparison that MiB published
 

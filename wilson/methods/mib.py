@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wilson.data.sources import VOID
-from wilson.models import Segmenter
+from wilson.config.masks import VOID
+from wilson.data.loading import Batch
+from wilson.models import SegmentationModel
 from wilson.ops.reference import upsample
 
-from .base import Batch, Method, Settings
+from .base import Method, Settings
 from .lwf import distil
 
 WEIGHT = 10.0  # of the distillation, as published
@@ -30,9 +30,11 @@ class Mib(Method):
     softmax: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
 
-    def __init__(self, model: Segmenter, old: Segmenter | None, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: SegmentationModel, old: SegmentationModel | None, settings: Settings | None = None
+    ) -> None:
         super().__init__(model, old, settings)
-        start_from_background(model)
+        model.start_from_background(model.classes - self.old_classes)
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         size = batch["mask"].shape[1:]
@@ -68,14 +70,3 @@ def unbiased_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
     old = old_logits.shape[1]
     background = torch.cat([logits[:, :1], logits[:, old:]], 1).logsumexp(1, keepdim=True)
     return distil(torch.cat([background, logits[:, 1:old]], 1), old_logits)
-
-
-@torch.no_grad()
-def start_from_background(model: Segmenter) -> None:
-    """Share the background's probability among it and the N new classes: its weights for all, bias less log(N + 1)."""
-    first, new = model.classifiers[0], model.classifiers[-1]
-    assert isinstance(first, torch.nn.Conv2d) and isinstance(new, torch.nn.Conv2d)
-    assert first.bias is not None and new.bias is not None
-    first.bias[0] -= math.log(new.out_channels + 1)
-    new.weight.copy_(first.weight[:1].expand_as(new.weight))
-    new.bias.fill_(first.bias[0])

@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wilson import distributed
-from wilson.data.sources import VOID
-from wilson.models import Segmenter
-from wilson.models.backbone import Backbone, TimmBackbone
-from wilson.models.small import ResidualBlock
-from wilson.models.wide_resnet import PreActivationBlock
+from wilson.config.masks import VOID
+from wilson.data.loading import Batch
+from wilson.models import SegmentationModel
 from wilson.ops.reference import upsample
 
-from .base import Batch, Method, Settings
-from .mib import start_from_background
+from .base import Method, Settings
 
 SCALES = (1, 2, 4)  # cells per side in which features are pooled
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published
@@ -42,9 +39,11 @@ class Plop(Method):
     remembers: ClassVar[bool] = True
     thresholds: Tensor  # (O,), of the entropy, in 0..1
 
-    def __init__(self, model: Segmenter, old: Segmenter | None, settings: Settings | None = None) -> None:
+    def __init__(
+        self, model: SegmentationModel, old: SegmentationModel | None, settings: Settings | None = None
+    ) -> None:
         super().__init__(model, old, settings)
-        start_from_background(model)
+        model.start_from_background(model.classes - self.old_classes)
         self.register_buffer("thresholds", torch.zeros(self.old_classes))
 
     @torch.no_grad()
@@ -64,9 +63,9 @@ class Plop(Method):
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         size = batch["mask"].shape[1:]
-        with outputs(stages(self.model.backbone)) as features:
+        with outputs(self.model.stages()) as features:
             logits = self.model(batch["image"]).logits
-        with outputs(stages(self.old.backbone)) as old_features:
+        with outputs(self.old.stages()) as old_features:
             old_logits = self.remember(batch).logits
         labels, share = self.pseudo_labels(upsample(old_logits, size), batch["mask"])
         ce = F.cross_entropy(upsample(logits, size), labels, ignore_index=IGNORED, reduction="none")
@@ -112,18 +111,6 @@ def strips(features: Tensor) -> Tensor:
         cells = features[:, :, : h * s, : w * s].square().reshape(batch, channels, s, h, s, w)
         found += [cells.mean(5).flatten(1), cells.mean(3).flatten(1)] if h and w else []
     return torch.cat(found, 1)
-
-
-def stages(backbone: Backbone) -> list[nn.Module]:
-    """The stages of a backbone, in their order."""
-    if isinstance(backbone, TimmBackbone):
-        parts = dict(backbone.body.named_modules())
-        names = [info["module"] for info in backbone.body.feature_info.info]  # type: ignore[union-attr]
-        found = [parts[name if name in parts else name.replace(".", "_")] for name in names]
-        return [part for part in found if list(part.parameters())]  # not the stem's activation
-    blocks = (ResidualBlock, PreActivationBlock)
-    children = list(backbone.children())
-    return [c for c in children if isinstance(c, blocks) or (isinstance(c, nn.Sequential) and isinstance(c[0], blocks))]
 
 
 @contextmanager

@@ -7,7 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Batch, Pooling
+from wilson.config import Pooling
+from wilson.data.loading import Batch
+
 from .two_stage import TwoStage
 
 

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wilson import ops
-from wilson.models import Segmenter
+from wilson.config import Pooling
+from wilson.data.loading import Batch
+from wilson.models import SegmentationModel
 
-from .base import Batch, Pooling, Pseudo, Settings, WeaklySupervised
+from .base import SeenAndRemembered, Settings, WeaklySupervised
 
 NEVER = -1e4  # a score that no softmax takes up, within half precision
 CERTAIN = 100.0  # a score that takes up the whole softmax
@@ -32,10 +34,10 @@ class TwoStage(WeaklySupervised):
     remembers: ClassVar[bool] = True
     pooling: ClassVar[Pooling] = "gap"
 
-    def __init__(self, model: Segmenter, old: Segmenter, settings: Settings | None = None) -> None:
+    def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)
         self.config = replace(self.config, pooling=self.pooling)
-        self.encoder = deepcopy(model.backbone)
+        self.encoder = deepcopy(model.encoder)
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         groups = super().parameter_groups()
@@ -85,13 +87,12 @@ class TwoStage(WeaklySupervised):
         settings["background"] = "min" if self.config.background is None else self.config.background
         return ops.merge_pseudo_labels(CERTAIN * hard.float(), old_logits, labels, **settings)[0]
 
-    def look(self, batch: Batch) -> Pseudo:
+    def look(self, batch: Batch) -> SeenAndRemembered:
         logits, features = self.model(batch["image"])
-        return Pseudo(logits, features, *self.localize(batch), self.remember(batch))
+        return SeenAndRemembered(logits, features, *self.localize(batch), self.remember(batch))
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pseudo = self.look(batch)
-        assert pseudo.old is not None
-        confidence = self.confidence(pseudo.eval_scores, batch["labels"])
-        return confidence, self.targets(pseudo.eval_scores, pseudo.old.logits, batch["labels"]).argmax(1)
+        seen = self.look(batch)
+        confidence = self.confidence(seen.eval_scores, batch["labels"])
+        return confidence, self.targets(seen.eval_scores, seen.old.logits, batch["labels"]).argmax(1)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wilson import ops
+from wilson.data.loading import Batch
 
-from .base import Batch, Pseudo, WeaklySupervised
+from .base import SeenAndRemembered, WeaklySupervised
 
 
 class Wilson(WeaklySupervised):
@@ -18,11 +19,11 @@ class Wilson(WeaklySupervised):
 
     remembers: ClassVar[bool] = True
 
-    def look(self, batch: Batch) -> Pseudo:
+    def look(self, batch: Batch) -> SeenAndRemembered:
         old = self.remember(batch)
         seen = super().look(batch)
         scores, eval_scores = (self.with_prior(z, old.logits) for z in (seen.scores, seen.eval_scores))
-        return seen._replace(scores=scores, eval_scores=eval_scores, old=old)
+        return SeenAndRemembered(seen.logits, seen.features, scores, eval_scores, old)
 
     def probabilities(self, image: Tensor) -> Tensor:
         scores = self.localizer(self.model(image).features)
@@ -39,20 +40,19 @@ class Wilson(WeaklySupervised):
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         c = self.config
-        pseudo = self.look(batch)
-        assert pseudo.old is not None
+        seen = self.look(batch)
         terms = {}
         if c.cls:
-            terms["cls"] = self.classification(pseudo.scores, batch["labels"])
+            terms["cls"] = self.classification(seen.scores, batch["labels"])
         if c.loc and c.prior in ("loc", "softmax"):
-            terms["loc"] = self.localization_prior(pseudo.scores, pseudo.old.logits)
+            terms["loc"] = self.localization_prior(seen.scores, seen.old.logits)
         if c.enc:
-            channels = pseudo.features.shape[1] if self.paper else 1
-            terms["enc"] = channels * F.mse_loss(pseudo.features, pseudo.old.features)
+            channels = seen.features.shape[1] if self.paper else 1
+            terms["enc"] = channels * F.mse_loss(seen.features, seen.old.features)
         if c.sss and epoch >= self.warmup:
-            terms["sss"] = self.self_supervision(pseudo.scores, pseudo.eval_scores, batch)
+            terms["sss"] = self.self_supervision(seen.scores, seen.eval_scores, batch)
         if c.seg and epoch >= self.warmup:
-            terms["seg"] = self.segmentation(pseudo, batch["labels"])
+            terms["seg"] = self.segmentation(seen, batch["labels"])
         return self.weighted(**terms)
 
     def localization_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
@@ -62,28 +62,26 @@ class Wilson(WeaklySupervised):
         new = scores.shape[1] - self.old_classes  # to which the old model gives no probability
         return F.cross_entropy(scores, F.pad(old_logits.softmax(1), (0, 0, 0, 0, 0, new)))
 
-    def segmentation(self, pseudo: Pseudo, labels: Tensor) -> Tensor:
+    def segmentation(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """SEG (Eq. 7); in the paper's mode every image counts, whatever classes its hard labels hold."""
         if self.paper or not self.config.merge:
-            return ops.soft_margin_loss(pseudo.logits, self.targets(pseudo, labels))
-        assert pseudo.old is not None
-        return self.pseudo_label_loss(pseudo.logits, pseudo.eval_scores, pseudo.old.logits, labels, **self._smoothing)
+            return ops.soft_margin_loss(seen.logits, self.targets(seen, labels))
+        return self.pseudo_label_loss(seen.logits, seen.eval_scores, seen.old.logits, labels, **self._smoothing)
 
-    def targets(self, pseudo: Pseudo, labels: Tensor) -> Tensor:
+    def targets(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """The merged pseudo-labels (Eq. 5, 6), in the paper's mode not gated by the image-level labels.
 
         Without the merge they are the localizer's for all classes: nothing but the background, whose weight is then 1,
         stands for an old class, and the old classes, unless their labels are known, pass the gate.
         """
-        assert pseudo.old is not None
-        gate, old_logits, settings = labels, pseudo.old.logits, self._smoothing
+        gate, old_logits, settings = labels, seen.old.logits, self._smoothing
         if not self.config.merge:
-            old_logits, settings = pseudo.eval_scores[:, :1], {**settings, "background": 1.0}
+            old_logits, settings = seen.eval_scores[:, :1], {**settings, "background": 1.0}
             if not self.all_labels:
                 gate = labels.clone()
                 gate[:, : self.old_classes - 1] = 1
         gate = torch.ones_like(labels) if self.paper else gate
-        return ops.merge_pseudo_labels(pseudo.eval_scores, old_logits, gate, **settings)[0]
+        return ops.merge_pseudo_labels(seen.eval_scores, old_logits, gate, **settings)[0]
 
     @property
     def _smoothing(self) -> dict[str, Any]:
@@ -92,5 +90,5 @@ class Wilson(WeaklySupervised):
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pseudo = self.look(batch)
-        return pseudo.eval_scores.softmax(1), self.targets(pseudo, batch["labels"]).argmax(1)
+        seen = self.look(batch)
+        return seen.eval_scores.softmax(1), self.targets(seen, batch["labels"]).argmax(1)

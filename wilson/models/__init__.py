@@ -1,9 +1,25 @@
-"""Backbone, decoder, classifiers per step and localizer."""
+"""The networks: backbone, decoder, one classifier per step, and the localizer.
 
-from .backbone import build_backbone
+`protocol` says what a method knows of a model, `segmenter` is the model of this project, `weight_files` reads and
+writes weights.
+"""
+
+from .backbone import build_backbone, image_statistics
 from .decoder import DeepLabV3Head
 from .layers import NormAct
 from .localizer import Localizer
-from .segmenter import Segmenter, build_segmenter
+from .protocol import Prediction, SegmentationModel
+from .segmenter import Segmenter, build_segmenter, new_model
 
-__all__ = ["DeepLabV3Head", "Localizer", "NormAct", "Segmenter", "build_backbone", "build_segmenter"]
+__all__ = [
+    "DeepLabV3Head",
+    "Localizer",
+    "NormAct",
+    "Prediction",
+    "SegmentationModel",
+    "Segmenter",
+    "build_backbone",
+    "build_segmenter",
+    "image_statistics",
+    "new_model",
+]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
+from wilson.config import Activation, Config
 from wilson.errors import UserError
 
 from .layers import LEAKY_SLOPE
 from .small import SmallResNet
+from .weight_files import load_weights
 from .wide_resnet import WideResNet
 
 SMALL, WIDE = "small_resnet", "wide_resnet38_a2"
 OWN: dict[str, type[SmallResNet | WideResNet]] = {SMALL: SmallResNet, WIDE: WideResNet}
-Activation: TypeAlias = Literal["own", "leaky_relu"]
-ACTIVATION = "activation"  # its key in the metadata of a .safetensors file
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -50,6 +49,13 @@ class TimmBackbone(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.body(image)[-1]
+
+    def stages(self) -> list[nn.Module]:
+        """The modules that make timm's feature maps, but for a stem without parameters."""
+        parts = dict(self.body.named_modules())
+        names = [info["module"] for info in self.body.feature_info.info]  # type: ignore[union-attr]
+        found = [parts[name if name in parts else name.replace(".", "_")] for name in names]
+        return [part for part in found if list(part.parameters())]
 
 
 Backbone: TypeAlias = TimmBackbone | SmallResNet | WideResNet
@@ -112,55 +118,10 @@ def body(backbone: Backbone) -> nn.Module:
     return backbone.body if isinstance(backbone, TimmBackbone) else backbone
 
 
-def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -> None:
-    """Load a state dict; what only the file has (the classifier) is left out, what only the model has is refused.
-
-    Args:
-        model: takes the weights.
-        path: the file.
-        activation: the model's; a .safetensors file may name the one that its weights were trained with.
-
-    Raises:
-        UserError: the file is missing, no state dict, lacks or misshapes a tensor of the model, or was trained with
-            another activation.
-    """
-    state, metadata = read_weights(path)
-    trained_with = metadata.get(ACTIVATION, activation)
-    if trained_with != activation:
-        raise UserError(
-            f"weights {path} were trained with the activation {trained_with}, the backbone has {activation}; "
-            f"use --model.activation {trained_with}"
-        )
-    wanted = model.state_dict()
-    wrong = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
-    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
-    if wrong:
-        raise UserError(
-            f"weights {path} do not fit the backbone: {len(wrong)} of {len(wanted)} tensors are missing or of another "
-            f"shape, the first {wrong[0]}; give weights of this very model "
-            "(published in-place-ABN weights: see wilson weights import)"
-        )
-    model.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A state dict, and the metadata that a .safetensors file has; nothing in the file is executed.
-
-    Raises:
-        UserError: the file is missing or no state dict.
-    """
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file; give a .safetensors or .pth file, hub, or none")
-    try:
-        if path.suffix != ".safetensors":
-            return dict(torch.load(path, map_location="cpu", weights_only=True)), {}
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except Exception as error:  # each format has errors of its own for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights {path}: not a readable state dict: {reason}") from error
+def image_statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that images are normalised by: the configuration's, else the backbone's."""
+    mean, std = normalization(config.model.backbone)
+    return config.data.mean or mean, config.data.std or std
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

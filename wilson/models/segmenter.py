@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import Activation, Backbone, build_backbone
+from wilson.config import Activation, ModelConfig
+
+from .backbone import Backbone, build_backbone
 from .decoder import DILATIONS, DeepLabV3Head
+from .protocol import Prediction, SegmentationModel
 
 
-class Prediction(NamedTuple):
-    """What the model says of a batch: logits (B, C, h, w) at feature resolution, and the encoder's features."""
-
-    logits: Tensor
-    features: Tensor
-
-
-class Segmenter(nn.Module):
+class Segmenter(SegmentationModel):
     """A segmentation model that grows by one classifier with every step.
 
     Args:
@@ -54,9 +51,49 @@ class Segmenter(nn.Module):
         """Number of output channels, background included."""
         return sum(classifier.out_channels for classifier in self.classifiers)  # type: ignore[misc]
 
-    def start_from(self, old: Segmenter) -> None:
-        """Take over all weights of the model before this step; the new classifier keeps its initialisation."""
-        self.load_state_dict(old.state_dict(), strict=False)
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the features."""
+        return self.backbone.channels
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def extended(self, new: int) -> Segmenter:
+        """The model of the next step: a copy with one more classifier, of `new` classes, as PyTorch initialises it."""
+        model = deepcopy(self)
+        model.classifiers.append(nn.Conv2d(self._first_classifier.in_channels, new, 1))
+        return model
+
+    @torch.no_grad()
+    def start_from_background(self, new: int) -> None:
+        """Give the last classifier, of `new` classes, the background's weights, and share its probability out.
+
+        The biases of background and new classes become the background's less log(new + 1), so that together they are as
+        probable as the background was (MiB, Cermelli et al., CVPR 2020, Sec. 3.2).
+        """
+        first, last = self._first_classifier, self.classifiers[-1]
+        first.bias[0] -= math.log(new + 1)  # type: ignore[index]
+        last.weight.copy_(first.weight[:1].expand_as(last.weight))  # type: ignore[operator,arg-type]
+        last.bias.fill_(first.bias[0])  # type: ignore[operator,index]
+
+    @property
+    def _first_classifier(self) -> nn.Conv2d:
+        return self.classifiers[0]  # type: ignore[return-value]
+
+    def stages(self) -> list[nn.Module]:
+        """The stages of the backbone, in their order."""
+        return self.backbone.stages()
+
+    def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
+        """Encoder, decoder and classifiers."""
+        return {
+            "encoder": self.backbone.parameters(),
+            "decoder": self.head.parameters(),
+            "classifiers": self.classifiers.parameters(),
+        }
 
 
 def build_segmenter(
@@ -72,3 +109,24 @@ def build_segmenter(
     """A segmentation model from plain values; see :class:`Segmenter` and :func:`build_backbone`."""
     features = build_backbone(backbone, stride, weights, activation)
     return Segmenter(features, head_channels, classes, max(1, crop // stride), dilations)
+
+
+def new_model(config: ModelConfig, classes: Sequence[int], crop: int, weights: str) -> Segmenter:
+    """A fresh model of a configuration.
+
+    Args:
+        config: of the network.
+        classes: number of output channels that each step adds; the first one counts the background.
+        crop: side of the training crops in pixels.
+        weights: as of :func:`build_backbone`.
+    """
+    return build_segmenter(
+        config.backbone,
+        config.stride,
+        weights,
+        config.head_channels,
+        classes,
+        crop,
+        config.dilations,
+        config.activation,
+    )

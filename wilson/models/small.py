@@ -38,3 +38,7 @@ class SmallResNet(nn.Sequential):
             ResidualBlock(48, 64),
             ResidualBlock(64, 64),
         )
+
+    def stages(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return [child for child in self.children() if isinstance(child, ResidualBlock)]

@@ -106,3 +106,7 @@ class WideResNet(nn.Sequential):
         layers["bn_out"] = NormAct(width)
         super().__init__(layers)
         self.channels = width
+
+    def stages(self) -> list[nn.Module]:
+        """mod2 to mod7."""
+        return [child for name, child in self.named_children() if name.startswith("mod") and name != "mod1"]

@@ -10,7 +10,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from wilson.files import replacing
+from wilson.atomic import replacing
 
 
 def write(runs: Sequence[Path], out: Path) -> Path:
@@ -29,7 +29,7 @@ def write(runs: Sequence[Path], out: Path) -> Path:
         UserError: no run was given, or a folder is no run folder; nothing is written then.
     """
     from wilson.report.page import page  # matplotlib and tensorboard, which training need not load
-    from wilson.report.runs import read_all
+    from wilson.report.reading import read_all
 
     text = page(read_all(runs))
     out.parent.mkdir(parents=True, exist_ok=True)

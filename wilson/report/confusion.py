@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wilson.files import replacing
+from wilson.atomic import replacing
+from wilson.run_folder import StepFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NUMBERS, PICTURE = "confusion.json", "confusion.png"
 _BLUE = "#1d4ed8"
 _ANNOTATED = 24  # classes; with more there is no room for figures
 
@@ -33,26 +33,26 @@ class Confusion:
     pixels: np.ndarray
 
 
-def write(folder: Path, classes: Sequence[str], matrix: Any, old: int) -> None:
+def write(folder: StepFolder, classes: Sequence[str], matrix: Any, old: int) -> None:
     """Write `confusion.json` and `confusion.png`.
 
     Args:
-        folder: exists.
+        folder: of the step; exists.
         classes: see :class:`Confusion`.
         matrix: integers (C, C), a tensor or an array.
         old: see :class:`Confusion`.
     """
     pixels = np.asarray(matrix)
     document = {"classes": list(classes), "old": old, "pixels": pixels.tolist()}
-    with replacing(folder / NUMBERS) as temporary:
+    with replacing(folder.confusion) as temporary:
         temporary.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    draw(folder / PICTURE, classes, pixels, old)
+    draw(folder.confusion_picture, classes, pixels, old)
 
 
-def read(folder: Path) -> Confusion | None:
+def read(folder: StepFolder) -> Confusion | None:
     """What `write` left in a folder, or None if there are no readable numbers."""
     try:
-        document = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+        document = json.loads(folder.confusion.read_text(encoding="utf-8"))
         classes, pixels = [str(name) for name in document["classes"]], np.array(document["pixels"], dtype=np.int64)
         return Confusion(classes, int(document["old"]), pixels) if pixels.shape == (len(classes),) * 2 else None
     except (OSError, ValueError, KeyError, TypeError):

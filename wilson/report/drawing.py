@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from wilson.files import replacing
+from wilson.atomic import replacing
 
 INK, MUTED, GREY, GRID, GROUND = "#1f2430", "#6b7280", "#9ca3af", "#e5e7eb", "#eff4ff"
 SPARE = ("#0d9488", "#a855f7", "#dc2626", "#84a20f", "#0891b2", "#be185d", "#a16207", "#6366f1")

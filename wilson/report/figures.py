@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from wilson import palette
+from wilson.pictures import palette
 from wilson.report.drawing import GREY, GROUND, INK, MUTED, SPARE, WIDTH, canvas, svg
+from wilson.report.reading import Curve, Run
 from wilson.report.results import DASH, Group
-from wilson.report.runs import Curve, Run
 
 _METHODS = {"wilson": "#2563eb", "finetune": "#f08c2e", "supervised": GREY, "base": GREY, "offline": "#4b5563"}
 _TERMS = {"cls": "#f08c2e", "loc": "#2563eb", "enc": "#0d9488", "sss": "#a855f7", "seg": "#dc2626", "total": INK}

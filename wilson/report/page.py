@@ -6,9 +6,9 @@ from html import escape
 from typing import Any
 
 from wilson import __version__
-from wilson.report import confusion, examples, figures, results, steps, style
+from wilson.report import confusion, figures, gallery, results, steps, style
+from wilson.report.reading import Run
 from wilson.report.results import DASH, Group, Result
-from wilson.report.runs import Run
 
 _WHAT = {
     "wilson": "Learns the new classes from image-level labels alone; the old model and a localizer supply the pixels.",
@@ -66,7 +66,7 @@ def page(runs: Sequence[Run]) -> str:
         _runs(runs, labels, colours),
         _results(found, colours),
         _steps(runs, labels, colours),
-        examples.section(runs, labels),
+        gallery.section(runs, labels),
         _per_class(found, colours),
         _confusion(runs, labels, colours),
         _training(runs, labels, colours),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wilson import overlay, palette
+from wilson.pictures import overlay, palette
 
 INDEX = "panels.json"
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from wilson.report.runs import Run, Step
+from wilson.report.reading import Run, Step
 
 DASH = "\N{EN DASH}"
 """Stands for a figure that does not exist."""

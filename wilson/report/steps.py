@@ -4,17 +4,16 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wilson.files import replacing
+from wilson.atomic import replacing
+from wilson.report.reading import Step, step
 from wilson.report.results import DASH, mean_iou
-from wilson.report.runs import Step, step
+from wilson.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TABLE, PICTURE = "steps.csv", "steps.png"
 LEAST = 3  # results that make a course; two are told by old and new
 
 
@@ -55,11 +54,11 @@ def course(steps: Sequence[Step]) -> Course:
     return Course([result.step for result in steps], groups, values, [result.miou["all"] for result in steps])
 
 
-def write(folder: Path, results: Sequence[dict[str, Any]]) -> str:
+def write(folder: RunFolder, results: Sequence[dict[str, Any]]) -> str:
     """Write `steps.csv` and `steps.png`.
 
     Args:
-        folder: the run's folder.
+        folder: of the run.
         results: entries of results.json, at least one.
 
     Returns:
@@ -68,14 +67,14 @@ def write(folder: Path, results: Sequence[dict[str, Any]]) -> str:
     from wilson.report.drawing import canvas, png
 
     found = course([step(entry) for entry in results])
-    with replacing(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(folder.steps_table) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["after step", *found.titles, "all"])
         for number, row in _rows(found):
             writer.writerow([number, *("" if value is None else f"{value:.2f}" for value in row)])
     with canvas(7.5, 3.6, layout="constrained") as figure:
         _draw(figure, found)
-        png(figure, folder / PICTURE)
+        png(figure, folder.steps_picture)
     return text(found)
 
 

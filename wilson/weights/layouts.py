@@ -13,7 +13,7 @@ from wilson.errors import UserError
 from wilson.models import NormAct, Segmenter
 from wilson.models.backbone import Backbone, TimmBackbone
 
-from .source import Source, describe
+from .published import PublishedFile, describe
 
 SCALE_EPS = 1e-5  # in-place ABN scales by |weight| + this
 
@@ -46,7 +46,7 @@ def segmenter_names(model: Segmenter) -> Rename:
     return rename
 
 
-def translate(source: Source, model: nn.Module, rename: Rename, title: str) -> dict[str, Tensor]:
+def translate(source: PublishedFile, model: nn.Module, rename: Rename, title: str) -> dict[str, Tensor]:
     """The tensors of a file under the model's names in float32, the scales of its norm layers converted.
 
     Args:
@@ -77,7 +77,7 @@ def translate(source: Source, model: nn.Module, rename: Rename, title: str) -> d
     return weights
 
 
-def _refuse_misfits(source: Source, wanted: Mapping[str, Tensor], title: str) -> None:
+def _refuse_misfits(source: PublishedFile, wanted: Mapping[str, Tensor], title: str) -> None:
     found = source.tensors
     missing = [f"missing     {key}" for key in wanted if key not in found]
     unexpected = [f"unexpected  {key}" for key in found if key not in wanted]

@@ -1,0 +1,49 @@
+"""The command evaluate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Print IoU of a checkpoint on the validation images."""
+
+    checkpoint: Positional[Path]
+    """checkpoint.pt of a step."""
+    root: str | None = None
+    """Data set; by default the one it was trained on."""
+    split: str | None = None
+    """Name of the list of images; by default the validation list of the run."""
+    whole: bool = False
+    """Whole images, the short side resized to the training crop, each compared with its mask at the mask's own size;
+    otherwise centre crops, as published."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which each image is seen, such as 0.5 0.75 1 1.25 1.5; the probabilities (softmax) are averaged."""
+    flip: bool = False
+    """See each image in a mirror, too, and average."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: Path | None = None
+    """File for the figures, as in results.json."""
+    confusion: Path | None = None
+    """PNG file for the confusion matrix."""
+
+    def __call__(self) -> int:
+        from wilson.evaluation.evaluate import evaluate_checkpoint
+
+        evaluate_checkpoint(
+            self.checkpoint,
+            self.root,
+            self.split,
+            self.device,
+            self.out,
+            whole=self.whole,
+            scales=self.scales,
+            flip=self.flip,
+            picture=self.confusion,
+        )
+        return 0

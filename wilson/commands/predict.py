@@ -1,0 +1,36 @@
+"""The command predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Segment images: a palette mask and a coloured overlay of each."""
+
+    images: Positional[tuple[Path, ...]]
+    """Image files, folders of them, or patterns in quotes, as in 'photos/**/*.jpg'."""
+    checkpoint: Path
+    """checkpoint.pt of a step, or an exported model: .onnx, or .pt2, which is a program: trust where it is from."""
+    out: Path | None = None
+    """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default."""
+    batch: int = 8
+    """How many images of one size are computed at once."""
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    def __call__(self) -> int:
+        from wilson.distributed import choose_device
+        from wilson.inference.predict import predict
+        from wilson.runs.folder import timed_folder
+
+        out = self.out or timed_folder("predict")
+        device = choose_device(self.device)
+        predict(self.images, self.checkpoint, out, device, batch=self.batch, overwrite=self.overwrite)
+        return 0

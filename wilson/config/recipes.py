@@ -1,0 +1,28 @@
+"""The named recipes: where the options of a run start from."""
+
+from __future__ import annotations
+
+from .options import Config, DataConfig, LossConfig, ModelConfig, StepConfig
+
+DEMO = Config(
+    recipe="demo",
+    task="5-3",
+    protocol="disjoint",
+    data=DataConfig(root="synthetic", train_split="train", val_split="val", crop=64, workers=0),
+    model=ModelConfig("small_resnet", "none", stride=4, head_channels=64, localizer_channels=64, dilations=(2,)),
+    base=StepConfig(epochs=16, batch=16, lr_encoder=0.1, lr_head=0.1),
+    step=StepConfig(epochs=11, batch=16, lr_encoder=0.02, lr_head=0.1, warmup=3),
+    evaluate_every=16,  # at the end of each step
+)
+
+COCO_VOC = Config(
+    recipe="coco-voc",
+    task="coco-to-voc",
+    protocol="disjoint",  # no image of the base step shows a class of VOC
+    data=DataConfig("data/coco", train_split="train2017", val_split="val2017", step_root="data/voc", crop=448),
+    model=ModelConfig("wide_resnet38_a2", "weights/wide_resnet38_a2.safetensors", stride=8),
+    step=StepConfig(epochs=30, lr_encoder=0.001, warmup=5),
+    losses=LossConfig(alpha=0.9),
+)
+
+RECIPES = {"voc": Config(), "demo": DEMO, "coco-voc": COCO_VOC}

@@ -1,0 +1,85 @@
+"""Batches: what a method sees of images, which of them a process takes, and how they are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from wilson import distributed
+from wilson.data.dataset import EpochSampler, StepDataset
+from wilson.data.transforms import Normalization, unit_range
+
+
+class Batch(TypedDict, total=False):
+    """What a method sees of a batch."""
+
+    image: Tensor  # (B, 3, H, W), normalised
+    rgb: Tensor  # (B, 3, H, W), the same in [0, 1]
+    labels: Tensor  # (B, C-1), image-level labels without background
+    mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels
+    saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
+
+
+def to_batch(loaded: dict[str, Any], device: torch.device, normalization: Normalization) -> Batch:
+    """Move a loaded batch to the device, and normalise its images there."""
+    there = {key: value.to(device, non_blocking=True) for key, value in loaded.items() if isinstance(value, Tensor)}
+    rgb = unit_range(there.pop("image")).contiguous(memory_format=torch.channels_last)
+    return {"image": normalization(rgb), "rgb": rgb, **there}  # type: ignore[typeddict-item]
+
+
+def batches(loader: Iterable[dict[str, Any]], device: torch.device, normalization: Normalization) -> Iterator[Batch]:
+    """The batches of a loader, on the device."""
+    return (to_batch(loaded, device, normalization) for loaded in loader)
+
+
+class ShareOfBatches(Sampler[list[Any]]):
+    """This process's share of every batch of a sampler's order, in parts; the last incomplete batch is dropped.
+
+    The order and the batches do not depend on the number of processes. Each part holds at least one image.
+
+    Args:
+        sampler: the global order.
+        batch: images of a batch, at least processes x parts.
+        parts: in which a process takes its share, one after the other.
+    """
+
+    def __init__(self, sampler: EpochSampler, batch: int, parts: int) -> None:
+        self.sampler, self.batch, self.parts = sampler, batch, parts
+
+    def __len__(self) -> int:
+        return len(self.sampler) // self.batch * self.parts
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order, processes = list(self.sampler), distributed.processes()
+        for start in range(0, len(order) - self.batch + 1, self.batch):
+            for part in range(self.parts):
+                where = distributed.part(self.batch, self.parts * processes, part * processes + distributed.rank())
+                yield order[start : start + self.batch][where]
+
+
+def make_loader(
+    dataset: StepDataset,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    sampler: EpochSampler | None = None,
+    parts: int = 1,
+) -> DataLoader[dict[str, Any]]:
+    """This process's share of the sampler's batches, each in parts; without a sampler, of all images, each once."""
+    order = (
+        {"batch_size": batch, "sampler": distributed.share(len(dataset))}
+        if sampler is None
+        else {"batch_sampler": ShareOfBatches(sampler, batch, parts)}
+    )
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # samples have numbers of their own; the global ones are for dropout
+        **order,
+    )

@@ -1,0 +1,150 @@
+"""Opens data sets: one split by its folder, and all that a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+from wilson import distributed
+from wilson.config import Config
+from wilson.config.masks import VOID
+from wilson.data.dataset import StepDataset
+from wilson.data.sources.base import ImageSource
+from wilson.data.sources.coco import coco_splits, open_coco
+from wilson.data.sources.labelled import Labelled, open_labelled, open_negatives
+from wilson.data.sources.views import Chosen, matched, usable
+from wilson.data.sources.voc import IMAGES, VOCFolder
+from wilson.data.tasks import Task
+from wilson.data.transforms import CentreCrop
+from wilson.errors import UserError
+
+
+def open_source(
+    data: str | Path,
+    split: str,
+    *,
+    images: int | None = None,
+    size: int = 64,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+) -> ImageSource:
+    """Opens one split of a data set.
+
+    Args:
+        data: "synthetic" for the built-in data set, else a folder in the layout of COCO or of VOC.
+        split: name of the split: of the lists in a VOC folder, as in train2017 of a COCO folder, or "base", "step",
+            "train", "val" for the built-in one.
+        images: number of images of the built-in data set's split, by default of a size for the demo; not used for a
+            folder.
+        size: height and width in pixels of the built-in data set's images; not used for a folder.
+        seed: seed of the built-in data set; not used for a folder.
+        classes: class names by mask id that the images are to be seen with; None for the data set's own.
+
+    Returns:
+        The images, masks and classes of the split.
+
+    Raises:
+        UserError: no such folder or split, its files do not fit together, or it has a class that `classes` lacks.
+    """
+    if data == "synthetic":
+        from wilson.data.sources.synthetic import Synthetic
+
+        return matched(Synthetic(split, images, size=size, seed=seed), classes, data)
+    root = Path(data)
+    return matched(open_coco(root, split) if coco_splits(root) else VOCFolder(root, split), classes, data)
+
+
+def training(config: Config) -> ImageSource:
+    """The images of the base step, and of the steps after it unless they have their own."""
+    return _open(config, config.data.root, config.data.train_split, config.data.train_images)
+
+
+def incremental(
+    config: Config, base: ImageSource, tests: Sequence[ImageSource]
+) -> tuple[ImageSource, ImageSource | None]:
+    """The images of the steps after the base step, and negatives, which hold no class of such a step.
+
+    The first are those with labels of their own, of their own data set, or the base's; negatives are those of their
+    folder and those without a class among the labels. Of both, the images that are tested on are left out.
+    """
+    data, negatives, source = config.data, [], base
+    if data.labels is not None:
+        labelled = open_labelled(data.labels, base.classes, [Path(data.root, IMAGES)])
+        held, rest = _untested(labelled, data.labels, tests).divided()
+        source = _usable(config, held, data.labels)
+        if rest.names:
+            _say(f"{data.labels}: {len(rest.names)} images hold no class and are taken as negatives")
+            negatives.append((rest, data.labels))
+    elif data.step_root is not None:
+        source = _open(config, data.step_root, data.step_train_split, data.train_images, base.classes)
+    if data.negatives is not None:
+        found = _untested(open_negatives(data.negatives, base.classes), data.negatives, tests)
+        negatives.append((found, data.negatives))
+    if not negatives:
+        return source, None
+    parts, places = zip(*negatives, strict=True)
+    return source, _usable(config, reduce(add, parts), " and ".join(places))
+
+
+def validation(config: Config, classes: Sequence[str] | None = None) -> ImageSource:
+    """The validation images, seen with these classes; those of the built-in data set are another split of one seed."""
+    return _open(config, config.data.root, config.data.val_split, config.data.val_images, classes)
+
+
+def validation_set(config: Config, source: ImageSource, task: Task, step: int) -> StepDataset:
+    """All images of a list, with the masks and labels that a model after `step` is tested on."""
+    return StepDataset(
+        source,
+        range(len(source.names)),
+        task,
+        step,
+        CentreCrop(config.data.crop),
+        dense=True,
+        seed=config.seed,
+        all_labels=config.all_labels,
+        ignore=VOID,
+    )
+
+
+def step_validation(config: Config, classes: Sequence[str]) -> ImageSource | None:
+    """The validation images of the incremental steps' own data set, if they have one."""
+    data = config.data
+    if data.step_root is None:
+        return None
+    return _open(config, data.step_root, data.step_val_split, data.val_images, classes)
+
+
+def skipped(source: ImageSource | None) -> int:
+    """How many images were left out because they cannot be used."""
+    return source.left_out if isinstance(source, Chosen) else 0
+
+
+def _open(config: Config, root: str, split: str, images: int, classes: Sequence[str] | None = None) -> ImageSource:
+    source = open_source(root, split, images=images, size=config.data.crop, seed=config.seed, classes=classes)
+    return _usable(config, source, f"{root} ({split})")
+
+
+def _usable(config: Config, source: ImageSource, where: object) -> ImageSource:
+    if not config.data.skip_corrupt:
+        return source
+    left, text = usable(source, where)
+    if text:
+        _say(text)
+    return left
+
+
+def _untested(source: Labelled, where: str, tests: Sequence[ImageSource]) -> Labelled:
+    tested = {file.resolve() for test in tests for index in range(len(test.names)) for file in test.files(index)}
+    left = source.without(tested)
+    if not left.names:
+        raise UserError(f"{where}: all {len(source.names)} images are in the validation list; give others to train on")
+    if count := len(source.names) - len(left.names):
+        _say(f"{where}: {count} of {len(source.names)} images are left out, as the validation list holds them")
+    return left
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)

@@ -1,0 +1,53 @@
+"""What a data set offers, before any task or transform."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageSource(Protocol):
+    """One split of a data set: images, and masks or image-level labels.
+
+    Attributes:
+        classes: class names by mask id; the first is "background".
+        names: image names, unique within the split.
+        crowds: whether 255 covers objects of the classes, so that training leaves it out; else it is background there.
+    """
+
+    classes: tuple[str, ...]
+    names: Sequence[str]
+    crowds: bool = False
+
+    def image(self, index: int) -> Image:
+        """The image, RGB."""
+        ...
+
+    def mask(self, index: int) -> Image | None:
+        """The mask of 8-bit ids, mode L or P, 255 without a label; None if there is none."""
+        ...
+
+    def has_mask(self, index: int) -> bool:
+        """Whether `mask` has one to give; reads no file."""
+        ...
+
+    def class_ids(self, index: int) -> frozenset[int]:
+        """Mask ids of the classes in the image, without background and 255."""
+        ...
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files that the image and its mask are read from; none if they are drawn."""
+        return ()
+
+    def drawn_from(self, index: int) -> str:
+        """What the mask is drawn from besides these files, as text; empty if nothing."""
+        return ""
+
+
+def class_sets(source: ImageSource) -> list[frozenset[int]]:
+    """The classes in each image of a source, in its order."""
+    return [source.class_ids(index) for index in range(len(source.names))]

@@ -1,0 +1,155 @@
+"""Images that carry labels alone: a folder for each class, a CSV file, a list of labels, or no class at all.
+
+A folder: `horse/one.jpg`, `sheep/two.jpg`; the folders are named by class, or by mask id.
+A CSV file: the columns `image,class`, a row for each class of an image; or `image,horse,sheep`, a 0 or 1 for each.
+A text file: `image_labels.txt`'s lines, `name id id ...`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
+from pathlib import Path
+
+from PIL import Image
+
+from wilson.config.masks import BACKGROUND
+from wilson.data.files import find_image, images_below, inside, read_lines, upright
+from wilson.data.names import named
+from wilson.data.sources.base import ImageSource
+from wilson.errors import UserError
+
+
+class Labelled(ImageSource):
+    """Images with the classes they hold, without masks.
+
+    Args:
+        images: each image's name, its file, and mask ids of its classes.
+        classes: class names by mask id, background first.
+    """
+
+    def __init__(self, images: Sequence[tuple[str, Path, frozenset[int]]], classes: Sequence[str]) -> None:
+        self.classes, self._entries = tuple(classes), list(images)
+        self.names = [name for name, _, _ in images]
+
+    def image(self, index: int) -> Image.Image:
+        return upright(self._entries[index][1])
+
+    def mask(self, index: int) -> None:
+        return None
+
+    def has_mask(self, index: int) -> bool:
+        return False
+
+    def class_ids(self, index: int) -> frozenset[int]:
+        return self._entries[index][2]
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (self._entries[index][1],)
+
+    def without(self, files: Set[Path]) -> Labelled:
+        """The images that are none of these files, which are resolved."""
+        return Labelled([entry for entry in self._entries if entry[1].resolve() not in files], self.classes)
+
+    def divided(self) -> tuple[Labelled, Labelled]:
+        """The images that hold a class, and those that hold none."""
+        some, none = [entry for entry in self._entries if entry[2]], [entry for entry in self._entries if not entry[2]]
+        return Labelled(some, self.classes), Labelled(none, self.classes)
+
+    def __add__(self, other: Labelled) -> Labelled:
+        return Labelled(self._entries + other._entries, self.classes)
+
+
+def open_labelled(path: str | Path, classes: Sequence[str], folders: Sequence[Path] = ()) -> Labelled:
+    """Images with labels, from a folder for each class, a CSV file or a list.
+
+    An image's name is its path from the folder, or from that of the file or `folders`, without the extension.
+
+    Args:
+        path: the folder or the file.
+        classes: class names by mask id, background first.
+        folders: where the images that a file names are looked for, after the file's own folder.
+
+    Raises:
+        UserError: there is nothing, a class is unknown, an image is missing or named from outside of the folders.
+    """
+    path = Path(path)
+    folders = [path] if path.is_dir() else [path.parent, *folders]
+    if path.is_dir():
+        held = {image: frozenset({class_id}) - {BACKGROUND} for image, class_id in _by_folder(path, classes)}
+    elif path.is_file():
+        read = _rows if path.suffix.lower() == ".csv" else _lines
+        labels: dict[Path, set[int]] = {}
+        for where, name, ids in read(path, classes):
+            image = find_image(folders, inside(name, f"{where}: '{name}'"))
+            if image is None:
+                raise UserError(f"{where}: no image '{name}' in {', '.join(map(str, folders))}")
+            labels.setdefault(image, set()).update(ids)
+        held = {image: frozenset(ids) - {BACKGROUND} for image, ids in labels.items()}
+    else:
+        raise UserError(f"{path}: no such folder or file; expected a folder for each class, a .csv or a list of labels")
+    if not held:
+        raise UserError(f"{path}: names no image; expected a folder for each class, a .csv or a list of labels")
+    return Labelled(list(zip(_names(held, folders), held, held.values(), strict=True)), classes)
+
+
+def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
+    """All images in a folder and the folders in it, which hold no class; UserError if there is none."""
+    folder = Path(folder)
+    found = images_below(folder)
+    if not found:
+        raise UserError(f"{folder}: no images there; expected a folder of images that do not hold the new classes")
+    names = _names(found, [folder])
+    return Labelled([(name, file, frozenset()) for name, file in zip(names, found, strict=True)], classes)
+
+
+def _names(files: Iterable[Path], folders: Sequence[Path]) -> list[str]:
+    """Paths from the nearest folder, without the extension unless another image is then named alike."""
+
+    def nearest(file: Path) -> Path:
+        return min((file.relative_to(f) for f in folders if file.is_relative_to(f)), key=lambda path: len(path.parts))
+
+    pairs = [(path.with_suffix("").as_posix(), path.as_posix()) for path in map(nearest, files)]
+    times = Counter(name for pair in pairs for name in pair)
+    return [short if times[short] == 1 else full for short, full in pairs]
+
+
+def _by_folder(root: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int]]:
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        class_id = named(folder.name, classes, folder)
+        yield from ((image, class_id) for image in images_below(folder))
+
+
+Label = tuple[str, str, list[int]]  # where it stands, image, mask ids
+
+
+def _lines(path: Path, classes: Sequence[str]) -> Iterator[Label]:
+    for number, line in enumerate(read_lines(path), 1):
+        name, *words = line.split() or [""]
+        if name:
+            where = f"{path}: line {number}"
+            yield where, name, [named(word, classes, where) for word in words]
+
+
+def _rows(path: Path, classes: Sequence[str]) -> Iterator[Label]:
+    rows = csv.reader(read_lines(path))
+    header = [cell.strip() for cell in next(rows, [])]
+    if header[:1] != ["image"] or len(header) < 2:
+        raise UserError(
+            f"{path}: expected the header 'image,class', or 'image' and names of classes, got '{','.join(header)}'"
+        )
+    columns = None if header == ["image", "class"] else [named(name, classes, path) for name in header[1:]]
+    for row in rows:
+        cells, where = [cell.strip() for cell in row], f"{path}: line {rows.line_num}"
+        if not any(cells):
+            continue
+        if len(cells) != len(header):
+            raise UserError(f"{where}: expected {len(header)} cells, as in the header, got {len(cells)}")
+        name, *values = cells
+        if columns is None:
+            yield where, name, [named(values[0], classes, where)]
+        elif wrong := set(values) - {"0", "1"}:
+            raise UserError(f"{where}: expected 0 or 1 for each class, got '{min(wrong)}'")
+        else:
+            yield where, name, [class_id for class_id, value in zip(columns, values, strict=True) if value == "1"]

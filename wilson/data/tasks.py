@@ -1,0 +1,194 @@
+"""Tasks and protocols: which classes and which images belong to which step."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from wilson.config import ProtocolName
+from wilson.config.masks import BACKGROUND, VOID
+from wilson.data.names import VOC_CLASSES, find
+from wilson.errors import UserError
+
+PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
+COCO_TO_VOC = "coco-to-voc"
+
+# Images of each step in the published lists: for VOC those of MiB (Cermelli et al., CVPR 2020), which WILSON uses, of
+# the 10582 training images with SBD's masks; for COCO-to-VOC those of WILSON's base step, of train2017's 118287.
+VOC_IMAGES, COCO_IMAGES = 10582, 118287
+PUBLISHED = {
+    (VOC_IMAGES, "15-5", "disjoint"): (8437, 2145),
+    (VOC_IMAGES, "15-5", "overlap"): (9568, 2145),
+    (VOC_IMAGES, "10-10", "disjoint"): (3706, 6876),
+    (VOC_IMAGES, "10-10", "overlap"): (6139, 6876),
+    (COCO_IMAGES, COCO_TO_VOC, "disjoint"): (23274,),  # its second step learns from VOC's images
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """The classes of a data set, dealt out to steps.
+
+    Attributes:
+        name: the text it was parsed from.
+        classes: class names of the data set by mask id, background first.
+        steps: mask ids that each step adds, background not listed, in the order of the output channels.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    steps: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def parse(cls, text: str, classes: Sequence[str]) -> Task:
+        """Reads a task.
+
+        Args:
+            text: "X-Y" (the first X classes, then groups of Y, the last may be smaller), "offline" (all at once),
+                "coco-to-voc" (COCO's 60 classes that are not VOC's, then VOC's 20, each in COCO's order), or mask ids
+                or class names with commas between classes and slashes between steps, as in "8,9,cat/10,13".
+            classes: class names of the data set by mask id, background first; at most 255.
+
+        Returns:
+            The task.
+
+        Raises:
+            UserError: the text is none of these forms, names an unknown class, or names a class twice.
+        """
+        text = text.strip()
+        ids = range(1, len(classes))
+        if text == "offline":
+            steps = [list(ids)]
+        elif text == COCO_TO_VOC:
+            steps = _coco_to_voc(text, classes)
+        elif match := re.fullmatch(r"(\d+)-(\d+)", text):
+            steps = _count_off(text, ids, first=int(match[1]), then=int(match[2]))
+        else:
+            steps = [[_class_id(text, word, classes) for word in step.split(",")] for step in text.split("/")]
+        flat = [class_id for step in steps for class_id in step]
+        for class_id in flat:
+            if flat.count(class_id) > 1:
+                name = classes[class_id]
+                raise UserError(f"task '{text}': class {class_id} ({name}) comes more than once; name each class once")
+        return cls(text, tuple(classes), tuple(tuple(step) for step in steps))
+
+    def new(self, step: int) -> tuple[int, ...]:
+        """Mask ids that `step` adds, in the order of its output channels."""
+        self._check(step)
+        return self.steps[step]
+
+    def seen(self, step: int) -> tuple[int, ...]:
+        """Mask ids of all output channels after `step`: background, then the classes step by step."""
+        self._check(step)
+        return (BACKGROUND, *(class_id for ids in self.steps[: step + 1] for class_id in ids))
+
+    def channels_before(self, step: int) -> int:
+        """Number of output channels before `step`, background included; 1 at step 0."""
+        return len(self.seen(step - 1)) if step else 1
+
+    def class_counts(self, step: int) -> list[int]:
+        """Number of output channels that each step up to `step` adds; the first one counts the background."""
+        return [len(ids) + (t == 0) for t, ids in enumerate(self.steps[: step + 1])]
+
+    def class_names(self, step: int) -> tuple[str, ...]:
+        """Names of all output channels after `step`, background first."""
+        return tuple(self.classes[class_id] for class_id in self.seen(step))
+
+    def channels(self, step: int, *, ignore: int | None) -> Tensor:
+        """The table that turns mask ids into output channels.
+
+        Args:
+            step: step whose channels are meant.
+            ignore: what 255 becomes: None for background, as in training, or a label to be left out, as in testing.
+
+        Returns:
+            int64 (256,): output channel of each mask id; classes not seen yet are background.
+        """
+        table = torch.zeros(256, dtype=torch.int64)
+        table[list(self.seen(step))] = torch.arange(len(self.seen(step)))
+        table[VOID] = BACKGROUND if ignore is None else ignore
+        return table
+
+    def _check(self, step: int) -> None:
+        if not 0 <= step < len(self.steps):
+            raise UserError(f"task '{self.name}': expected a step from 0 to {len(self.steps) - 1}, got {step}")
+
+
+def check_protocol(name: str) -> None:
+    """UserError for an unknown protocol."""
+    if name not in PROTOCOLS:
+        raise UserError(f"protocol: expected {' or '.join(PROTOCOLS)}, got '{name}'")
+
+
+def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol: str) -> list[int]:
+    """Chooses the training images of a step.
+
+    With overlap, an image belongs to the step if it holds a class of the step; with disjoint, if it also holds no class
+    of a later step.
+
+    Args:
+        class_sets: mask ids of the classes in each image.
+        task: the task.
+        step: the step.
+        protocol: "disjoint" or "overlap".
+
+    Returns:
+        Indices into `class_sets`, ascending.
+
+    Raises:
+        UserError: unknown protocol or step.
+    """
+    check_protocol(protocol)
+    new = frozenset(task.new(step))
+    later = frozenset(class_id for ids in task.steps[step + 1 :] for class_id in ids)
+    refused = later if protocol == "disjoint" else frozenset()
+    return [index for index, held in enumerate(class_sets) if held & new and not held & refused]
+
+
+def published(images: int, task: Task, protocol: str) -> tuple[int, ...] | None:
+    """Images of each step in the published lists, if there are any for this task on a list of so many images."""
+    of_voc = task.classes == VOC_CLASSES
+    known = PUBLISHED.get((images, task.name, protocol))
+    return known if of_voc == (images == VOC_IMAGES) else None
+
+
+def _count_off(text: str, ids: range, *, first: int, then: int) -> list[list[int]]:
+    if not 1 <= first < len(ids) or then < 1:
+        raise UserError(
+            f"task '{text}': X-Y needs X from 1 to {len(ids) - 1} and Y of at least 1, as the data set has {len(ids)} "
+            "classes besides background; use 'offline' for all classes at once"
+        )
+    return [list(ids[:first])] + [list(ids[start : start + then]) for start in range(first, len(ids), then)]
+
+
+def _coco_to_voc(text: str, classes: Sequence[str]) -> list[list[int]]:
+    found = [find(name, classes) for name in VOC_CLASSES[1:]]
+    new = sorted(class_id for class_id in found if class_id is not None)
+    old = [class_id for class_id in range(1, len(classes)) if class_id not in new]
+    if len(new) < len(found) or not old:
+        raise UserError(
+            f"task '{text}': needs a data set with VOC's 20 classes and others, as COCO has; this one has "
+            f"{', '.join(classes[1:])}"
+        )
+    return [old, new]
+
+
+def _class_id(text: str, word: str, classes: Sequence[str]) -> int:
+    word = word.strip()
+    class_id = int(word) if word.isdecimal() else classes.index(word) if word in classes else None
+    if class_id == BACKGROUND:
+        raise UserError(f"task '{text}': background (0) is always there; leave it out")
+    if class_id is None or class_id >= len(classes):
+        near = difflib.get_close_matches(word, classes[1:], n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(
+            f"task '{text}': expected X-Y, 'offline', '{COCO_TO_VOC}', or classes such as '1,2/3', got the class "
+            f"'{word}'; {hint}the data set's classes are 1 to {len(classes) - 1}: {', '.join(classes[1:])}"
+        )
+    return class_id

@@ -1,0 +1,111 @@
+"""Evaluates a method during training, and the checkpoint of a step on any list of images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wilson.atomic import replacing
+from wilson.checkpoint import Checkpoint
+from wilson.data import opening
+from wilson.data.loading import Batch, batches, make_loader
+from wilson.data.transforms import Normalization, WholeImage
+from wilson.distributed import choose_device
+from wilson.errors import UserError
+from wilson.methods import Method
+from wilson.methods.base import WeaklySupervised
+from wilson.models import image_statistics
+
+from .metrics import confusion_matrices, scores, text
+from .segment import localize, segment
+
+
+def evaluate_step(
+    method: Method, batches: Iterable[Batch], names: Sequence[str], old: int, step: int
+) -> tuple[dict[str, Any], Tensor]:
+    """The entry of a step in results.json, and the model's confusion matrix.
+
+    Besides the figures of :func:`scores`, the entry has those of the localizer (`localizer`), if the method has one.
+
+    Args:
+        method: with its models.
+        batches: with `image` (B, 3, H, W) and `mask` (B, H', W'), on the method's device.
+        names, old, step: see :func:`scores`.
+    """
+    looks: list[Callable[[Tensor, Tensor], Tensor]] = [partial(segment, method.model)]
+    if isinstance(method, WeaklySupervised):
+        looks.append(partial(localize, method))
+    matrix, *localizer = confusion_matrices(method, batches, len(names), looks)
+    entry = scores(matrix, names, old, step)
+    for found in (scores(other, names, old, step) for other in localizer):
+        entry["localizer"] = {key: value for key, value in found.items() if key not in ("step", "classes")}
+    return entry, matrix
+
+
+def evaluate_checkpoint(
+    path: Path,
+    root: str | None,
+    split: str | None,
+    device: str,
+    out: Path | None,
+    *,
+    whole: bool = False,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    picture: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on a list of images, print IoU of each class, and write what is asked for.
+
+    Args:
+        path: the checkpoint of a step.
+        root: data set; None for the one it was trained on.
+        split: list of images; None for the validation list of its run.
+        device: where to compute.
+        out: JSON file for the figures.
+        whole: whole images, each at its own size, as `predict` sees them; else centre crops, as published.
+        scales, flip: views that are averaged, see :func:`segment`.
+        picture: PNG file for the confusion matrix.
+
+    Returns:
+        The figures, an entry of results.json.
+
+    Raises:
+        UserError: the data set has a class that the checkpoint's has not, a scale is not positive, or there is no
+            folder for a file.
+    """
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
+        raise UserError(f"--scales: expected positive numbers such as 0.75 1 1.25, got {scales or 'none'}")
+    for file in (out, picture):
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"{file}: there is no folder {file.parent}; make it first")
+    saved = Checkpoint(path)
+    data = saved.config.data
+    data = replace(data, root=root or data.root, val_split=split or data.val_split)
+    config = replace(saved.config, data=data, device=device)
+    task, step, where = saved.task, saved.step, choose_device(device)
+    dataset = opening.validation_set(config, opening.validation(config, task.classes), task, step)
+    if whole:
+        dataset.transform = WholeImage(data.crop)
+    loader = make_loader(dataset, 1 if whole else config.for_step(step).batch, data.workers, where)
+    names, old, model = task.class_names(step), task.channels_before(step), saved.model().to(where)
+    looks = [partial(segment, model, scales=scales, flip=flip)]
+    (matrix,) = confusion_matrices(
+        model, batches(loader, where, Normalization(*image_statistics(config))), len(names), looks
+    )
+    entry = scores(matrix, names, old, step)
+    print(text(entry))
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(entry, indent=2))
+    if picture is not None:
+        from wilson.report import confusion
+
+        confusion.draw(picture, names, matrix, old)
+    return entry

@@ -1,0 +1,74 @@
+"""The class of every pixel, as the model and as the localizer see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wilson import ops
+from wilson.config.masks import BACKGROUND, VOID
+from wilson.methods.base import WeaklySupervised
+from wilson.models import SegmentationModel
+
+
+def segment(
+    model: SegmentationModel, image: Tensor, mask: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> Tensor:
+    """The class of every pixel of the mask: the arg-max of the upsampled logits.
+
+    Of several views (every scale, each with its mirror image if `flip`) the softmax of the upsampled logits is
+    averaged, as in the test of in-place ABN (Rota Bulò et al., CVPR 2018), whose networks the published ones are.
+
+    Args:
+        model: in eval mode.
+        image: normalised, (B, 3, H, W).
+        mask: (B, H', W'), of which only the size counts.
+        scales: sizes of the views relative to `image`.
+        flip: mirror each view left to right, too.
+
+    Returns:
+        Output channels, integers (B, H', W').
+    """
+    size = (mask.shape[1], mask.shape[2])
+    views = [_view(model, image, scale, mirror) for scale in scales for mirror in ((False, True) if flip else (False,))]
+    if len(views) == 1:
+        return ops.upsampled_argmax(views[0], size)
+    # Image by image: the probabilities of all classes at the image's size take much memory.
+    return torch.cat([_fuse(logits, size) for logits in zip(*(view.split(1) for view in views), strict=True)])
+
+
+def _view(model: SegmentationModel, image: Tensor, scale: float, mirror: bool) -> Tensor:
+    """The logits of an image seen larger, smaller or in a mirror, and turned back."""
+    if scale != 1:
+        size = [max(1, round(side * scale)) for side in image.shape[2:]]
+        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return model(image.flip(3)).logits.flip(3) if mirror else model(image).logits
+
+
+def _fuse(logits: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
+    views = [F.interpolate(view, size=size, mode="bilinear", align_corners=False).softmax(1) for view in logits]
+    return torch.stack(views).mean(0).argmax(1)
+
+
+def localize(method: WeaklySupervised, image: Tensor, mask: Tensor) -> Tensor:
+    """What the localizer sees of the classes that an image is known to show: the arg-max of its upsampled softmax.
+
+    Known are the background and every class in the mask, old ones as well as new ones: the image-level labels of an
+    incremental step, in which old classes are 0, would never let the localizer find one.
+
+    Args:
+        method: in eval mode.
+        image: normalised, (B, 3, H, W).
+        mask: output channels, (B, H', W'); 255 without a label.
+
+    Returns:
+        Output channels, integers (B, H', W').
+    """
+    probabilities = method.probabilities(image)
+    shown = probabilities.new_zeros(len(mask), VOID + 1).scatter_(1, mask.flatten(1), 1.0)
+    shown[:, BACKGROUND] = 1
+    shown = shown[:, : probabilities.shape[1], None, None]
+    return ops.upsampled_argmax(probabilities * shown, (mask.shape[1], mask.shape[2]))

@@ -1,0 +1,162 @@
+"""Write the segmentation model of a step as one file, by torch.export or as ONNX, for images of any number and size."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wilson.atomic import replacing
+from wilson.checkpoint import Checkpoint
+from wilson.errors import UserError
+from wilson.inference.exported import KEY, ONNX, PROGRAM, Description, Exported
+from wilson.models import Segmenter
+from wilson.models.backbone import TimmBackbone
+from wilson.models.decoder import DeepLabV3Head
+
+TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit: rounding stays well below
+LEAST = 32  # pixels of an image's side
+
+
+def export(checkpoint: Path, out: Path) -> float:
+    """Write a model without its localizer, and compare it with the original on images of several sizes.
+
+    Args:
+        checkpoint: of a step.
+        out: a .pt2 or .onnx file. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32 pixels, to
+            logits (B, C, h, w) at feature resolution; classes, mask ids, mean, standard deviation and crop are in its
+            metadata.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        UserError: bad arguments, or outputs that differ from the original's by more than `TOLERANCE`; nothing is
+            written.
+    """
+    if out.suffix not in (PROGRAM, ONNX):
+        raise UserError(
+            f"--out {out}: expected a {PROGRAM} (torch.export) or {ONNX} file, got {out.suffix or 'neither'}"
+        )
+    if out.exists():
+        raise UserError(f"{out} is there already; remove it, or choose another --out")
+    saved = Checkpoint(checkpoint)
+    if out.suffix == ONNX:
+        import onnxruntime  # noqa: F401  checked before the work
+        import onnxscript  # noqa: F401
+    model, description = saved.model(), Description.of(saved)
+    program = trace(model, description.crop)
+    data = _onnx(program, description) if out.suffix == ONNX else _program(program, description)
+    difference, largest = compare(model, Exported.parse(data, out.suffix, torch.device("cpu")), description.crop)
+    if not difference <= TOLERANCE * largest:
+        raise UserError(
+            f"the exported model differs from {checkpoint} by {difference:.1e} of logits up to {largest:.1e}, over "
+            f"{TOLERANCE:g} of them; nothing was written. Use the other format, or another version of torch"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_bytes(data)
+    print(f"{out}: {len(data) / 1e6:.1f} MB, largest difference {difference:.1e} of logits up to {largest:.1e}")
+    return difference
+
+
+@torch.no_grad()
+def compare(model: Segmenter, exported: Exported, crop: int) -> tuple[float, float]:
+    """Largest difference and largest size of the logits, for images below, at and above the training crop."""
+    generator, difference, largest = torch.Generator().manual_seed(0), 0.0, 0.0
+    small = max(LEAST, crop // 2)
+    for shape in (
+        (1, 3, small, small + 1),
+        (2, 3, crop, crop),
+        (1, 3, crop, 2 * crop + 1),
+        (1, 3, 2 * crop + 1, small),
+    ):
+        images = torch.randn(shape, generator=generator)
+        expected = model(images).logits
+        difference = max(difference, (exported.logits(images) - expected).abs().max().item())
+        largest = max(largest, expected.abs().max().item())
+    return difference, largest
+
+
+def trace(model: Segmenter, crop: int) -> torch.export.ExportedProgram:
+    """The graph from images to logits, any number of images, sides of any length."""
+    sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
+    example = torch.zeros(2, 3, crop + LEAST + 1, crop + LEAST + 3)
+    shapes = ({0: torch.export.Dim("batch"), **sides},)
+    with torch.no_grad():
+        return torch.export.export(AnySize(model), (example,), dynamic_shapes=shapes)
+
+
+class AnySize(nn.Module):
+    """Images to logits, as the model computes them, by operations that do not branch on the size of an image."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval()
+        self.model.head.__class__ = AnySizeHead
+        if isinstance(self.model.backbone, TimmBackbone):
+            _replace_same_padding(self.model.backbone)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image).logits
+
+
+class AnySizeHead(DeepLabV3Head):
+    """The head at test time, its sliding window written as differences of sums.
+
+    Beside the border the window stays inside: its mean is that of the nearest window, which is what replicate padding
+    says. On a side shorter than the window all pixels count.
+    """
+
+    def _pool(self, features: Tensor) -> Tensor:
+        for dimension in (2, 3):
+            index = torch.arange(features.shape[dimension], device=features.device)
+            length = index[-1:] + 1
+            size = length.clamp(max=self.window)
+            first = torch.minimum((index - (size - 1) // 2).clamp(min=0), length - size)
+            sums = F.pad(features.cumsum(dimension), (1, 0) if dimension == 3 else (0, 0, 1, 0))
+            features = (sums.index_select(dimension, first + size) - sums.index_select(dimension, first)) / size
+        return features
+
+
+def _replace_same_padding(module: nn.Module) -> None:
+    """TensorFlow's padding, for which timm branches on the size of the image."""
+    from timm.layers.conv2d_same import Conv2dSame
+
+    for name, child in module.named_children():
+        if isinstance(child, Conv2dSame) and child.stride == (2, 2) and child.dilation == (1, 1):
+            setattr(module, name, SamePadding(child))
+        else:
+            _replace_same_padding(child)
+
+
+class SamePadding(nn.Module):
+    """A convolution of stride 2 and odd size k in TensorFlow's padding: k - 2 pixels on even sides, k - 1 on odd."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (size // 2 for size in self.conv.kernel_size)
+        height, width = x.shape[2:]
+        x = F.pad(x, (columns - 1 + width % 2, columns, rows - 1 + height % 2, rows))
+        return F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride, 0, 1, self.conv.groups)
+
+
+def _program(program: torch.export.ExportedProgram, description: Description) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={KEY: str(description)})
+    return file.getvalue()
+
+
+def _onnx(program: torch.export.ExportedProgram, description: Description) -> bytes:
+    converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["image"], output_names=["logits"])
+    assert converted is not None  # it is for dynamo=True
+    proto = converted.model_proto
+    proto.metadata_props.add(key=KEY, value=str(description))
+    return proto.SerializeToString()

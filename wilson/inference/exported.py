@@ -1,0 +1,103 @@
+"""Exported models, as `wilson export` writes them, read back for prediction."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wilson.checkpoint import Checkpoint
+from wilson.errors import UserError, first_line
+from wilson.models import image_statistics
+
+PROGRAM, ONNX = ".pt2", ".onnx"
+KEY = "wilson"  # of the description in a file's metadata
+
+
+@dataclass(frozen=True)
+class Description:
+    """What prediction needs besides the network; JSON in the metadata of an exported file."""
+
+    classes: tuple[str, ...]  # by output channel, background first
+    ids: tuple[int, ...]  # mask id of each channel
+    mean: tuple[float, ...]  # of the image channels, RGB in 0..1
+    std: tuple[float, ...]
+    crop: int  # short side of the images that the network knows, in pixels
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Description:
+        task, step = checkpoint.task, checkpoint.step
+        mean, std = image_statistics(checkpoint.config)
+        return cls(tuple(task.class_names(step)), tuple(task.seen(step)), mean, std, checkpoint.config.data.crop)
+
+    @classmethod
+    def parse(cls, text: str) -> Description:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+        return cls(**values)
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network from an exported file: normalised images (B, 3, H, W) to logits (B, C, h, w)."""
+
+    description: Description
+    logits: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def read(cls, path: Path, device: torch.device) -> Exported:
+        """A .pt2 or .onnx file. A .pt2 file is a program: reading one may execute what it holds.
+
+        Raises:
+            UserError: the file is missing, damaged, or was not written by `wilson export`.
+        """
+        if not path.is_file():
+            raise UserError(f"model {path}: no such file; wilson export writes one")
+        try:
+            return cls.parse(path.read_bytes(), path.suffix, device)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # both libraries have a dozen kinds for a broken file
+            raise UserError(
+                f"model {path}: not a whole file of wilson export ({first_line(error)}); export the checkpoint again"
+            ) from error
+
+    @classmethod
+    def parse(cls, data: bytes, suffix: str, device: torch.device) -> Exported:
+        return _program(data, device) if suffix == PROGRAM else _onnx(data, device)
+
+
+def _program(data: bytes, device: torch.device) -> Exported:
+    if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():
+        raise ValueError(f"{damaged} in it is damaged")
+    metadata = {KEY: ""}
+    program = torch.export.load(io.BytesIO(data), extra_files=metadata)
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return Exported(Description.parse(metadata[KEY]), program.module())
+
+
+def _onnx(data: bytes, device: torch.device) -> Exported:
+    import onnxruntime
+
+    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    available = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(data, providers=[*available, "CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+
+    def logits(images: Tensor) -> Tensor:
+        (result,) = session.run(None, {image.name: images.cpu().numpy()})
+        return torch.from_numpy(result).to(images.device)
+
+    return Exported(Description.parse(session.get_modelmeta().custom_metadata_map[KEY]), logits)

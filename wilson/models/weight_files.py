@@ -1,0 +1,87 @@
+"""Files of weights: read without executing anything, written whole or not at all, and told apart by a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wilson.atomic import replacing
+from wilson.config import Activation
+from wilson.errors import UserError, first_line
+
+ACTIVATION = "activation"  # its key in the metadata of a .safetensors file
+
+
+def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -> None:
+    """Load a state dict; what only the file has (the classifier) is left out, what only the model has is refused.
+
+    Args:
+        model: takes the weights.
+        path: the file.
+        activation: the model's; a .safetensors file may name the one that its weights were trained with.
+
+    Raises:
+        UserError: the file is missing, no state dict, lacks or misshapes a tensor of the model, or was trained with
+            another activation.
+    """
+    state, metadata = read_weights(path)
+    trained_with = metadata.get(ACTIVATION, activation)
+    if trained_with != activation:
+        raise UserError(
+            f"weights {path} were trained with the activation {trained_with}, the backbone has {activation}; "
+            f"use --model.activation {trained_with}"
+        )
+    wanted = model.state_dict()
+    wrong = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
+    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
+    if wrong:
+        raise UserError(
+            f"weights {path} do not fit the backbone: {len(wrong)} of {len(wanted)} tensors are missing or of another "
+            f"shape, the first {wrong[0]}; give weights of this very model "
+            "(published in-place-ABN weights: see wilson weights import)"
+        )
+    model.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A state dict, and the metadata that a .safetensors file has; nothing in the file is executed.
+
+    Raises:
+        UserError: the file is missing or no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; give a .safetensors or .pth file, hub, or none")
+    try:
+        if path.suffix != ".safetensors":
+            return dict(torch.load(path, map_location="cpu", weights_only=True)), {}
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except Exception as error:  # each format has errors of its own for a broken file
+        raise UserError(f"weights {path}: not a readable state dict: {first_line(error)}") from error
+
+
+def write_weights(weights: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write a .safetensors file; its folder is made."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata=metadata)
+
+
+def checksum(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every tensor, by name; the batch counts of norm layers left out."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if name.endswith("num_batches_tracked"):
+            continue
+        value = weights[name].contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Colours of classes: Pascal VOC's colour map for mask files, well separated colours for pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+Colour = tuple[int, int, int]
+
+# Chosen by farthest-point search over CIELAB distances as seen with normal, protanopic, deuteranopic and tritanopic
+# vision (the least distance counts): over 25 between any two of the first eight and the background, over 11 among all.
+_BACKGROUND: Colour = (58, 62, 70)
+_DISTINCT: tuple[Colour, ...] = (
+    (255, 221, 0),
+    (68, 238, 238),
+    (17, 68, 238),
+    (187, 238, 136),
+    (119, 51, 153),
+    (102, 136, 85),
+    (136, 170, 255),
+    (170, 136, 17),
+    (204, 85, 153),
+    (119, 68, 0),
+    (238, 153, 153),
+    (136, 102, 238),
+    (85, 187, 221),
+    (255, 34, 85),
+    (187, 204, 68),
+    (153, 102, 187),
+    (136, 51, 119),
+    (136, 0, 187),
+    (0, 102, 51),
+    (119, 204, 119),
+)
+
+
+def palette(n: int) -> list[Colour]:
+    """The Pascal VOC colour map of the mask ids 0..n-1.
+
+    The bits of an id, lowest first, go in turn to red, green and blue, and fill each channel from its highest bit down.
+
+    Args:
+        n: number of ids, 0 to 256.
+
+    Returns:
+        n colours (red, green, blue), 0 to 255.
+
+    Raises:
+        ValueError: n is outside 0..256.
+    """
+    if not 0 <= n <= 256:
+        raise ValueError(f"palette: n must be in 0..256 (mask ids have 8 bits), got {n}")
+    colours = []
+    for index in range(n):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colours.append((channels[0], channels[1], channels[2]))
+    return colours
+
+
+def distinct(n: int) -> list[Colour]:
+    """Colours of the output channels 0..n-1 in pictures: the background dark grey, then colours easily told apart.
+
+    The first 20 classes have colours chosen for colour-blind readers; further ones take those of the VOC colour map.
+    A channel's colour does not depend on n, so all steps and runs of one task share their colours.
+
+    Args:
+        n: number of channels, background included, 0 to 256.
+
+    Returns:
+        n colours (red, green, blue), 0 to 255.
+
+    Raises:
+        ValueError: n is outside 0..256.
+    """
+    chosen = [_BACKGROUND, *_DISTINCT]
+    return (chosen + palette(n)[len(chosen) :])[:n]
+
+
+def apply(mask: Image.Image | np.ndarray, colours: Sequence[Colour] | None = None) -> Image.Image:
+    """A mask as a palette image, the form VOC's own masks have.
+
+    Args:
+        mask: ids (H, W), 0 to 255. A PIL image of mode L or P, or an array of any integer dtype.
+        colours: colour of each id, at most 256; None: the VOC colour map. Ids past its end are white.
+
+    Returns:
+        An image of mode P whose pixel values are the ids.
+
+    Raises:
+        ValueError: the mask is not two-dimensional or holds ids outside 0..255.
+        TypeError: the mask does not hold integers.
+    """
+    ids = np.asarray(mask)
+    if ids.ndim != 2:
+        raise ValueError(f"apply: mask must be (H, W), got shape {ids.shape}; pass class ids, not colours or scores")
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"apply: mask must hold integer class ids, got {ids.dtype}")
+    if ids.size and not (ids.min() >= 0 and ids.max() <= 255):
+        raise ValueError(f"apply: mask ids must be in 0..255, got {ids.min()}..{ids.max()}")
+    table = np.full((256, 3), 255, dtype=np.uint8)
+    chosen = palette(256) if colours is None else list(colours)
+    table[: len(chosen)] = np.array(chosen, dtype=np.uint8).reshape(-1, 3)
+    image = Image.fromarray(np.ascontiguousarray(ids, dtype=np.uint8))
+    image.putpalette(table.tobytes())
+    return image

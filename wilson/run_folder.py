@@ -1,0 +1,93 @@
+"""What a run's folder holds: every file name of a run stands here.
+
+config.yaml        the configuration used
+command.txt        the command line
+results.json       IoU and mean IoU after each step
+steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
+step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt while the step is unfinished
+report.html        all of it for a person
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKPOINT = "checkpoint.pt"
+STEP = "step-"
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """The files of one step."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model after the step."""
+        return self.path / CHECKPOINT
+
+    @property
+    def state(self) -> Path:
+        """Everything needed to continue within the step."""
+        return self.path / "training.pt"
+
+    @property
+    def previous_state(self) -> Path:
+        """The same an epoch earlier, in case the disk damages the other."""
+        return self.path / "training.previous.pt"
+
+    @property
+    def panels(self) -> Path:
+        """The folder of the example pictures."""
+        return self.path / "panels"
+
+    @property
+    def confusion(self) -> Path:
+        """The confusion matrix as numbers."""
+        return self.path / "confusion.json"
+
+    @property
+    def confusion_picture(self) -> Path:
+        return self.path / "confusion.png"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "command.txt"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def steps_table(self) -> Path:
+        return self.path / "steps.csv"
+
+    @property
+    def steps_picture(self) -> Path:
+        return self.path / "steps.png"
+
+    def step(self, number: int) -> StepFolder:
+        """The folder of a step."""
+        return StepFolder(self.path / f"{STEP}{number}")
+
+    def holds(self, path: Path) -> bool:
+        """Whether a run writes a file or folder of this name into its folder."""
+        files = (self.config, self.command, self.results, self.report, self.steps_table, self.steps_picture)
+        return path.name in {file.name for file in files} or path.name.startswith(STEP)

@@ -1,0 +1,35 @@
+"""The demo: base step, fine-tuning and WILSON on the built-in data set, and one report that compares them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from wilson import report
+from wilson.config import Config
+from wilson.run_folder import RunFolder
+
+from .folder import claim_folder
+from .run import run
+
+METHODS = ("finetune", "wilson")
+
+
+def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Run the steps of a two-step task by both methods from one base step.
+
+    Args:
+        config: the recipe; its method is not used.
+        out: folder for `base`, `finetune`, `wilson` and `report.html`.
+        resume: continue where a demo in `out` stopped.
+        overwrite: remove what `out` holds first.
+
+    Returns:
+        The report.
+    """
+    claim_folder(out, resume=resume, overwrite=overwrite)
+    base = run(config, out / "base", steps=[0], resume=resume)
+    for method in METHODS:
+        start = RunFolder(base).step(0).checkpoint
+        run(replace(config, method=method), out / method, steps=[1], start=start, resume=resume)  # type: ignore[arg-type]
+    return report.write([out / name for name in ("base", *METHODS)], RunFolder(out).report)

@@ -1,0 +1,120 @@
+"""What the steps of a run share: data, task, device, and the method of each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from wilson.checkpoint import Checkpoint
+from wilson.config import Config
+from wilson.config.masks import VOID
+from wilson.data import opening
+from wilson.data.dataset import StepDataset
+from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.tasks import Task, select
+from wilson.data.transforms import Normalization, TrainingCrop
+from wilson.distributed import choose_device
+from wilson.methods import METHODS, FinetunePixel, Method, Settings, Supervised
+from wilson.models import image_statistics, new_model
+
+from .checks import check_method
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all steps of a run share."""
+
+    config: Config
+    task: Task
+    training: ImageSource
+    incremental: ImageSource  # for the steps after the first
+    negatives: ImageSource | None
+    validation: ImageSource
+    step_validation: ImageSource | None
+    device: torch.device
+    normalization: Normalization
+
+    @classmethod
+    def open(cls, config: Config) -> Experiment:
+        """Open the data and check the configuration against it, before anything is written."""
+        check_method(config)
+        training = opening.training(config)
+        task = Task.parse(config.task, training.classes)
+        validation = opening.validation(config, task.classes)
+        step_validation = opening.step_validation(config, task.classes)
+        tests = [validation] if step_validation is None else [validation, step_validation]
+        return cls(
+            config,
+            task,
+            training,
+            *opening.incremental(config, training, tests),
+            validation,
+            step_validation,
+            choose_device(config.device),
+            Normalization(*image_statistics(config)),
+        )
+
+    def steps(self) -> range:
+        """The steps to train: all of the task, or the last one alone with dense labels of all classes (offline)."""
+        last = len(self.task.steps) - 1
+        return range(last, last + 1) if self.config.method == "offline" else range(last + 1)
+
+    def training_set(self, step: int) -> StepDataset:
+        config = self.config
+        all_masks = config.method == "offline" or (step > 0 and config.method == "joint")
+        source = self.training if step == 0 or all_masks else self.incremental
+        if all_masks:
+            everything = replace(self.task, steps=(self.task.seen(step)[1:],))
+            indices = select(class_sets(source), everything, 0, "overlap")
+        else:
+            indices = select(class_sets(source), self.task, step, config.protocol)
+        dense = step == 0 or METHODS[config.method].pixel_supervised
+        return StepDataset(
+            source,
+            indices,
+            self.task,
+            step,
+            TrainingCrop(config.data.crop),
+            dense=dense,
+            seed=config.seed,
+            all_labels=config.all_labels,
+            old_masks=all_masks,
+            ignore=VOID if source.crowds else None,
+            negatives=None if dense else self.negatives,
+            negative_share=config.data.negative_share,
+            saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
+        )
+
+    def validation_set(self, step: int) -> StepDataset:
+        return opening.validation_set(self.config, self.validation, self.task, step)
+
+    def step_validation_set(self, step: int) -> StepDataset | None:
+        """The validation images of the incremental steps' own data set; None without one, and for the base step."""
+        if step == 0 or self.step_validation is None:
+            return None
+        return opening.validation_set(self.config, self.step_validation, self.task, step)
+
+    def skipped(self, step: int) -> dict[str, int]:
+        """Images of each part that were left out because they cannot be used, for results.json."""
+        dataset = self.training_set(step)
+        parts = {
+            "training": dataset.source,
+            "negatives": dataset.negatives,
+            "validation": self.validation,
+            "step_validation": self.step_validation if step else None,
+        }
+        return {name: opening.skipped(source) for name, source in parts.items() if source is not None}
+
+    def build_method(self, step: int, old: Checkpoint | None) -> Method:
+        """The method of a step, with its models; `old` is the checkpoint of the step before, None in a base step."""
+        config, kind = self.config, METHODS[self.config.method]
+        if old is None:
+            model = new_model(
+                config.model, self.task.class_counts(step), config.data.crop, weights=config.model.weights
+            )
+            return FinetunePixel(model) if kind.softmax else Supervised(model)
+        previous = old.model()
+        settings = Settings(config.losses, config.step.warmup, config.all_labels, config.model.localizer_channels)
+        return kind(previous.extended(len(self.task.new(step))), previous, settings)

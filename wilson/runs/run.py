@@ -1,0 +1,134 @@
+"""A run: the steps of a task one after the other, in one folder. What that folder holds: `wilson.run_folder`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wilson import checkpoint, distributed, report
+from wilson.checkpoint import Checkpoint
+from wilson.config import Config
+from wilson.data.dataset import StepDataset
+from wilson.data.loading import batches, make_loader
+from wilson.distributed import choose_device
+from wilson.evaluation import metrics
+from wilson.evaluation.evaluate import evaluate_step
+from wilson.evaluation.segment import segment
+from wilson.report import confusion
+from wilson.report import steps as course
+from wilson.run_folder import RunFolder, StepFolder
+from wilson.training import seeds, state
+from wilson.training.loop import fit
+
+from . import examples
+from .checks import check_batch, check_single_class, check_start
+from .experiment import Experiment
+from .folder import prepare_folder, write_results
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    steps: Sequence[int] | None = None,
+    start: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Train steps of a task, evaluate after each, and write the report.
+
+    Args:
+        config: what to do.
+        out: the run's folder; made if missing, refused if not empty unless `resume` or `overwrite`.
+        steps: which steps, consecutive; None for all. Steps after 0 need `start` unless step 0 is among them.
+        start: checkpoint of the step before the first one.
+        resume: continue where the run in `out` stopped.
+        overwrite: remove what `out` holds first.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: anything that a user can mend.
+    """
+    with distributed.session(choose_device(config.device)):
+        if distributed.anywhere(distributed.restarted()):
+            resume, overwrite = True, False
+        out = distributed.from_main(out)
+        folder = RunFolder(out)
+        with distributed.main_first():
+            experiment = Experiment.open(config)
+            chosen = list(experiment.steps() if steps is None else steps)
+            old = check_start(experiment, chosen, start)
+            check_single_class(experiment, chosen)
+            datasets = {step: experiment.training_set(step) for step in chosen}
+            for step, dataset in datasets.items():
+                check_batch(step, dataset, config.for_step(step))
+            if distributed.is_main():
+                prepare_folder(out, config, resume=resume, overwrite=overwrite)
+
+        for step in chosen:
+            files = folder.step(step)
+            if not distributed.from_main(resume and files.checkpoint.exists()):
+                train_step(experiment, datasets[step], step, files, old, resume)
+            distributed.wait()  # for the checkpoint
+            old = Checkpoint(files.checkpoint)
+            if distributed.is_main():
+                state.remove(files)
+                write_results(folder, config, old.results)
+        if distributed.is_main():
+            results = old.results if old else []
+            if len(results) >= course.LEAST:
+                print(course.write(folder, results), flush=True)
+            report.write([out], folder.report)
+            print(folder.report, flush=True)
+    return out
+
+
+def train_step(
+    experiment: Experiment, dataset: StepDataset, step: int, folder: StepFolder, old: Checkpoint | None, resume: bool
+) -> None:
+    """Train one step, and write its checkpoint, with its entry in results.json, and its pictures."""
+    config, task, device = experiment.config, experiment.task, experiment.device
+    folder.path.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seeds.of_step(config.seed, step))
+    # channels last: what convolutions are fastest in, on CPUs as on GPUs
+    method = experiment.build_method(step, old).to(device).to(memory_format=torch.channels_last)
+    validation, settings = experiment.validation_set(step), config.for_step(step)
+    loader = make_loader(validation, settings.batch, config.data.workers, device)
+    names, before = task.class_names(step), task.channels_before(step)
+
+    def look(board: Any, iteration: int) -> tuple[dict[str, Any], Tensor]:
+        moved = batches(loader, device, experiment.normalization)
+        entry, matrix = evaluate_step(method, moved, names, before, step)
+        if distributed.is_main():
+            for tag, value in metrics.scalars(entry).items():
+                board.add_scalar(tag, value, iteration)
+            examples.log(board, iteration, method, experiment, validation)
+            print(f"step {step}: {metrics.summary(entry)}", flush=True)
+        return entry, matrix
+
+    if distributed.is_main():
+        what = config.method if step else "base"
+        print(f"step {step} ({what}): {len(dataset)} images, {len(names)} classes", flush=True)
+    entry, matrix = fit(
+        method, dataset, config, settings, folder, experiment.normalization, look,
+        resume=resume, title=f"step {step}",
+    )  # fmt: skip
+    if config.data.skip_corrupt:
+        entry["skipped"] = experiment.skipped(step)
+    if (others := experiment.step_validation_set(step)) is not None:
+        loader = make_loader(others, settings.batch, config.data.workers, device)
+        moved = batches(loader, device, experiment.normalization)
+        (theirs,) = metrics.confusion_matrices(method.model, moved, len(names), [partial(segment, method.model)])
+        entry["step_validation"] = metrics.scores(theirs, names, before, step)
+    if distributed.is_main():
+        examples.write(folder.panels, method, experiment, validation, step)
+        confusion.write(folder, names, matrix, before)
+        results = [*(old.results if old else []), entry]
+        checkpoint.save_model(method.model, config, task, step, results, folder.checkpoint)

@@ -1,0 +1,89 @@
+"""What a step tells while it is trained: a progress bar, a TensorBoard log, and a line for each epoch."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from wilson import distributed
+
+T = TypeVar("T")
+
+
+class Silent:
+    """A TensorBoard log for processes that do not write one."""
+
+    def add_scalar(self, *_: Any, **__: Any) -> None:
+        pass
+
+    add_image = flush = close = add_scalar
+
+
+class Log:
+    """The log of a step; only the first process tells anything.
+
+    Args:
+        folder: of the TensorBoard log.
+        purge_step: iteration from which on an older log in the folder counts no more.
+        title: of the step.
+        epochs: of the step.
+        batch: images of a global batch.
+    """
+
+    def __init__(self, folder: Path, purge_step: int, title: str, epochs: int, batch: int) -> None:
+        self.title, self.epochs, self.batch = title, epochs, batch
+        self.board = open_board(folder, purge_step)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.board.close()
+
+    def progress(self, loader: Iterable[T], epoch: int) -> Iterator[T]:
+        """What a loader yields, with a progress bar; starts the means and the clock of an epoch."""
+        from tqdm import tqdm
+
+        self.name = f"{self.title}, epoch {epoch + 1}/{self.epochs}"
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.iterations, self.start = 0, time.monotonic()
+        self.bar = tqdm(loader, self.name, leave=False, disable=None if distributed.is_main() else True, unit="batch")
+        return iter(self.bar)
+
+    def iteration(
+        self, iteration: int, losses: dict[str, float], norm: float, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Tell of one iteration: the loss terms, the gradient's norm, and the learning rates."""
+        self.iterations += 1
+        for term, value in losses.items():
+            self.sums[term] += value
+            self.board.add_scalar(f"loss/{term}", value, iteration)
+        for group in optimizer.param_groups:
+            self.board.add_scalar(f"lr/{group['name']}", group["lr"], iteration)
+        self.board.add_scalar("gradient_norm", norm, iteration)
+        self.speed = self.iterations * self.batch / (time.monotonic() - self.start)
+        terms = " ".join(f"{term} {value:.3f}" for term, value in losses.items())
+        self.bar.set_postfix_str(f"{terms}, {self.speed:.0f} images/s")
+
+    def end_of_epoch(self) -> None:
+        """Print the means of the epoch."""
+        if distributed.is_main():
+            means = " ".join(f"{term} {value / self.iterations:.4f}" for term, value in self.sums.items())
+            print(f"{self.name}: {means}, {self.speed:.0f} images/s", flush=True)
+
+
+def open_board(folder: Path, purge_step: int) -> Any:
+    """The TensorBoard log of a step, from `purge_step` on; of the first process alone."""
+    if not distributed.is_main():
+        return Silent()
+    from torch.utils.tensorboard import SummaryWriter
+
+    # TensorBoard reads its files in the order of their names, which begin with the second that they were made in
+    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+        time.sleep(0.05)
+    return SummaryWriter(str(folder), purge_step=purge_step)

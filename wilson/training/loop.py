@@ -1,0 +1,224 @@
+"""The training loop: one step of a task, for every method alike."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wilson import distributed
+from wilson.config import Config, StepConfig
+from wilson.data.dataset import StepDataset
+from wilson.data.loading import Batch, batches, make_loader
+from wilson.data.transforms import Normalization
+from wilson.errors import UserError
+from wilson.methods import Method
+from wilson.models.batch_norm import synchronize
+from wilson.run_folder import StepFolder
+
+from . import seeds
+from .log import Log
+from .state import TrainingState
+
+T = TypeVar("T")
+
+
+def fit(
+    method: Method,
+    dataset: StepDataset,
+    config: Config,
+    settings: StepConfig,
+    folder: StepFolder,
+    normalization: Normalization,
+    evaluate: Callable[[Any, int], Any],
+    *,
+    resume: bool,
+    title: str,
+) -> Any:
+    """Train one step; every epoch ends with a training state from which a resumed run continues exactly.
+
+    Args:
+        method: maps batches to loss terms; on its device.
+        dataset: the step's training images.
+        config: of the run.
+        settings: of the step.
+        folder: for the training state and the TensorBoard log.
+        normalization: of the images.
+        evaluate: called with the TensorBoard log and the iteration every `evaluate_every` epochs and at the end.
+        resume: continue from the training state in `folder`, if there is one.
+        title: of the progress bar.
+
+    Returns:
+        What the last evaluation returned.
+
+    Raises:
+        UserError: a gradient that is not finite.
+    """
+    device = next(method.parameters()).device
+    sampler = dataset.sampler(settings.batch)
+    loader = make_loader(dataset, settings.batch, config.data.workers, device, sampler, settings.accumulate)
+    length = len(loader) // settings.accumulate  # iterations of an epoch
+    optimizer, scheduler = make_optimizer(method, settings, length)
+    precision = autocast_dtype(config.precision, device)
+    autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+    state = TrainingState(folder, device, method=method, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    first = state.restore() if resume else 0
+    if first != distributed.from_main(first):
+        raise UserError(f"{folder.path}: the processes see training states of different epochs; start them again")
+    if not first:
+        method.prepare(batches(loader, device, normalization))
+    computed = distribute(method) if first < settings.epochs else method
+
+    with Log(folder.path, first * length, title, settings.epochs, settings.batch) as log:
+        if first >= settings.epochs:  # stopped between the last epoch and the end of the step
+            return evaluate(log.board, settings.epochs * length - 1)
+        result = None
+        for epoch in range(first, settings.epochs):
+            sampler.set_epoch(epoch)
+            method.train()
+            if settings.freeze_norm:
+                freeze_norm(method)
+            if distributed.rank():
+                torch.manual_seed(seeds.of_process(config.seed, epoch, distributed.rank()))
+            parts_of_batches = grouped(log.progress(loader, epoch), settings.accumulate)
+            for iteration, parts in enumerate(parts_of_batches, epoch * length):
+                optimizer.zero_grad(set_to_none=True)
+                moved = batches(parts, device, normalization)
+                losses = backward(computed, moved, len(parts), epoch, settings.batch, autocast, scaler)
+                scaler.unscale_(optimizer)
+                norm, values = measured(gradient_norm(method, config.max_grad_norm), losses)
+                # a scaler skips a step by itself if only the scaled gradients are too large
+                if not math.isfinite(values["total"] if scaler.is_enabled() else norm):
+                    raise not_finite(values, norm, epoch, iteration, folder)
+                scaler.step(optimizer)
+                scaler.update()
+                log.iteration(iteration, values, norm, optimizer)
+                scheduler.step()
+            log.end_of_epoch()
+            if epoch + 1 == settings.epochs or (epoch + 1) % config.evaluate_every == 0:
+                result = evaluate(log.board, (epoch + 1) * length - 1)
+            log.board.flush()  # a killed process loses what its log has not written; the state must not be ahead of it
+            if distributed.is_main():
+                state.keep(epoch + 1)
+        return result
+
+
+def make_optimizer(
+    method: Method, settings: StepConfig, length: int
+) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
+    """SGD with Nesterov momentum, and its schedule: constant while warming up, then (1 - t/T)^power.
+
+    Args:
+        method: whose parameter groups are trained; the encoder has a learning rate of its own.
+        settings: of the step.
+        length: iterations of an epoch; t and T count iterations from the start of the step.
+    """
+    groups = [
+        {"params": list(params), "lr": settings.lr_encoder if name == "encoder" else settings.lr_head, "name": name}
+        for name, params in method.parameter_groups().items()
+    ]
+    nesterov, decay = settings.momentum > 0, settings.weight_decay
+    optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, nesterov=nesterov)
+    total, warmup = settings.epochs * length, settings.warmup * length
+
+    def factor(t: int) -> float:
+        return 1.0 if t < warmup else max(0.0, 1 - t / total) ** settings.power
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def grouped(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Neighbouring items, `size` at a time; their number is a multiple of it."""
+    return zip(*[items] * size, strict=True)
+
+
+def backward(
+    computed: nn.Module,
+    parts: Iterable[Batch],
+    count: int,
+    epoch: int,
+    images: int,
+    autocast: torch.autocast,
+    scaler: torch.amp.GradScaler,
+) -> dict[str, Tensor]:
+    """Add up the gradients of this process's share of a batch, which comes in `count` parts.
+
+    A term is the mean over the images of a part. Each part weighs as many of the `images` of the global batch as it
+    holds, times the processes, over which the gradients are averaged with the last part.
+
+    Returns:
+        The total and its terms, whose mean over processes is that over the global batch.
+    """
+    losses: dict[str, Tensor] = {}
+    for number, batch in enumerate(parts, 1):
+        share = len(batch["image"]) * distributed.processes() / images
+        with computed.no_sync() if number < count and distributed.processes() > 1 else nullcontext():  # type: ignore[operator]
+            with autocast:
+                terms = {name: share * term for name, term in computed(batch, epoch).items()}
+                total = sum(terms.values())
+            scaler.scale(total).backward()
+        for name, value in {"total": total, **terms}.items():
+            losses[name] = losses.get(name, 0) + value.detach()
+    return losses
+
+
+def measured(norm: Tensor, losses: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
+    """Gradient norm and losses as numbers, means over the processes, by one synchronisation with the device."""
+    numbers = torch.stack([norm, *losses.values()])
+    first, *rest = (distributed.total(numbers) / distributed.processes()).tolist()
+    return first, dict(zip(losses, rest, strict=True))
+
+
+def distribute(method: Method) -> nn.Module:
+    """The method with batch-norm and gradients over all processes; itself in a process of its own."""
+    if distributed.processes() == 1:
+        return method
+    device, parallel = next(method.parameters()).device, nn.parallel.DistributedDataParallel
+    synchronize(method, device)
+    # Buffers are the same in all processes anyway. PyTorch renamed the switch.
+    names = inspect.signature(parallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return parallel(
+        method,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=not method.pixel_supervised,  # decoder and classifiers wait for the warm-up's end
+        **{buffers: False},  # type: ignore[arg-type]
+    )
+
+
+def freeze_norm(method: nn.Module) -> None:
+    """Let every batch-norm normalise by its running statistics, and leave them as they are."""
+    for module in method.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of mixed precision; float32 stands for none."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def gradient_norm(method: nn.Module, limit: float | None) -> Tensor:
+    """Norm over all parameters that have a gradient, after unscaling; clipped to `limit` if there is one."""
+    return nn.utils.clip_grad_norm_(method.parameters(), math.inf if limit is None else limit)
+
+
+def not_finite(values: dict[str, float], norm: float, epoch: int, iteration: int, folder: StepFolder) -> UserError:
+    """What to tell when the gradient is not finite."""
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "total")
+    kept = folder.state
+    where = f"the state after epoch {epoch} is in {kept}" if kept.exists() else "no epoch was complete yet"
+    return UserError(
+        f"the gradient is not finite (norm {norm}) in epoch {epoch + 1}, iteration {iteration}: {shown}; "
+        f"{where}. Choose a lower learning rate or set max_grad_norm, and check the images"
+    )

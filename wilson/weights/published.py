@@ -1,0 +1,99 @@
+"""Reading a file of published weights: tensors by name, nothing executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wilson.errors import UserError
+
+KINDS = ("state_dict", "model_state")  # keys of ImageNet's and of step checkpoints
+CLASSIFIER = "classifier."  # of ImageNet's classes
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """The tensors of a file, by name without the `module.` of data-parallel training.
+
+    Attributes:
+        path: the file.
+        tensors: what a translation has to account for.
+        left_out: names of what else the file holds: optimizer, localizer, ImageNet's classifier.
+    """
+
+    path: Path
+    tensors: dict[str, Any]
+    left_out: tuple[str, ...]
+
+    @property
+    def is_step(self) -> bool:
+        """A segmentation model, not a backbone alone."""
+        return any(key.startswith(("body.", "head.", "cls.")) for key in self.tensors)
+
+    @classmethod
+    def read(cls, path: Path) -> PublishedFile:
+        """Read a checkpoint, or a file of its `state_dict` or `model_state` alone.
+
+        Raises:
+            UserError: the file is missing, broken, in another layout, or holds more than tensors and plain values.
+        """
+        values = _load(path)
+        kind = next((k for k in KINDS if isinstance(values, Mapping) and isinstance(values.get(k), Mapping)), None)
+        state = values if kind is None else values[kind]
+        if not isinstance(state, Mapping) or not any(isinstance(value, Tensor) for value in state.values()):
+            raise UserError(
+                f"weights {path}: expected a dictionary with {' or '.join(KINDS)}, or one of tensors; "
+                f"got {describe(state)}"
+            )
+        named = {str(key).removeprefix("module."): value for key, value in state.items()}
+        dropped = [key for key in named if key.startswith(CLASSIFIER)]
+        rest = [] if kind is None else [str(key) for key in values if key != kind]
+        return cls(path, {k: v for k, v in named.items() if k not in dropped}, (*dropped, *rest))
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has a dozen kinds for a broken file
+        if found := re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(error)):
+            raise UserError(
+                f"weights {path} hold more than tensors and plain values ({found[1]}), and only running code that the "
+                "file names would bring it back; nothing was run. If you trust where it is from, keep the tensors alone"
+                f": values = torch.load('{path}', weights_only=False); torch.save(values['{KINDS[0]}'], NEW) "
+                f"('{KINDS[1]}' for a step checkpoint), and import NEW"
+            ) from error
+        reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error)) or re.search(r"(.+)", str(error))
+        raise UserError(
+            f"weights {path}: not a readable checkpoint ({reason[1][:200] if reason else type(error).__name__}); "
+            "it may be cut short; fetch it again"
+        ) from error
+
+
+def _numpy_numbers() -> list[Any]:
+    """What a NumPy number (the best score, say) is made of, under the names of NumPy 1 and 2.
+
+    These are constructors of plain numbers, and few checkpoints of a training loop come without one.
+    """
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"}
+    return [np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+
+
+def describe(value: Any) -> str:
+    """Shape of a tensor, and its dtype where that is not floating; the kind of anything else."""
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else f" {value.dtype}")
+    if isinstance(value, Mapping):
+        return f"a dictionary with {', '.join(map(str, list(value)[:5])) or 'nothing'}"
+    return f"a {type(value).__name__}"
