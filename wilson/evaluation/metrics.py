@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wilson.config.masks import VOID
 from wilson.data.loading import Batch
+from wilson.report.text import percent
 
 MEANS = {
     "miou": "mIoU as published",
@@ -107,7 +108,3 @@ def summary(entry: dict[str, Any]) -> str:
 
 def _means(miou: dict[str, float | None]) -> str:
     return ", ".join(f"{group} {percent(value)}" for group, value in miou.items())
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"

@@ -14,7 +14,6 @@ from wilson.run_folder import StepFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BLUE = "#1d4ed8"
 _ANNOTATED = 24  # classes; with more there is no room for figures
 
 
@@ -93,14 +92,14 @@ def _draw(figure: "Figure", confusion: Confusion) -> None:
     """Shares of the pixels of each true class; a class without a pixel has an empty row."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
 
-    from wilson.report.drawing import INK, MUTED
+    from wilson.report.drawing import DEEP_BLUE, INK, MUTED
 
     pixels, names = confusion.pixels.astype(np.float64), list(confusion.classes)
     shares = pixels / np.maximum(pixels.sum(1, keepdims=True), 1)
     count, points = len(names), 72 * _cell(confusion)
     ax = figure.subplots()
     # from transparent, so that an empty cell has the colour of the page, light or dark
-    colours = LinearSegmentedColormap.from_list("shares", [to_rgba(_BLUE, 0.0), to_rgba(_BLUE, 1.0)])
+    colours = LinearSegmentedColormap.from_list("shares", [to_rgba(DEEP_BLUE, 0.0), to_rgba(DEEP_BLUE, 1.0)])
     root = PowerNorm(0.5, vmin=0, vmax=1)  # a few per cent shall show
     ax.imshow(shares, cmap=colours, norm=root, interpolation="none")
     if count <= _ANNOTATED:

@@ -12,8 +12,12 @@ from matplotlib.figure import Figure
 
 from wilson.atomic import replacing
 
-INK, MUTED, GREY, GRID, GROUND = "#1f2430", "#6b7280", "#9ca3af", "#e5e7eb", "#eff4ff"
-SPARE = ("#0d9488", "#a855f7", "#dc2626", "#84a20f", "#0891b2", "#be185d", "#a16207", "#6366f1")
+# The colours of all drawings. The page shows the first four in its own shades, light or dark.
+INK, MUTED, GRID, GROUND = "#1f2430", "#6b7280", "#e5e7eb", "#eff4ff"
+BLUE, ORANGE, TEAL, PURPLE, RED = "#2563eb", "#f08c2e", "#0d9488", "#a855f7", "#dc2626"
+GREY, DARK_GREY, DEEP_BLUE = "#9ca3af", "#4b5563", "#1d4ed8"
+SPARE = (TEAL, PURPLE, RED, "#84a20f", "#0891b2", "#be185d", "#a16207", "#6366f1")
+OLD, NEW, ALL = BLUE, ORANGE, GREY  # the classes that bars and lines stand for
 WIDTH = 11.0  # inches, of a drawing as wide as the page
 
 _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", GROUND: "--ground"}  # the page's, light or dark

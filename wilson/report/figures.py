@@ -8,12 +8,30 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from wilson.pictures import palette
-from wilson.report.drawing import GREY, GROUND, INK, MUTED, SPARE, WIDTH, canvas, svg
+from wilson.report.drawing import (
+    BLUE,
+    DARK_GREY,
+    GREY,
+    GROUND,
+    INK,
+    MUTED,
+    NEW,
+    OLD,
+    ORANGE,
+    PURPLE,
+    RED,
+    SPARE,
+    TEAL,
+    WIDTH,
+    canvas,
+    svg,
+)
 from wilson.report.reading import Curve, Run
-from wilson.report.results import DASH, Group
+from wilson.report.results import Group
+from wilson.report.text import DASH
 
-_METHODS = {"wilson": "#2563eb", "finetune": "#f08c2e", "supervised": GREY, "base": GREY, "offline": "#4b5563"}
-_TERMS = {"cls": "#f08c2e", "loc": "#2563eb", "enc": "#0d9488", "sss": "#a855f7", "seg": "#dc2626", "total": INK}
+_METHODS = {"wilson": BLUE, "finetune": ORANGE, "supervised": GREY, "base": GREY, "offline": DARK_GREY}
+_TERMS = {"cls": ORANGE, "loc": BLUE, "enc": TEAL, "sss": PURPLE, "seg": RED, "total": INK}
 _BEFORE = "after the first step"
 _CLASSES_PER_ROW = 24
 _POINTS = 200
@@ -149,7 +167,7 @@ def _loss_curves(ax: Axes, losses: dict[str, Curve]) -> None:
 
 
 def _score_curves(ax: Axes, scores: dict[str, Curve]) -> None:
-    for name, colour in (("all", INK), ("old", "#2563eb"), ("new", "#f08c2e"), ("localizer", "#0d9488")):
+    for name, colour in (("all", INK), ("old", OLD), ("new", NEW), ("localizer", TEAL)):
         if name in scores:
             ax.plot(*scores[name], color=colour, marker="o", markersize=4, label=name)
     ax.set_title("validation mIoU (%)")

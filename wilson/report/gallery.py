@@ -9,7 +9,7 @@ from pathlib import Path
 from wilson.pictures import palette
 from wilson.report.panels import Panel, Panels
 from wilson.report.reading import Run, Step
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 
 _ROWS = 12
 _TYPES = {".jpg": "image/jpeg", ".png": "image/png"}

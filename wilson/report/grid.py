@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from wilson.atomic import replacing
-from wilson.report.results import DASH
+from wilson.report.text import percent
 
 TABLE, FIGURES, PICTURE = "table.md", "results.csv", "plot.png"
 GROUPS = ("old", "new", "all")
@@ -66,9 +66,8 @@ def values(found: Sequence[Outcome], name: str) -> list[float]:
 
 
 def _cell(of_seeds: list[float]) -> str:
-    if not of_seeds:
-        return DASH
-    return f"{mean(of_seeds):.1f}" + (f" ± {stdev(of_seeds):.1f}" if len(of_seeds) > 1 else "")
+    spread = f" ± {stdev(of_seeds):.1f}" if len(of_seeds) > 1 else ""
+    return percent(mean(of_seeds) if of_seeds else None) + spread
 
 
 def _write_figures(writer: Any, rows: dict[str, list[Outcome]]) -> None:
@@ -86,9 +85,9 @@ def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
     """Bars of the means, a dot for each seed of a row with several, and a line over their standard deviation."""
     from matplotlib.patches import Patch
 
-    from wilson.report.drawing import INK, MUTED, canvas, png
+    from wilson.report.drawing import ALL, INK, MUTED, NEW, OLD, canvas, png
 
-    colours = dict(zip(GROUPS, ("#2563eb", "#f08c2e", "#9ca3af"), strict=True))
+    colours = dict(zip(GROUPS, (OLD, NEW, ALL), strict=True))
     thickness = 0.26
     with canvas(8.5, 0.9 + 0.52 * len(rows), layout="constrained") as figure:
         ax = figure.subplots()

@@ -8,7 +8,8 @@ from typing import Any
 from wilson import __version__
 from wilson.report import confusion, figures, gallery, results, steps, style
 from wilson.report.reading import Run
-from wilson.report.results import DASH, Group, Result
+from wilson.report.results import Group, Result
+from wilson.report.text import DASH, percent
 
 _WHAT = {
     "wilson": "Learns the new classes from image-level labels alone; the old model and a localizer supply the pixels.",
@@ -93,11 +94,6 @@ those that either gives to it; mIoU: the mean over classes.</footer>
 </body>
 </html>
 """
-
-
-def percent(value: float | None) -> str:
-    """A percentage with one decimal, a dash for None."""
-    return DASH if value is None else f"{value:.1f}"
 
 
 def _dot(colour: str) -> str:

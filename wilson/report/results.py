@@ -5,9 +5,6 @@ from dataclasses import dataclass
 
 from wilson.report.reading import Run, Step
 
-DASH = "\N{EN DASH}"
-"""Stands for a figure that does not exist."""
-
 UNRIVALLED = ("joint", "offline")
 """Methods that see all masks."""
 

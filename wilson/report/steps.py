@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from wilson.atomic import replacing
 from wilson.report.reading import Step, step
-from wilson.report.results import DASH, mean_iou
+from wilson.report.results import mean_iou
+from wilson.report.text import percent
 from wilson.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def text(found: Course) -> str:
     lines = [
         ["mIoU (%) of the", *found.titles, "all"],
         ["classes of", *sizes, "+ background"],
-        *([f"after step {number}", *map(_percent, row)] for number, row in _rows(found)),
+        *([f"after step {number}", *map(percent, row)] for number, row in _rows(found)),
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -112,16 +113,12 @@ def _rows(found: Course) -> list[tuple[int, list[float | None]]]:
     return [(number, [*values, everything]) for number, values, everything in rows]
 
 
-def _percent(value: float | None) -> str:
-    return DASH if value is None else f"{value:.1f}"
-
-
 def _draw(figure: "Figure", found: Course) -> None:
-    from wilson.report.drawing import GREY, INK, SPARE
+    from wilson.report.drawing import BLUE, GREY, INK, ORANGE, SPARE
 
     ax = figure.subplots()
     style: dict[str, Any] = {"marker": "o", "markersize": 4, "clip_on": False}
-    colours = cycle(("#2563eb", "#f08c2e", *SPARE, GREY))
+    colours = cycle((BLUE, ORANGE, *SPARE, GREY))
     for number, (title, colour) in enumerate(zip(found.titles, colours, strict=False)):
         ax.plot(
             found.steps,

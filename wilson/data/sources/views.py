@@ -15,7 +15,34 @@ from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 
 
-class Chosen(ImageSource):
+class View(ImageSource):
+    """A source seen through `at`, which gives the position of an image in it; every other question is handed on."""
+
+    source: ImageSource
+
+    def at(self, index: int) -> int:
+        return index
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(self.at(index))
+
+    def mask(self, index: int) -> Image.Image | None:
+        return self.source.mask(self.at(index))
+
+    def has_mask(self, index: int) -> bool:
+        return self.source.has_mask(self.at(index))
+
+    def class_ids(self, index: int) -> frozenset[int]:
+        return self.source.class_ids(self.at(index))
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self.source.files(self.at(index))
+
+    def drawn_from(self, index: int) -> str:
+        return self.source.drawn_from(self.at(index))
+
+
+class Chosen(View):
     """Some images of a source.
 
     Args:
@@ -29,23 +56,8 @@ class Chosen(ImageSource):
         self.crowds = source.crowds
         self.left_out = len(source.names) - len(self.names)
 
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(self.indices[index])
-
-    def mask(self, index: int) -> Image.Image | None:
-        return self.source.mask(self.indices[index])
-
-    def has_mask(self, index: int) -> bool:
-        return self.source.has_mask(self.indices[index])
-
-    def class_ids(self, index: int) -> frozenset[int]:
-        return self.source.class_ids(self.indices[index])
-
-    def files(self, index: int) -> tuple[Path, ...]:
-        return self.source.files(self.indices[index])
-
-    def drawn_from(self, index: int) -> str:
-        return self.source.drawn_from(self.indices[index])
+    def at(self, index: int) -> int:
+        return self.indices[index]
 
 
 def usable(source: ImageSource, where: object) -> tuple[ImageSource, str]:
@@ -74,7 +86,7 @@ def without(source: ImageSource, word: str) -> ImageSource:
     return Chosen(source, kept)
 
 
-class Matched(ImageSource):
+class Matched(View):
     """A source with the mask ids of another data set's classes, found by their names (VOC's also by COCO's).
 
     Args:
@@ -98,24 +110,12 @@ class Matched(ImageSource):
         self._table = np.full(256, VOID, np.uint8)
         self._table[: len(found)] = np.array(list(found.values()))
 
-    def image(self, index: int) -> Image.Image:
-        return self.source.image(index)
-
     def mask(self, index: int) -> Image.Image | None:
-        mask = self.source.mask(index)
+        mask = super().mask(index)
         return None if mask is None else Image.fromarray(self._table[np.asarray(mask)])
 
-    def has_mask(self, index: int) -> bool:
-        return self.source.has_mask(index)
-
     def class_ids(self, index: int) -> frozenset[int]:
-        return frozenset(int(self._table[class_id]) for class_id in self.source.class_ids(index))
-
-    def files(self, index: int) -> tuple[Path, ...]:
-        return self.source.files(index)
-
-    def drawn_from(self, index: int) -> str:
-        return self.source.drawn_from(index)
+        return frozenset(int(self._table[class_id]) for class_id in super().class_ids(index))
 
 
 def matched(source: ImageSource, classes: Sequence[str] | None, where: object) -> ImageSource:

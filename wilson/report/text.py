@@ -1,0 +1,11 @@
+"""How figures are written, on the page as in a terminal."""
+
+from __future__ import annotations
+
+DASH = "\N{EN DASH}"
+"""Stands for a figure that does not exist."""
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one decimal, a dash for None."""
+    return DASH if value is None else f"{value:.1f}"
