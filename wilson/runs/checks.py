@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from wilson import distributed
 from wilson.checkpoint import Checkpoint
-from wilson.config import Config, StepConfig
+from wilson.config import StepConfig
 from wilson.data.dataset import StepDataset
 from wilson.errors import UserError
-from wilson.methods import METHODS, TwoStage
+from wilson.methods import METHODS
 from wilson.run_folder import CHECKPOINT
 
-if TYPE_CHECKING:
-    from .experiment import Experiment
-
-
-def check_method(config: Config) -> None:
-    """UserError if the method lacks what it needs."""
-    step, kind = config.step, METHODS[config.method]
-    if issubclass(kind, TwoStage) and not 0 < step.warmup < step.epochs:
-        raise UserError(
-            f"method {config.method} trains its localizer in the warm-up epochs and the model in those after them; "
-            f"expected --step.warmup from 1 to {step.epochs - 1}, got {step.warmup}"
-        )
-    if config.method == "eps" and config.data.saliency is None:
-        raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")
+from .experiment import Experiment
 
 
 def check_start(experiment: Experiment, steps: list[int], start: Path | None) -> Checkpoint | None:

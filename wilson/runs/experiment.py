@@ -16,10 +16,9 @@ from wilson.data.sources.base import ImageSource, class_sets
 from wilson.data.tasks import Task, select
 from wilson.data.transforms import Normalization, TrainingCrop
 from wilson.distributed import choose_device
-from wilson.methods import METHODS, FinetunePixel, Method, Settings, Supervised
+from wilson.errors import UserError
+from wilson.methods import METHODS, FinetunePixel, Method, Settings, Supervised, TwoStage
 from wilson.models import image_statistics, new_model
-
-from .checks import check_method
 
 
 @dataclass(frozen=True)
@@ -118,3 +117,15 @@ class Experiment:
         previous = old.model()
         settings = Settings(config.losses, config.step.warmup, config.all_labels, config.model.localizer_channels)
         return kind(previous.extended(len(self.task.new(step))), previous, settings)
+
+
+def check_method(config: Config) -> None:
+    """UserError if the method lacks what it needs."""
+    step, kind = config.step, METHODS[config.method]
+    if issubclass(kind, TwoStage) and not 0 < step.warmup < step.epochs:
+        raise UserError(
+            f"method {config.method} trains its localizer in the warm-up epochs and the model in those after them; "
+            f"expected --step.warmup from 1 to {step.epochs - 1}, got {step.warmup}"
+        )
+    if config.method == "eps" and config.data.saliency is None:
+        raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")
