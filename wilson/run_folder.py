@@ -38,6 +38,10 @@ class StepFolder:
         """The same an epoch earlier, in case the disk damages the other."""
         return self.path / "training.previous.pt"
 
+    def logs(self, second: int | None = None) -> list[Path]:
+        """The TensorBoard files, in the order in which TensorBoard reads them; with `second`, those begun in it."""
+        return sorted(self.path.glob(f"events.out.tfevents.{'*' if second is None else f'{second}.*'}"))
+
     @property
     def panels(self) -> Path:
         """The folder of the example pictures."""

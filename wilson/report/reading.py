@@ -11,7 +11,7 @@ import yaml
 
 from wilson.errors import UserError
 from wilson.report import confusion, panels
-from wilson.run_folder import RunFolder
+from wilson.run_folder import RunFolder, StepFolder
 
 Curve = tuple[list[int], list[float]]
 """Iterations and values of one TensorBoard scalar."""
@@ -167,7 +167,7 @@ def step(entry: dict[str, Any]) -> Step:
 def _step(folder: Path, entry: dict[str, Any]) -> Step:
     found = step(entry)
     files = RunFolder(folder).step(found.step)
-    return replace(found, curves=_curves(files.path), panels=panels.read(files.panels), confusion=confusion.read(files))
+    return replace(found, curves=_curves(files), panels=panels.read(files.panels), confusion=confusion.read(files))
 
 
 def _means(values: dict[str, float | None] | None) -> Means:
@@ -178,13 +178,13 @@ def _percent(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _curves(folder: Path) -> dict[str, Curve]:
+def _curves(folder: StepFolder) -> dict[str, Curve]:
     """The TensorBoard scalars of a step by tag; where a resumed run wrote an iteration again, its later value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not any(folder.glob("events.out.tfevents.*")):
+    if not folder.logs():
         return {}
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator = EventAccumulator(str(folder.path), size_guidance={"scalars": 0})
     accumulator.Reload()
     curves = {}
     for tag in accumulator.Tags()["scalars"]:

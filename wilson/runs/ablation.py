@@ -26,7 +26,7 @@ from wilson.checkpoint import Checkpoint
 from wilson.config import RECIPES, Config, from_dict, to_dict
 from wilson.distributed import choose_device
 from wilson.errors import UserError
-from wilson.report.grid import Outcome, write
+from wilson.report.grid import TABLE, Outcome, write
 from wilson.run_folder import RunFolder
 
 from .checks import check_batch, check_single_class
@@ -90,7 +90,7 @@ def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
                 outcomes.append(outcome(row.name, seed, RunFolder(folder).step(steps[row.name][-1]).checkpoint))
                 if distributed.is_main():
                     print(write(out, outcomes, [base.name, *(row.name for row in rows)]), flush=True)
-    return out / "table.md"
+    return out / TABLE
 
 
 def outcome(row: str, seed: int, path: Path) -> Outcome:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from wilson import distributed
+from wilson.run_folder import StepFolder
 
 T = TypeVar("T")
 
@@ -28,14 +28,14 @@ class Log:
     """The log of a step; only the first process tells anything.
 
     Args:
-        folder: of the TensorBoard log.
+        folder: of the step.
         purge_step: iteration from which on an older log in the folder counts no more.
         title: of the step.
         epochs: of the step.
         batch: images of a global batch.
     """
 
-    def __init__(self, folder: Path, purge_step: int, title: str, epochs: int, batch: int) -> None:
+    def __init__(self, folder: StepFolder, purge_step: int, title: str, epochs: int, batch: int) -> None:
         self.title, self.epochs, self.batch = title, epochs, batch
         self.board = open_board(folder, purge_step)
 
@@ -77,13 +77,13 @@ class Log:
             print(f"{self.name}: {means}, {self.speed:.0f} images/s", flush=True)
 
 
-def open_board(folder: Path, purge_step: int) -> Any:
+def open_board(folder: StepFolder, purge_step: int) -> Any:
     """The TensorBoard log of a step, from `purge_step` on; of the first process alone."""
     if not distributed.is_main():
         return Silent()
     from torch.utils.tensorboard import SummaryWriter
 
     # TensorBoard reads its files in the order of their names, which begin with the second that they were made in
-    while any(folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+    while folder.logs(int(time.time())):
         time.sleep(0.05)
-    return SummaryWriter(str(folder), purge_step=purge_step)
+    return SummaryWriter(str(folder.path), purge_step=purge_step)

@@ -75,7 +75,7 @@ def fit(
         method.prepare(batches(loader, device, normalization))
     computed = distribute(method) if first < settings.epochs else method
 
-    with Log(folder.path, first * length, title, settings.epochs, settings.batch) as log:
+    with Log(folder, first * length, title, settings.epochs, settings.batch) as log:
         if first >= settings.epochs:  # stopped between the last epoch and the end of the step
             return evaluate(log.board, settings.epochs * length - 1)
         result = None
