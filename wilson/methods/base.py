@@ -14,8 +14,7 @@ from wilson import distributed, ops
 from wilson.config import LossConfig
 from wilson.data.loading import Batch
 from wilson.models import Localizer, Prediction, SegmentationModel
-from wilson.ops.pseudo_labels import loss_and_factor
-from wilson.ops.reference import IMAGE_WEIGHT_EPS
+from wilson.ops.internal import IMAGE_WEIGHT_EPS, loss_and_factor
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from wilson import ops
 from wilson.data.loading import Batch
 from wilson.models import Prediction
-from wilson.ops.reference import upsample
+from wilson.ops.internal import upsample
 
 from .finetune_pixel import FinetunePixel
 

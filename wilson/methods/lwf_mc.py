@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wilson import ops
 from wilson.data.loading import Batch
-from wilson.ops.reference import upsample
+from wilson.ops.internal import upsample
 
 from .base import Method
 

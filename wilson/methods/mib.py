@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from wilson.config.masks import VOID
 from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
-from wilson.ops.reference import upsample
+from wilson.ops.internal import upsample
 
 from .base import Method, Settings
 from .lwf import distil

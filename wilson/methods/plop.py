@@ -15,7 +15,7 @@ from wilson import distributed
 from wilson.config.masks import VOID
 from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
-from wilson.ops.reference import upsample
+from wilson.ops.internal import upsample
 
 from .base import Method, Settings
 

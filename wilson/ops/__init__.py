@@ -6,30 +6,20 @@ works under autocast and `torch.compile(fullgraph=True)`; the kernels give the s
 :mod:`wilson.ops.reference` holds the definitions in plain PyTorch; :func:`providers` tells what runs where.
 """
 
-from . import reference
+from . import _registry, reference
 from ._library import load, providers
-from .confident import balanced_cross_entropy, confident_labels
-from .pamr import pamr
-from .pooling import ngwp_focal_pool
-from .pseudo_labels import merge_pseudo_labels, pseudo_label_loss
-from .soft_margin import localization_prior_loss, soft_margin_loss
-from .upsampled import upsampled_argmax, upsampled_cross_entropy, upsampled_soft_margin_loss
+
+# isort: off  (the families in the order of the documentation; each names its ops in __all__)
+from .pooling import *
+from .soft_margin import *
+from .pseudo_labels import *
+from .pamr import *
+from .confident import *
+from .upsampled import *
+# isort: on
 
 load()  # the compiled kernels take over the dispatch keys that they serve
 
-__all__ = [
-    "balanced_cross_entropy",
-    "confident_labels",
-    "localization_prior_loss",
-    "merge_pseudo_labels",
-    "ngwp_focal_pool",
-    "pamr",
-    "providers",
-    "pseudo_label_loss",
-    "reference",
-    "soft_margin_loss",
-    "upsampled_argmax",
-    "upsampled_cross_entropy",
-    "upsampled_soft_margin_loss",
-]
+__all__ = ["providers", "reference"]
+__all__ += list(_registry.OPS)
 del load

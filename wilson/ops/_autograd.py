@@ -1,4 +1,10 @@
-"""What the autograd Functions of all ops share."""
+"""What the autograd Functions of all ops share.
+
+A backward has one of two shapes. Where the forward has the parts of the derivative at hand and would need several maps
+to make them again, it returns the unnormalised derivative (within -1..1, so that float16 keeps it), and backward
+multiplies that by factor and incoming gradient: `pseudo_label_loss` and the losses on upsampled logits. Where the
+derivative takes one map and its exponentials, backward makes it again, and nothing is stored but small statistics.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
+from ._registry import register
+
+__all__ = ["balanced_cross_entropy", "confident_labels"]
 
 CONFIDENT = "confident_labels"
 BALANCED = "balanced_cross_entropy"
@@ -43,6 +46,7 @@ def _(
     )
 
 
+@register("pixels that exactly one class claims", differentiable=False)
 def confident_labels(
     refined: Tensor,
     image_labels: Tensor,
@@ -141,6 +145,7 @@ class _BalancedCrossEntropy(torch.autograd.Function):
         return first_order(BALANCED, grad_scores, scores), None, None, None, None
 
 
+@register("cross-entropy on those, rarer classes weighing more", differentiable=True)
 def balanced_cross_entropy(
     scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, *, ignore_index: int = 255
 ) -> Tensor:

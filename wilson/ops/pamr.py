@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, reference
+from ._registry import register
+
+__all__ = ["pamr"]
 
 PAMR = "pamr"
 
@@ -24,6 +27,7 @@ def _(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) ->
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))
 
 
+@register("masks refined by the image's colours", differentiable=False)
 def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
     """Pixel-adaptive mask refinement: every pixel of the mask becomes a mean of neighbours of similar colour, repeated.
 

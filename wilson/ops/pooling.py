@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
+from ._registry import register
+
+__all__ = ["ngwp_focal_pool"]
 
 OP = "ngwp_focal_pool"
 
@@ -89,6 +92,10 @@ class _NgwpFocalPool(torch.autograd.Function):
         return first_order(OP, grad, scores), None, None, None, None
 
 
+@register(
+    "normalised global weighted pooling and focal penalty: one score per image and class (Eq. 1, 2)",
+    differentiable=True,
+)
 def ngwp_focal_pool(
     scores: Tensor, *, eps: float = 1.0, gamma: float = 3.0, lam: float = 0.01, focal: bool = True
 ) -> Tensor:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
+from ._registry import register
+
+__all__ = ["merge_pseudo_labels", "pseudo_label_loss"]
 
 MERGE = "merge_pseudo_labels"
 LOSS = "pseudo_label_loss"
@@ -126,6 +129,7 @@ def _check(
     return _checks.background(op, background)
 
 
+@register("localizer's pseudo-labels merged with the old model's output (Eq. 5, 6)", differentiable=False)
 def merge_pseudo_labels(
     localizer_scores: Tensor,
     old_logits: Tensor,
@@ -169,6 +173,7 @@ def merge_pseudo_labels(
     return _merge(localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
 
 
+@register("the two above in one", differentiable=True)
 def pseudo_label_loss(
     logits: Tensor,
     localizer_scores: Tensor,

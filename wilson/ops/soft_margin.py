@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
+from ._registry import register
+
+__all__ = ["localization_prior_loss", "soft_margin_loss"]
 
 LOC = "localization_prior_loss"
 SOFT = "soft_margin_loss"
@@ -57,6 +60,7 @@ class _LocalizationPriorLoss(torch.autograd.Function):
         return first_order(LOC, _prior_backward(grad.detach(), scores.detach(), old_logits), scores), None
 
 
+@register("localizer against the old model's output (Eq. 4)", differentiable=True)
 def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
     """Pull the localizer's scores of the old classes towards what the old model sees (LOC).
 
@@ -137,6 +141,7 @@ class _SoftMarginLoss(torch.autograd.Function):
         )
 
 
+@register("binary cross-entropy with soft targets and image weights (Eq. 7)", differentiable=True)
 def soft_margin_loss(logits: Tensor, targets: Tensor, *, image_weight: Tensor | None = None) -> Tensor:
     """Binary cross-entropy with logits against soft targets: sum over classes, mean over pixels and images (SEG).
 

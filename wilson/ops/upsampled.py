@@ -9,6 +9,9 @@ from torch import Tensor
 
 from . import _checks, _library, reference
 from ._autograd import first_order
+from ._registry import register
+
+__all__ = ["upsampled_argmax", "upsampled_cross_entropy", "upsampled_soft_margin_loss"]
 
 MARGIN = "upsampled_soft_margin_loss"
 ENTROPY = "upsampled_cross_entropy"
@@ -69,6 +72,7 @@ class _UpsampledSoftMarginLoss(torch.autograd.Function):
         return first_order(MARGIN, grad_logits, logits), None, None
 
 
+@register("the base step's loss, on logits at feature resolution", differentiable=True)
 def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """The base step's loss: binary cross-entropy of the upsampled logits against the one-hot label.
 
@@ -135,6 +139,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         return first_order(ENTROPY, grad_logits, logits), None, None
 
 
+@register("softmax cross-entropy, on logits at feature resolution", differentiable=True)
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Softmax cross-entropy of the upsampled logits, mean over the pixels that carry a class.
 
@@ -178,6 +183,7 @@ def _(logits: Tensor, height: int, width: int) -> Tensor:
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
+@register("predicted classes at the image's size", differentiable=False)
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The predicted class of every pixel of the image, from logits at feature resolution.
 
