@@ -75,7 +75,7 @@ def make_loader(
         dataset: the images.
         batch: images in a global batch; without a sampler, in a batch of this process.
         workers: processes that load images; 0 loads in this process.
-        device: that computes; for a GPU, batches are loaded into pinned memory.
+        device: runs the model; for a GPU, batches are loaded into pinned memory.
         sampler: the global order of an epoch; None for every image once, in the order of the data set.
         parts: number of parts of this process's share of a batch, see :class:`ShareOfBatches`.
     """
