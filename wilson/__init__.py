@@ -1,7 +1,7 @@
 """Weakly incremental learning for semantic segmentation.
 
-`wilson.ops` are the fused ops. `wilson.run(config, folder)` trains what a `wilson.Config` says; `wilson.load(path)`
-gives a trained model as a `wilson.Predictor`.
+`wilson.ops` holds the fused ops. `wilson.run(config, folder)` trains the run that a `wilson.Config` describes.
+`wilson.load(path)` loads a trained model as a `wilson.Predictor`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Found when they are asked for, so that `import wilson.ops` needs torch and numpy alone.
+# Imported on demand, so that `import wilson.ops` needs only torch and numpy.
 _LAZY = {"Config": "wilson.config", "Predictor": "wilson.inference.predict", "run": "wilson.runs.run"}
 
 
@@ -33,19 +33,19 @@ def __dir__() -> list[str]:
 
 
 def load(path: str | Path, device: str = "auto") -> Predictor:
-    """A trained model, ready to segment images: `wilson.load("checkpoint.pt").predict("photo.jpg")`.
+    """Load a trained model: `wilson.load("checkpoint.pt").predict("photo.jpg")`.
 
     Args:
-        path: the checkpoint of a step, or what `wilson export` wrote (.pt2, .onnx). Nothing in a checkpoint or .onnx
-            file is executed; a .pt2 file is a program, to be loaded only if you trust where it is from.
+        path: the checkpoint of a step, or a file that `wilson export` wrote (.pt2, .onnx). Loading a checkpoint or a
+            .onnx file executes nothing in it. A .pt2 file is a program: load it only if you trust its source.
         device: auto (the first GPU if there is one), cpu, cuda or cuda:N.
 
     Returns:
-        A :class:`wilson.Predictor`. Its `predict` takes a file, a PIL image or an array, uint8 (H, W, 3), and gives the
-        mask id of each pixel, uint8 (H, W); `classes` names them and `ids` are their ids.
+        A :class:`wilson.Predictor`. Its `predict` takes a file, a PIL image or an array, uint8 (H, W, 3), and returns
+        the mask id of each pixel, uint8 (H, W). `classes` holds the names of the classes, `ids` their mask ids.
 
     Raises:
-        UserError: the file is missing, damaged or something else, or the device is not usable.
+        UserError: the file is missing, damaged or not a model, or the device is not usable.
     """
     from pathlib import Path
 

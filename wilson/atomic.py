@@ -12,12 +12,12 @@ SUFFIX = ".part"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; it takes the place of `path` when the block ends without an error.
+    """Give a temporary path beside `path` to write to; it replaces `path` when the block ends without an error.
 
-    A reader sees the old file or the whole new one, whatever happens in between.
+    Readers see either the old file or the whole new one, whatever happens in between.
 
     Raises:
-        OSError: the disk is full, or the folder is gone; names `path`.
+        OSError: the disk is full or the folder is gone; the error names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch.save hides what the disk said behind an error of its own
+        # torch.save hides the disk's error behind one of its own
         reason = error if isinstance(error, OSError) else error.__context__
         if isinstance(reason, OSError) and reason.errno is not None:
             raise OSError(reason.errno, reason.strerror, str(path)) from error
@@ -37,6 +37,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder and below."""
+    """Remove the half-written files of killed processes from a folder and its subfolders."""
     for path in folder.rglob(f".*{SUFFIX}"):
         path.unlink(missing_ok=True)

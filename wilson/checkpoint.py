@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without executing anything, every byte checked."""
+"""Checkpoints: written whole or not at all, read without executing anything, verified by checksums."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 def save(values: dict[str, Any], path: Path) -> None:
-    """Write a file of plain values and tensors: a reader sees the old file or the whole new one."""
+    """Write a file of plain values and tensors; readers see either the old file or the whole new one."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(values, file)
 
@@ -28,7 +28,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a file of plain values and tensors.
 
     Raises:
-        UserError: the file is missing or not a whole checkpoint.
+        UserError: the file is missing or is not a whole checkpoint.
     """
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; give a {CHECKPOINT} that a run wrote")
@@ -42,18 +42,25 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch has a dozen kinds for a broken file
         raise UserError(
             f"checkpoint {path}: not a whole checkpoint of this project ({first_line(error)}); "
-            "it may be cut short or of another program; use another one, or train again"
+            "it may be truncated or written by another program; use another checkpoint, or train again"
         ) from error
     return values
 
 
 class Checkpoint:
-    """The model after a step, with all that is needed to use it: configuration, task, results so far."""
+    """The model after a step, with everything needed to use it: configuration, task, and results so far.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file is missing, is not a whole checkpoint of a step, or is of another version.
+    """
 
     def __init__(self, path: Path) -> None:
         values = load(path)
         if "weights" not in values:
-            raise UserError(f"checkpoint {path} is the training state of an unfinished step; give its {CHECKPOINT}")
+            raise UserError(f"checkpoint {path} is the training state of an unfinished step; give a {CHECKPOINT}")
         self.path = path
         try:
             self.config: Config = from_dict(values["config"])
@@ -78,6 +85,16 @@ class Checkpoint:
 def save_model(
     model: SegmentationModel, config: Config, task: Task, step: int, results: list[dict[str, Any]], path: Path
 ) -> None:
+    """Write the checkpoint of a step.
+
+    Args:
+        model: the model after the step.
+        config: of the run.
+        task: of the run.
+        step: the step.
+        results: entries of results.json up to this step.
+        path: the file; an older one is replaced.
+    """
     values = {
         "format": FORMAT,
         "config": to_dict(config),

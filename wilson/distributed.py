@@ -1,7 +1,7 @@
-"""Several processes, started by torchrun, that compute together what one would with the same global batch.
+"""Training with several processes that torchrun starts; together they compute what one process would.
 
-Each process takes its share of every global batch. A loss that is a mean over images is scaled so that the mean over
-processes, which DistributedDataParallel takes of the gradients, is the mean over the global batch.
+Each process takes its share of every global batch. DistributedDataParallel averages the gradients over the processes,
+so each process scales its losses such that this average is the mean over the global batch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 from wilson.errors import UserError, first_line
 
 T = TypeVar("T")
-# Of a collective: a process that waits longer gives up. The first process may scan a data set or write a report
-# meanwhile.
+# How long a process waits for the others before it gives up; meanwhile the first process may scan a data set or write
+# a report.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -33,22 +33,30 @@ def launched() -> bool:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is that of its GPU."""
+    """Number of this process on its machine; its GPU has the same number."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process anew after another one had died."""
+    """Whether torchrun started this process again after one had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def may_restart() -> bool:
-    """Whether torchrun will start this process anew if one dies."""
+    """Whether torchrun will start the processes again if one dies."""
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name, auto for a GPU if there is one; the processes of a machine take a GPU each."""
+    """The device that a name stands for, checked to work.
+
+    Args:
+        name: auto (the first GPU if there is one, else the CPU), cpu, cuda or cuda:N. Under torchrun, auto and cuda
+            give each process of a machine a GPU of its own.
+
+    Raises:
+        UserError: the device is not usable.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and launched():
@@ -63,13 +71,13 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def session(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started; does nothing in a process of its own, or inside another session.
+    """Join the processes that torchrun started; does nothing without torchrun, or inside another session.
 
     Args:
-        device: of this process: nccl on GPUs, gloo on CPUs.
+        device: of this process; GPUs communicate by nccl, CPUs by gloo.
 
     Raises:
-        UserError: the processes do not find each other.
+        UserError: the processes do not find each other, or another one stops while this one needs it.
     """
     if not launched() or dist.is_initialized():
         yield
@@ -91,8 +99,8 @@ def session(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "by peer" in str(error) or "Broken pipe" in str(error):
             raise UserError(
-                "another process has stopped, and this one with it; what the other one printed says why. With torchrun "
-                "--max-restarts all go on from the newest checkpoint, without it --resume does"
+                "another process has stopped, so this one stops, too; the other one printed the reason. torchrun "
+                "--max-restarts starts all again from the newest checkpoint; without it, use --resume"
             ) from error
         raise
     finally:
@@ -100,17 +108,18 @@ def session(device: torch.device) -> Iterator[None]:
 
 
 def _agree(store: dist.Store, number: int, count: int) -> str:
-    """A name that only these processes have, at this time.
+    """Agree with the other processes on a name that no earlier session has used.
 
-    torchrun may keep the store over a restart, with the addresses of processes that are gone, and machines count their
-    restarts apart; and a process may open one session after another. So the first process makes a name up, and answers
-    each of the others with what that one has written under it: an old name gives no answer.
+    torchrun may keep the store over a restart, with the addresses of processes that are gone. Machines count their
+    restarts separately, and a process may open several sessions in turn. So no counter would do, and the first process
+    makes up a random name. Every other process writes a random word under the name that it reads, and accepts the name
+    once the first process has repeated the word. Nobody answers under an old name.
     """
     mine, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
 
     def pause() -> None:
         if time.monotonic() > deadline:
-            raise RuntimeError("not all processes came")
+            raise RuntimeError("not all processes have arrived")
         time.sleep(0.02)
 
     if number == 0:
@@ -131,12 +140,12 @@ def _agree(store: dist.Store, number: int, count: int) -> str:
 
 
 def processes() -> int:
-    """How many processes compute together."""
+    """Number of processes that compute together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process among all."""
+    """Number of this process among all of them, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -146,14 +155,14 @@ def is_main() -> bool:
 
 
 def wait() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have called this function."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The first process does what is inside before the others do: what it leaves in a cache, they find."""
+    """Run the block in the first process before the others, so that they find what it leaves in a cache."""
     if not is_main():
         wait()
     yield
@@ -162,7 +171,7 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(value: T) -> T:
-    """What the first process has for `value`, a plain object."""
+    """The first process's `value`, a picklable object, in every process."""
     box = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(box)
@@ -170,7 +179,7 @@ def from_main(value: T) -> T:
 
 
 def anywhere(fact: bool) -> bool:
-    """Whether it is true in any process."""
+    """Whether the fact is true in any process."""
     if not dist.is_initialized():
         return fact
     facts: list[bool] = [fact] * processes()
@@ -179,7 +188,7 @@ def anywhere(fact: bool) -> bool:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over all processes; not differentiable."""
+    """Sum of a tensor over all processes; not differentiable."""
     if not dist.is_initialized():
         return values
     values = values.detach().clone()
@@ -188,35 +197,36 @@ def total(values: Tensor) -> Tensor:
 
 
 def share(length: int) -> range:
-    """Which of `length` things this process takes: every one is taken by exactly one process."""
+    """Positions of the items, out of `length`, that this process takes; exactly one process takes each item."""
     return range(rank(), length, processes())
 
 
 def part(length: int, parts: int, index: int) -> slice:
-    """One of `parts` neighbouring parts of `length` things, as even as can be."""
+    """Part number `index` when `length` items are cut into `parts` contiguous parts, as equal as possible."""
     return slice(length * index // parts, length * (index + 1) // parts)
 
 
 def global_mean(loss: Tensor, weight: Tensor, images: int, eps: float = 0.0) -> Tensor:
-    """A weighted mean over this process's images, made one over the global batch.
+    """Turn a weighted mean over this process's images into one over the global batch.
 
-    The loop takes every loss for a mean over images: it multiplies by this process's share of them and adds up. A loss
-    that is s / (w + eps) here, with another weight w than the number of images, becomes s / (W + eps), W the sum of w
-    over all processes, times what cancels that share.
+    The training loop treats every loss as a mean over images: it multiplies the loss by this process's share of the
+    images and sums over the processes. That is wrong for a loss s / (w + eps) whose weight w is not the number of
+    images. Such a loss becomes s / (W + eps), with W the sum of w over all processes, divided by the share of images
+    that the loop multiplies by.
 
     Args:
         loss: s / (w + eps), a scalar.
-        weight: w, a scalar: what the loss was divided by, eps left out.
-        images: number of images of this process's batch.
-        eps: of the loss.
+        weight: w, a scalar: what the loss was divided by, without eps.
+        images: number of images in this process's batch.
+        eps: of the loss, at least 0.
 
     Returns:
-        The scalar to hand to the loop; `loss` itself in a process of its own. Differentiable as `loss` is.
+        The scalar to hand to the loop; `loss` itself if there is no other process. Differentiable in `loss`.
     """
     if not dist.is_initialized():
         return loss
     weight = weight.detach().to(torch.float64)
     everywhere, all_images = total(torch.stack([weight, weight.new_tensor(images)])).unbind()
     factor = (weight + eps) / (everywhere + eps) * all_images / images
-    # 0 / 0: no process has anything to count
+    # 0 / 0 where no process has anything to count
     return loss * factor.nan_to_num(0.0, 0.0, 0.0).to(loss.dtype)

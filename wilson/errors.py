@@ -1,10 +1,10 @@
-"""The one exception that the command line turns into a single line and exit status 2."""
+"""The exception for mistakes that a user can fix; the command line prints its text and exits with status 2."""
 
 
 class UserError(ValueError):
-    """A mistake a user can mend; the text says what, what was expected, what was found, and the remedy."""
+    """A mistake that a user can fix; the text says what is wrong, what was expected, what was found, and the remedy."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, at most 200 characters of it; its kind if the text is empty."""
+    """The first line of an error's text, cut to 200 characters; the name of its type if the text is empty."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,11 +1,11 @@
-"""What a run's folder holds: every file name of a run stands here.
+"""The files in a run's folder. Every file name of a run is defined here.
 
 config.yaml        the configuration used
 command.txt        the command line
 results.json       IoU and mean IoU after each step
 steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
 step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt while the step is unfinished
-report.html        all of it for a person
+report.html        all of the above on one page
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class StepFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The model after the step."""
+        """The checkpoint: the model after the step."""
         return self.path / CHECKPOINT
 
     @property
     def state(self) -> Path:
-        """Everything needed to continue within the step."""
+        """The training state: everything needed to resume the step."""
         return self.path / "training.pt"
 
     @property
     def previous_state(self) -> Path:
-        """The same an epoch earlier, in case the disk damages the other."""
+        """The training state one epoch earlier, in case the newer one is damaged."""
         return self.path / "training.previous.pt"
 
     def logs(self, second: int | None = None) -> list[Path]:
@@ -54,6 +54,7 @@ class StepFolder:
 
     @property
     def confusion_picture(self) -> Path:
+        """The confusion matrix as a picture."""
         return self.path / "confusion.png"
 
 
@@ -65,26 +66,32 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
+        """The configuration of the run."""
         return self.path / "config.yaml"
 
     @property
     def command(self) -> Path:
+        """The command line that started the run."""
         return self.path / "command.txt"
 
     @property
     def results(self) -> Path:
+        """IoU, mean IoU and pixel accuracy after each step."""
         return self.path / "results.json"
 
     @property
     def report(self) -> Path:
+        """The report of the run."""
         return self.path / "report.html"
 
     @property
     def steps_table(self) -> Path:
+        """Mean IoU of each step's classes after every later step, as a table."""
         return self.path / "steps.csv"
 
     @property
     def steps_picture(self) -> Path:
+        """The same as a plot."""
         return self.path / "steps.png"
 
     def step(self, number: int) -> StepFolder:

@@ -1,1 +1,1 @@
-"""The commands, a file and a dataclass each: its fields are the options; calling it does the work."""
+"""The commands: one file and one dataclass each. Its fields are the options; calling it runs the command."""

@@ -15,10 +15,10 @@ class Ablate:
     grid: Path
     """YAML file with base (options of every run, nested as in config.yaml), seeds, and rows (name: what it changes)."""
     out: Path | None = None
-    """Folder of the runs, table.md, results.csv and plot.png; runs/TIME-ablation by default. One that is not empty is
-    refused."""
+    """Folder of the runs, table.md, results.csv and plot.png; runs/TIME-ablation by default. A folder that is not empty
+    is refused."""
     resume: bool = False
-    """Continue the grid in the folder: finished rows are kept, an unfinished one goes on where it stopped."""
+    """Continue the grid in the folder: finished rows are kept, an unfinished one continues where it stopped."""
 
     def __call__(self) -> int:
         from wilson import distributed

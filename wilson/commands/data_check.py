@@ -17,7 +17,7 @@ class DataCheck:
     root: Positional[Path]
     """Folder in the layout of VOC or COCO."""
     task: str | None = None
-    """A task whose split sizes are counted."""
+    """Task, as in 15-5, to count the images of its steps."""
     protocol: ProtocolName = "overlap"
     """Which images belong to a step."""
 

@@ -21,7 +21,7 @@ class DataExport:
     seed: int = 0
     """Seed of the images."""
     without: str | None = None
-    """Leave out the images that hold this class (name or id): negatives of a step that adds it."""
+    """Leave out the images that hold this class (name or id); the others are negatives for a step that adds it."""
 
     def __call__(self) -> int:
         from wilson.data.export import export

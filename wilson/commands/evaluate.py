@@ -10,21 +10,22 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Print IoU of a checkpoint on the validation images."""
+    """Print the IoU of a checkpoint's classes on the validation images."""
 
     checkpoint: Positional[Path]
     """checkpoint.pt of a step."""
     root: str | None = None
-    """Data set; by default the one it was trained on."""
+    """Data set; by default the one that the model was trained on."""
     split: str | None = None
     """Name of the list of images; by default the validation list of the run."""
     whole: bool = False
-    """Whole images, the short side resized to the training crop, each compared with its mask at the mask's own size;
-    otherwise centre crops, as published."""
+    """Evaluate whole images: the model sees each with its short side resized to the training crop, and the result is
+    compared with the mask at the mask's own size. Otherwise centre crops, as published."""
     scales: tuple[float, ...] = (1.0,)
-    """Sizes at which each image is seen, such as 0.5 0.75 1 1.25 1.5; the probabilities (softmax) are averaged."""
+    """Relative sizes at which the model sees each image, such as 0.5 0.75 1 1.25 1.5; the probabilities (softmax) are
+    averaged."""
     flip: bool = False
-    """See each image in a mirror, too, and average."""
+    """Show the model the mirror image, too, and average."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None

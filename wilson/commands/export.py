@@ -1,4 +1,4 @@
-"""The command that makes a trained model usable elsewhere: export."""
+"""The command export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tyro.conf import Positional
 class Export:
     """Write the segmentation model as one file, by torch.export or as ONNX, and compare it with the original.
 
-    It maps normalised images (B, 3, H, W) of any size from 32 pixels on to logits (B, C, h, w) at feature resolution.
-    Classes, mask ids, mean, standard deviation and crop are in the file's metadata, as JSON under the key wilson.
+    The file maps normalised images (B, 3, H, W) with sides of 32 pixels or more to logits (B, C, h, w) at feature
+    resolution. Its metadata hold classes, mask ids, mean, standard deviation and crop, as JSON under the key wilson.
     """
 
     checkpoint: Positional[Path]

@@ -1,4 +1,4 @@
-"""The command ops, which needs nothing of the train extra."""
+"""The command ops, which works without the train extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands have in common: the options of a configuration, and where a run writes."""
+"""What several commands share: the options of a configuration, and where a run writes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Where:
     """Remove the run in the folder first."""
 
     def folder(self, config: Config) -> Path:
-        """The folder of a run; under `torchrun --max-restarts` one that a restarted process finds again."""
+        """The folder of a run; `torchrun --max-restarts` needs --out, so that restarted processes find it again."""
         from wilson import distributed
         from wilson.runs.folder import default_folder
 

@@ -10,16 +10,16 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class Predict:
-    """Segment images: a palette mask and a coloured overlay of each."""
+    """Segment images: write a palette mask and a coloured overlay of each."""
 
     images: Positional[tuple[Path, ...]]
     """Image files, folders of them, or patterns in quotes, as in 'photos/**/*.jpg'."""
     checkpoint: Path
-    """checkpoint.pt of a step, or an exported model: .onnx, or .pt2, which is a program: trust where it is from."""
+    """checkpoint.pt of a step, or an exported model (.onnx, .pt2). A .pt2 file is a program: trust its source."""
     out: Path | None = None
     """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default."""
     batch: int = 8
-    """How many images of one size are computed at once."""
+    """Number of images of one size that are computed together."""
     overwrite: bool = False
     """Write into a folder that is not empty."""
     device: str = "auto"

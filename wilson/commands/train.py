@@ -20,8 +20,8 @@ class Train:
     number: Annotated[int, arg(name="step")] = 0
     """Number of the step, from 0."""
     start: Annotated[Path | None, arg(aliases=("--from",))] = None
-    """Checkpoint of the step before (RUN/step-T/checkpoint.pt); none for step 0. torchrun takes --start for an option
-    of its own: there it is --from."""
+    """Checkpoint of the step before (RUN/step-T/checkpoint.pt); none for step 0. torchrun reads --start as an option of
+    its own, so use --from there."""
 
     def __call__(self) -> int:
         from wilson.runs.run import run

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class WeightsChecksum:
-    """Print the checksum of a file's tensors, as weights import does: equal for equal weights."""
+    """Print the checksum of a file's tensors, as weights import does; equal weights have equal checksums."""
 
     file: Positional[Path]
     """A .safetensors file, or the checkpoint of a step."""

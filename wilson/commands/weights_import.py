@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class WeightsImport:
-    """Turn published weights (in-place ABN) into the project's layout; what does not fit is refused by name."""
+    """Translate published weights (in-place ABN) to the project's layout; misfits are refused by name."""
 
     file: Positional[Path]
     """ImageNet checkpoint, or step checkpoint of the published WILSON or MiB code."""
@@ -22,11 +22,12 @@ class WeightsImport:
     task: str | None = None
     """Task of a step checkpoint, as in 15-5."""
     root: str | None = None
-    """Data set of a step checkpoint, whose classes.txt names the classes; VOC's classes without it."""
+    """Data set of a step checkpoint; its classes.txt names the classes. By default the classes are VOC's, or COCO's for
+    the task coco-to-voc."""
     crop: int | None = None
-    """Training crop of a step checkpoint; 512 (resnet101) or 448 (wide_resnet38_a2) without it."""
+    """Training crop of a step checkpoint; by default 512 (resnet101) or 448 (wide_resnet38_a2)."""
     stride: int | None = None
-    """Stride of a step checkpoint; 16 (resnet101) or 8 (wide_resnet38_a2) without it."""
+    """Stride of the backbone; by default 16 (resnet101) or 8 (wide_resnet38_a2)."""
 
     def __call__(self) -> int:
         from wilson.weights.importing import import_weights

@@ -1,4 +1,4 @@
-"""What reading all files of a data set found, kept in the user's cache folder."""
+"""A cache in the user's cache folder, for what reading a whole data set found."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from wilson.atomic import replacing
 
 
 def cached(what: str, files: Sequence[Path], find: Callable[[], list[Any]]) -> list[Any]:
-    """One finding for each of some files, found once.
+    """Find something in each of several files, or take it from the cache.
 
-    It is kept under a hash of the files' contents in their order, so it follows the files when they are moved and is
-    found again by any list of the same files; hashing takes about a twentieth of the time of decoding. A cache folder
-    that cannot be read or written only costs the time of finding it again.
+    The key is a hash of the files' contents in their order. So an entry stays valid when the files are moved, and every
+    list of the same files finds it again. Hashing takes about a twentieth of the time of decoding. If the cache folder
+    cannot be read or written, `find` runs again.
 
     Args:
-        what: name and version of what is found: another one, another cache.
-        files: the files; a missing one counts as empty.
-        find: finds it: plain values for JSON, one for each file.
+        what: name and version of what is found; each has entries of its own.
+        files: the files; one that cannot be read counts as empty.
+        find: returns one finding for each file, as plain values for JSON.
 
     Returns:
         What `find` returned, now or before.
@@ -37,7 +37,7 @@ def cached(what: str, files: Sequence[Path], find: Callable[[], list[Any]]) -> l
 
 
 def cache_folder() -> Path:
-    """The folder of the findings: wilson/scans in XDG_CACHE_HOME, or in ~/.cache."""
+    """The folder of the cache: wilson/scans in XDG_CACHE_HOME, or in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     # A relative XDG_CACHE_HOME is to be ignored (XDG base directory specification).
     return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "wilson", "scans")
@@ -47,7 +47,7 @@ def _key(what: str, files: Sequence[Path]) -> str:
     digest = hashlib.blake2b(f"wilson {what}".encode(), digest_size=16)
     for path in files:
         content = hashlib.blake2b()
-        with suppress(OSError):  # whoever reads the file will name it
+        with suppress(OSError):  # reading the image or mask will report it
             content.update(path.read_bytes())
         digest.update(content.digest())
     return digest.hexdigest()
@@ -64,5 +64,5 @@ def _load(file: Path, count: int) -> list[Any] | None:
 def _store(file: Path, found: list[Any]) -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:  # several runs may look at once
+        with replacing(file) as temporary:  # several runs may scan at once
             temporary.write_text(json.dumps(found))

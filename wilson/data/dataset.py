@@ -24,30 +24,30 @@ from wilson.errors import UserError
 
 
 class StepDataset(Dataset[dict[str, Any]]):
-    """Images of one step, with the labels the step may see.
+    """The images of one step, with the labels that the step may see.
 
-    Random numbers of the transform derive from (seed, epoch, image) alone, so a sample is the same for any number of
-    workers and in any batch; the global generator is left as it was.
+    The transform's random numbers derive from (seed, epoch, image) alone, so a sample is the same for any number of
+    workers and in any batch. The global generator keeps its state.
 
     Args:
         source: the data set.
-        indices: which images of it.
+        indices: positions of the step's images in it, at least one.
         task: the task.
-        step: step whose classes and channels are meant.
-        transform: from image and mask to tensors.
-        dense: whether samples carry masks; without, no mask is opened.
-        seed: seed of the random numbers, at least 0.
-        all_labels: whether `labels` tells the old classes too.
-        old_masks: whether masks tell the old classes too; without, those are background.
-        ignore: what mask id 255 becomes: None for background, as in training, or a label to leave out, as in testing
-            and, for crowds, in training.
-        negatives: images whose labels are all 0, mixed into the batches by `sampler`; their positions follow the
-            step's own, which `len` counts.
-        negative_share: their share of each batch, 0..1.
-        saliency: folder of saliency maps, which samples then carry, too.
+        step: the step; it decides on classes and output channels.
+        transform: turns image and mask into tensors.
+        dense: whether samples carry masks; if not, no mask is opened.
+        seed: of the random numbers, at least 0.
+        all_labels: whether `labels` tells the old classes, too.
+        old_masks: whether masks tell the old classes, too; if not, these are background.
+        ignore: what mask id 255 becomes: None for background, as in training, or a label that is left out, as in
+            testing and, for crowds, in training.
+        negatives: images whose labels are all 0. `sampler` mixes them into the batches. Their positions follow those of
+            the step's own images, and `len` does not count them.
+        negative_share: share of the negatives in each batch, 0..1.
+        saliency: folder of saliency maps; samples then carry a map, too.
 
     Raises:
-        UserError: no image, or `dense` and an image has no mask, or an image has no saliency map.
+        UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         if not old_masks and step > 0:
             self.mask_channels[list(task.seen(step - 1))] = BACKGROUND
         told = task.seen(step)[1:] if all_labels else task.new(step)
-        # Here and not in the workers, each of which would scan the masks anew.
+        # Computed here, because in the workers each of them would scan the masks again.
         self.labels = torch.zeros(len(indices), len(task.seen(step)) - 1)
         for row, index in zip(self.labels, indices, strict=True):
             row[self.channels[sorted(source.class_ids(index).intersection(told))] - 1] = 1
@@ -97,17 +97,17 @@ class StepDataset(Dataset[dict[str, Any]]):
         return len(self.indices)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """One sample.
+        """Load one sample.
 
         Args:
-            key: (epoch, position), or a position alone, which stands for epoch 0.
+            key: (epoch, position), or a position alone, which means epoch 0.
 
         Returns:
             image: RGB, uint8 (3, H, W).
             mask: output channels, int64 (H, W); only if `dense`.
-            labels: 1 for a class in the image, else 0; float32 (C - 1,), background left out.
+            labels: 1 for a class in the image, else 0; float32 (C - 1,), without background.
             saliency: float32 (H, W) in [0, 1]; only if there is a folder of maps.
-            name: the image's name.
+            name: name of the image.
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
         if position >= len(self):
@@ -124,7 +124,7 @@ class StepDataset(Dataset[dict[str, Any]]):
     def _negative(self, epoch: int, index: int) -> dict[str, Any]:
         assert self.negatives is not None
         image, name = self.negatives.image(index), self.negatives.names[index]
-        # not the numbers of the step's own image of this index
+        # the 1 keeps these numbers apart from those of the step's own image of this index
         pixels, _, more = self._cut(image, None, name, self.seed, epoch, index, 1)
         return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
 
@@ -135,13 +135,16 @@ class StepDataset(Dataset[dict[str, Any]]):
             pixels, ids = self.transform(image, mask)
         if self.saliency is None:
             return pixels, ids, {}
-        with random_numbers_from(*key):  # the same again: cut alike
+        with random_numbers_from(*key):  # the same numbers again, so that the map is cut like the image
             _, values = self.transform(image, self.saliency.read(name, image.size))
         assert values is not None
         return pixels, ids, {"saliency": values.float() / 255}
 
     def sampler(self, batch: int) -> EpochSampler:
-        """The order of an epoch in batches of this size over all processes, negatives in their places.
+        """The order of an epoch, with the negatives in their places of each batch.
+
+        Args:
+            batch: images of a batch over all processes, negatives included.
 
         Raises:
             UserError: the share of negatives leaves no place for them, or none for the step's own images.
@@ -158,16 +161,17 @@ class StepDataset(Dataset[dict[str, Any]]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, position): every position once, in an order that derives from (seed, epoch) alone.
+    """Yield (epoch, position): every position once, in an order that derives from (seed, epoch) alone.
 
-    With negatives it yields whole batches, in whose last places they stand; all of them come before one comes again.
+    With negatives, the sampler yields whole batches only, and the negatives take the last places of each. No negative
+    comes again before all have come once.
 
     Args:
-        length: number of positions.
-        seed: seed of the order, at least 0.
-        batch: keys of a batch, negatives included; not used without them.
+        length: number of the step's own positions.
+        seed: of the order, at least 0.
+        batch: positions in a batch, negatives included; not used without negatives.
         places: number of negatives in a batch.
-        negatives: number of positions of negatives, which follow the others.
+        negatives: number of negatives; their positions follow the step's own.
     """
 
     def __init__(self, length: int, seed: int, batch: int = 1, places: int = 0, negatives: int = 0) -> None:
@@ -175,7 +179,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.batch, self.places, self.negatives = batch, places, negatives
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration yields."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -201,7 +205,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 @contextmanager
 def random_numbers_from(*key: int) -> Iterator[None]:
-    """Torch's CPU random numbers inside derive from `key` alone; afterwards they go on as if nothing had been drawn."""
+    """Let torch's CPU random numbers in the block derive from `key` alone; the generator then goes on as before."""
     state = torch.get_rng_state()
     # Not torch.manual_seed, which would seed the GPUs as well.
     torch.default_generator.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))

@@ -1,4 +1,4 @@
-"""Writes any data set in the VOC layout."""
+"""Write any data set in the VOC layout."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from wilson.pictures.palette import apply
 
 
 def export(sources: Mapping[str, ImageSource], out: str | Path) -> None:
-    """Writes data sets as the splits of one folder in the VOC layout.
+    """Write data sets as the splits of one folder in the VOC layout.
 
-    Images become JPEG files (quality 95), masks palette PNG files in VOC's colours. `image_labels.txt` holds the mask
-    ids of the classes in every image, so that the masks may be taken away.
+    Images become JPEG files (quality 95), masks become palette PNG files in VOC's colours. `image_labels.txt` lists the
+    mask ids of the classes in every image, so the data set stays usable when the masks are removed.
 
     Args:
-        sources: name of each split, and its images; all of the same classes.
-        out: the folder; it may not exist yet, or be empty.
+        sources: the images of each split by its name; all with the same classes.
+        out: the folder, new or empty.
 
     Raises:
-        UserError: the folder holds something or cannot be written, classes differ, or two images have one name.
+        UserError: the folder is not empty or cannot be written, classes differ, or two images have the same name.
     """
     out = Path(out)
     _check(sources, out)
@@ -41,7 +41,7 @@ def export(sources: Mapping[str, ImageSource], out: str | Path) -> None:
                 labels.append(" ".join([name, *map(str, sorted(held[index]))]))
                 file = out / IMAGES / f"{name}.jpg"
                 file.parent.mkdir(parents=True, exist_ok=True)
-                # Colours in full resolution: thin stripes would lose theirs.
+                # No chroma subsampling, or thin stripes would lose their colours.
                 source.image(index).save(file, quality=95, subsampling=0)
                 mask = source.mask(index)
                 if mask is not None:

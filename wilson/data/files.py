@@ -1,4 +1,4 @@
-"""Reading the files of data sets, with errors that name them, and finding them inside their folder."""
+"""Find and read the files of data sets, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, as it is stored, pixel on pixel with its mask; UserError if it cannot be read."""
+    """Read an image as RGB in its stored orientation, which its mask shares; UserError if it cannot be read."""
     return rgb(_open(path), str(path))
 
 
 def upright(path: Path) -> Image.Image:
-    """An image file without a mask as RGB, turned as its EXIF data says; UserError if it cannot be read."""
+    """Read an image without a mask as RGB, turned as its EXIF data says; UserError if it cannot be read."""
     return rgb(ImageOps.exif_transpose(_open(path)), str(path))
 
 
 def orientation(image: Image.Image) -> int:
-    """How the EXIF data of an image say that it is turned: 1 is upright, above 4 is turned by a quarter."""
+    """The EXIF orientation of an image: 1 is upright, above 4 is turned by a quarter."""
     return image.getexif().get(Base.Orientation, 1)
 
 
 def rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """The image as RGB; UserError for values that no range is known of."""
-    if image.mode.startswith("I;16"):  # which Pillow would cut off at 255
+    """Convert an image to RGB; UserError if the range of its values is unknown."""
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(f"{name}: expected values of 8 or 16 bits, got mode {image.mode}; store it with 8 bits")
@@ -42,7 +42,7 @@ def rgb(image: Image.Image, name: str = "image") -> Image.Image:
 
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask file of 8-bit ids, mode L or P; UserError if it cannot be read or is something else."""
+    """Read a mask of 8-bit ids, mode L or P; UserError if it cannot be read or has another mode."""
     mask = _open(path)
     if mask.mode not in ("L", "P"):
         raise UserError(
@@ -53,7 +53,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file; UserError if it cannot be read."""
+    """Read the lines of a UTF-8 text file; UserError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -61,8 +61,8 @@ def read_lines(path: Path) -> list[str]:
 
 
 def inside(text: str, where: str) -> PurePosixPath:
-    """A path that a file of a data set names, seen from a folder of the data set; UserError if it leads out of it."""
-    # By its text alone: a folder of the data set may well be a link to another disk.
+    """Turn a path that a list names into one relative to the data set's folder; UserError if it leads out of it."""
+    # Judged by its text alone, because a folder of the data set may be a link to another disk.
     path = PurePosixPath(os.path.normpath(text.lstrip("/")))
     if path.parts[:1] in ((), ("..",)):
         raise UserError(f"{where}: leads out of the data set's folder; paths and names must stay inside")
@@ -70,7 +70,7 @@ def inside(text: str, where: str) -> PurePosixPath:
 
 
 def find_image(folders: Iterable[Path], name: PurePosixPath) -> Path | None:
-    """The first file of this name, with one of the usual extensions or with its own; None if there is none."""
+    """The first file of this name, with a usual extension or with its own; None if there is none."""
     for folder in folders:
         for path in (*(folder / f"{name}{extension}" for extension in EXTENSIONS), folder / name):
             if path.is_file():
@@ -79,7 +79,7 @@ def find_image(folders: Iterable[Path], name: PurePosixPath) -> Path | None:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All image files in a folder and the folders in it, by name."""
+    """All image files in a folder and its subfolders, sorted by path."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
 
 

@@ -1,4 +1,4 @@
-"""Batches: what a method sees of images, which of them a process takes, and how they are loaded."""
+"""Batches: what methods see of images, which images each process takes, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wilson.data.transforms import Normalization, unit_range
 
 
 class Batch(TypedDict, total=False):
-    """What a method sees of a batch."""
+    """A batch as a method sees it."""
 
     image: Tensor  # (B, 3, H, W), normalised
     rgb: Tensor  # (B, 3, H, W), the same in [0, 1]
@@ -25,7 +25,7 @@ class Batch(TypedDict, total=False):
 
 
 def to_batch(loaded: dict[str, Any], device: torch.device, normalization: Normalization) -> Batch:
-    """Move a loaded batch to the device, and normalise its images there."""
+    """Move a loaded batch to the device and normalise its images there."""
     there = {key: value.to(device, non_blocking=True) for key, value in loaded.items() if isinstance(value, Tensor)}
     rgb = unit_range(there.pop("image")).contiguous(memory_format=torch.channels_last)
     return {"image": normalization(rgb), "rgb": rgb, **there}  # type: ignore[typeddict-item]
@@ -37,14 +37,14 @@ def batches(loader: Iterable[dict[str, Any]], device: torch.device, normalizatio
 
 
 class ShareOfBatches(Sampler[list[Any]]):
-    """This process's share of every batch of a sampler's order, in parts; the last incomplete batch is dropped.
+    """This process's share of every batch, divided into parts; an incomplete last batch is dropped.
 
     The order and the batches do not depend on the number of processes. Each part holds at least one image.
 
     Args:
         sampler: the global order.
-        batch: images of a batch, at least processes x parts.
-        parts: in which a process takes its share, one after the other.
+        batch: images in a global batch, at least processes x parts.
+        parts: number of parts; a process computes them one after the other.
     """
 
     def __init__(self, sampler: EpochSampler, batch: int, parts: int) -> None:
@@ -69,7 +69,16 @@ def make_loader(
     sampler: EpochSampler | None = None,
     parts: int = 1,
 ) -> DataLoader[dict[str, Any]]:
-    """This process's share of the sampler's batches, each in parts; without a sampler, of all images, each once."""
+    """Load this process's share of a data set.
+
+    Args:
+        dataset: the images.
+        batch: images in a global batch; without a sampler, in a batch of this process.
+        workers: processes that load images; 0 loads in this process.
+        device: runs the model; for a GPU, batches are loaded into pinned memory.
+        sampler: the global order of an epoch; None for every image once, in the order of the data set.
+        parts: number of parts of this process's share of a batch, see :class:`ShareOfBatches`.
+    """
     order = (
         {"batch_size": batch, "sampler": distributed.share(len(dataset))}
         if sampler is None
@@ -80,6 +89,6 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # samples have numbers of their own; the global ones are for dropout
+        generator=torch.Generator(),  # the global random numbers are for dropout; samples draw their own
         **order,
     )

@@ -1,4 +1,4 @@
-"""The classes of Pascal VOC and of COCO, and which of them are the same."""
+"""The classes of Pascal VOC and COCO, and which of them are the same."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 
-# COCO's 80 things in the order of their category ids, which run from 1 to 90 and leave out these.
+# COCO's 80 things, in the order of their category ids. These run from 1 to 90, with the gaps below.
 COCO_GAPS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 COCO_IDS = tuple(category for category in range(1, 91) if category not in COCO_GAPS)
 COCO_CLASSES = (
@@ -58,7 +58,7 @@ _SYNONYMS = {**VOC_TO_COCO, **{coco: voc for voc, coco in VOC_TO_COCO.items()}}
 
 
 def find(name: str, classes: Sequence[str]) -> int | None:
-    """The mask id of a class by its name, or by the name that the other data set has for it; None if there is none."""
+    """The mask id of a class by its name in either data set; None if there is none."""
     for word in (name, _SYNONYMS.get(name)):
         if word in classes:
             return classes.index(word)
@@ -66,7 +66,7 @@ def find(name: str, classes: Sequence[str]) -> int | None:
 
 
 def named(word: str, classes: Sequence[str], where: object) -> int:
-    """The mask id that a word stands for, an id or a name; UserError, with the place of the word, if it is neither."""
+    """The mask id that a word, an id or a name, stands for; a UserError for an unknown class begins with `where`."""
     class_id = int(word) if word.isdecimal() else find(word, classes)
     if class_id is None or class_id >= len(classes):
         raise UserError(

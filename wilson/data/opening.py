@@ -1,4 +1,4 @@
-"""Opens data sets: one split by its folder, and all that a configuration names."""
+"""Open data sets: one split of a folder, or all that a configuration names."""
 
 from __future__ import annotations
 
@@ -30,23 +30,25 @@ def open_source(
     seed: int = 0,
     classes: Sequence[str] | None = None,
 ) -> ImageSource:
-    """Opens one split of a data set.
+    """Open one split of a data set.
 
     Args:
-        data: "synthetic" for the built-in data set, else a folder in the layout of COCO or of VOC.
-        split: name of the split: of the lists in a VOC folder, as in train2017 of a COCO folder, or "base", "step",
-            "train", "val" for the built-in one.
-        images: number of images of the built-in data set's split, by default of a size for the demo; not used for a
-            folder.
-        size: height and width in pixels of the built-in data set's images; not used for a folder.
-        seed: seed of the built-in data set; not used for a folder.
-        classes: class names by mask id that the images are to be seen with; None for the data set's own.
+        data: "synthetic" for the built-in data set, else a folder in the layout of COCO or VOC.
+        split: name of the split: of a list in a VOC folder; as in "train2017" of a COCO folder; "base", "step", "train"
+            or "val" of the built-in data set.
+        images: number of images in the split of the built-in data set, None for the number that the demo uses; ignored
+            for a folder.
+        size: height and width in pixels of the built-in data set's images; ignored for a folder.
+        seed: of the built-in data set; ignored for a folder.
+        classes: class names by mask id, background first, that masks and labels are translated to; None keeps the data
+            set's own.
 
     Returns:
         The images, masks and classes of the split.
 
     Raises:
-        UserError: no such folder or split, its files do not fit together, or it has a class that `classes` lacks.
+        UserError: there is no such folder or split, its files do not fit together, or it has a class that `classes`
+            lacks.
     """
     if data == "synthetic":
         from wilson.data.sources.synthetic import Synthetic
@@ -57,17 +59,29 @@ def open_source(
 
 
 def training(config: Config) -> ImageSource:
-    """The images of the base step, and of the steps after it unless they have their own."""
+    """Open the images of the base step; later steps use them, too, unless they have their own."""
     return _open(config, config.data.root, config.data.train_split, config.data.train_images)
 
 
 def incremental(
     config: Config, base: ImageSource, tests: Sequence[ImageSource]
 ) -> tuple[ImageSource, ImageSource | None]:
-    """The images of the steps after the base step, and negatives, which hold no class of such a step.
+    """Open the images of the incremental steps, and negatives: images that hold none of these steps' classes.
 
-    The first are those with labels of their own, of their own data set, or the base's; negatives are those of their
-    folder and those without a class among the labels. Of both, the images that are tested on are left out.
+    The images are those of `data.labels`, else those of `data.step_root`, else the base step's. The negatives are the
+    images of `data.negatives`, and those of `data.labels` without a class. Images of `data.labels` and `data.negatives`
+    that are tested on are left out.
+
+    Args:
+        config: of the run.
+        base: the images of the base step.
+        tests: the images that models are tested on.
+
+    Returns:
+        The images, and the negatives (None without any).
+
+    Raises:
+        UserError: the data cannot be opened, has a class that the base step's data lacks, or is all tested on.
     """
     data, negatives, source = config.data, [], base
     if data.labels is not None:
@@ -75,7 +89,7 @@ def incremental(
         held, rest = _untested(labelled, data.labels, tests).divided()
         source = _usable(config, held, data.labels)
         if rest.names:
-            _say(f"{data.labels}: {len(rest.names)} images hold no class and are taken as negatives")
+            _say(f"{data.labels}: {len(rest.names)} images hold no class and are used as negatives")
             negatives.append((rest, data.labels))
     elif data.step_root is not None:
         source = _open(config, data.step_root, data.step_train_split, data.train_images, base.classes)
@@ -89,12 +103,12 @@ def incremental(
 
 
 def validation(config: Config, classes: Sequence[str] | None = None) -> ImageSource:
-    """The validation images, seen with these classes; those of the built-in data set are another split of one seed."""
+    """Open the validation images, with these classes; the built-in data set has another split of the same seed."""
     return _open(config, config.data.root, config.data.val_split, config.data.val_images, classes)
 
 
 def validation_set(config: Config, source: ImageSource, task: Task, step: int) -> StepDataset:
-    """All images of a list, with the masks and labels that a model after `step` is tested on."""
+    """All images of a source, with the masks and labels that a model is tested on after `step`."""
     return StepDataset(
         source,
         range(len(source.names)),
@@ -109,7 +123,7 @@ def validation_set(config: Config, source: ImageSource, task: Task, step: int) -
 
 
 def step_validation(config: Config, classes: Sequence[str]) -> ImageSource | None:
-    """The validation images of the incremental steps' own data set, if they have one."""
+    """Open the validation images of the incremental steps' own data set; None if they have none."""
     data = config.data
     if data.step_root is None:
         return None
@@ -117,7 +131,7 @@ def step_validation(config: Config, classes: Sequence[str]) -> ImageSource | Non
 
 
 def skipped(source: ImageSource | None) -> int:
-    """How many images were left out because they cannot be used."""
+    """Number of images that were left out because they cannot be used."""
     return source.left_out if isinstance(source, Chosen) else 0
 
 

@@ -1,4 +1,4 @@
-"""Reads all files of a data set once: which classes each mask holds, and which images cannot be used."""
+"""Read all files of a data set once, to find the classes in each mask and the images that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from wilson.data.files import read_mask
 from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 
-# A number is raised when what is found, or how it is stored, changes.
+# Raise a number when the findings, or the way they are stored, change.
 SCAN, BROKEN = "scan 2", "broken 1"
 
 
 def scan(masks: Sequence[Path]) -> list[frozenset[int] | None]:
-    """The mask ids in each mask, 255 left out; cached.
+    """The ids in each mask, without 255; cached.
 
     Args:
         masks: files of 8-bit ids with one channel.
 
     Returns:
-        One set for each mask; None for one that cannot be read.
+        One set for each mask; None for a mask that cannot be read.
     """
 
     def look(path: Path) -> list[int] | None:
@@ -43,19 +43,19 @@ def scan(masks: Sequence[Path]) -> list[frozenset[int] | None]:
 
 
 def mask_ids(path: Path) -> frozenset[int]:
-    """The ids in a mask, 255 left out; UserError if it cannot be read."""
+    """The ids in a mask, without 255; UserError if it cannot be read."""
     return ids_among(np.array(read_mask(path).histogram()))
 
 
 def ids_among(pixels: NDArray[np.int64]) -> frozenset[int]:
-    """The ids that the numbers of pixels (256,) of a mask hold, 255 left out."""
+    """The ids in a mask, without 255, from its number of pixels of each id, (256,)."""
     return frozenset(np.flatnonzero(pixels[:VOID]).tolist())
 
 
 def broken(source: ImageSource, indices: Sequence[int]) -> list[int]:
-    """The images that have a fault, of some images of a source; cached."""
+    """Those of a source's images at `indices` that have a fault; cached."""
     indices = [index for index in indices if source.files(index)]
-    # Every file of an image stands for it: what is found depends on all of them.
+    # An image comes once with each of its files, because what is found depends on all of them.
     owners = [(index, file) for index in indices for file in source.files(index)]
 
     def find() -> list[bool]:
@@ -70,7 +70,7 @@ def broken(source: ImageSource, indices: Sequence[int]) -> list[int]:
 
 
 def fault(source: ImageSource, index: int) -> str:
-    """Why an image cannot be used: it or its mask cannot be read, or their sizes differ; empty if it can."""
+    """Why an image cannot be used: it or its mask cannot be read, or their sizes differ; empty if it can be used."""
     try:
         image, mask = source.image(index), source.mask(index)
     except UserError as error:
@@ -79,9 +79,9 @@ def fault(source: ImageSource, index: int) -> str:
 
 
 def mismatch(name: str, image: tuple[int, int], mask: tuple[int, int]) -> str:
-    """What is wrong with the sizes (width, height) of an image and its mask; empty if they fit."""
+    """What is wrong with the sizes (width, height) of an image and its mask; empty if they agree."""
     if image == mask:
         return ""
-    return "image '{}' is {}x{} pixels, its mask {}x{}; they must be of one size, pixel on pixel".format(
+    return "image '{}' is {}x{} pixels, its mask {}x{}; they must have the same size, pixel for pixel".format(
         name, *image, *mask
     )

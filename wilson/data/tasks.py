@@ -19,8 +19,8 @@ from wilson.errors import UserError
 PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
 COCO_TO_VOC = "coco-to-voc"
 
-# Images of each step in the published lists: for VOC those of MiB (Cermelli et al., CVPR 2020), which WILSON uses, of
-# the 10582 training images with SBD's masks; for COCO-to-VOC those of WILSON's base step, of train2017's 118287.
+# Number of images of each step in the published lists. VOC: the lists of MiB (Cermelli et al., CVPR 2020), which WILSON
+# uses, out of the 10582 training images with SBD's masks. COCO-to-VOC: WILSON's base step, out of train2017's 118287.
 VOC_IMAGES, COCO_IMAGES = 10582, 118287
 PUBLISHED = {
     (VOC_IMAGES, "15-5", "disjoint"): (8437, 2145),
@@ -33,12 +33,12 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Task:
-    """The classes of a data set, dealt out to steps.
+    """The classes of a data set, assigned to steps.
 
     Attributes:
         name: the text it was parsed from.
         classes: class names of the data set by mask id, background first.
-        steps: mask ids that each step adds, background not listed, in the order of the output channels.
+        steps: mask ids that each step adds, without background, in the order of the output channels.
     """
 
     name: str
@@ -47,19 +47,20 @@ class Task:
 
     @classmethod
     def parse(cls, text: str, classes: Sequence[str]) -> Task:
-        """Reads a task.
+        """Parse a task.
 
         Args:
-            text: "X-Y" (the first X classes, then groups of Y, the last may be smaller), "offline" (all at once),
-                "coco-to-voc" (COCO's 60 classes that are not VOC's, then VOC's 20, each in COCO's order), or mask ids
-                or class names with commas between classes and slashes between steps, as in "8,9,cat/10,13".
+            text: "X-Y" (the first X classes, then groups of Y, the last of which may be smaller), "offline" (all
+                classes at once), "coco-to-voc" (the 60 COCO classes that VOC lacks, then VOC's 20, both in COCO's
+                order), or mask ids and class names with commas between classes and slashes between steps, as in
+                "8,9,cat/10,13".
             classes: class names of the data set by mask id, background first; at most 255.
 
         Returns:
             The task.
 
         Raises:
-            UserError: the text is none of these forms, names an unknown class, or names a class twice.
+            UserError: the text has none of these forms, names an unknown class, or names a class twice.
         """
         text = text.strip()
         ids = range(1, len(classes))
@@ -84,7 +85,7 @@ class Task:
         return self.steps[step]
 
     def seen(self, step: int) -> tuple[int, ...]:
-        """Mask ids of all output channels after `step`: background, then the classes step by step."""
+        """Mask ids of all output channels after `step`: background, then the classes of each step in turn."""
         self._check(step)
         return (BACKGROUND, *(class_id for ids in self.steps[: step + 1] for class_id in ids))
 
@@ -93,7 +94,7 @@ class Task:
         return len(self.seen(step - 1)) if step else 1
 
     def class_counts(self, step: int) -> list[int]:
-        """Number of output channels that each step up to `step` adds; the first one counts the background."""
+        """Number of output channels that each step up to `step` adds; the first number includes the background."""
         return [len(ids) + (t == 0) for t, ids in enumerate(self.steps[: step + 1])]
 
     def class_names(self, step: int) -> tuple[str, ...]:
@@ -104,11 +105,11 @@ class Task:
         """The table that turns mask ids into output channels.
 
         Args:
-            step: step whose channels are meant.
-            ignore: what 255 becomes: None for background, as in training, or a label to be left out, as in testing.
+            step: the step; the channels are those of the model after it.
+            ignore: what 255 becomes: None for background, as in training, or a label that is left out, as in testing.
 
         Returns:
-            int64 (256,): output channel of each mask id; classes not seen yet are background.
+            Output channel of each mask id, int64 (256,); classes not seen yet are background.
         """
         table = torch.zeros(256, dtype=torch.int64)
         table[list(self.seen(step))] = torch.arange(len(self.seen(step)))
@@ -121,15 +122,15 @@ class Task:
 
 
 def check_protocol(name: str) -> None:
-    """UserError for an unknown protocol."""
+    """Raise a UserError for an unknown protocol."""
     if name not in PROTOCOLS:
         raise UserError(f"protocol: expected {' or '.join(PROTOCOLS)}, got '{name}'")
 
 
 def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol: str) -> list[int]:
-    """Chooses the training images of a step.
+    """Choose the training images of a step.
 
-    With overlap, an image belongs to the step if it holds a class of the step; with disjoint, if it also holds no class
+    With overlap, an image belongs to a step if it holds a class of the step. With disjoint, it must also hold no class
     of a later step.
 
     Args:
@@ -142,7 +143,7 @@ def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol
         Indices into `class_sets`, ascending.
 
     Raises:
-        UserError: unknown protocol or step.
+        UserError: the protocol or the step is unknown.
     """
     check_protocol(protocol)
     new = frozenset(task.new(step))
@@ -152,7 +153,7 @@ def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol
 
 
 def published(images: int, task: Task, protocol: str) -> tuple[int, ...] | None:
-    """Images of each step in the published lists, if there are any for this task on a list of so many images."""
+    """Number of images of each step in the published lists; None if none are known for this task and list length."""
     of_voc = task.classes == VOC_CLASSES
     known = PUBLISHED.get((images, task.name, protocol))
     return known if of_voc == (images == VOC_IMAGES) else None
@@ -161,7 +162,7 @@ def published(images: int, task: Task, protocol: str) -> tuple[int, ...] | None:
 def _count_off(text: str, ids: range, *, first: int, then: int) -> list[list[int]]:
     if not 1 <= first < len(ids) or then < 1:
         raise UserError(
-            f"task '{text}': X-Y needs X from 1 to {len(ids) - 1} and Y of at least 1, as the data set has {len(ids)} "
+            f"task '{text}': X-Y needs X from 1 to {len(ids) - 1} and Y of at least 1: the data set has {len(ids)} "
             "classes besides background; use 'offline' for all classes at once"
         )
     return [list(ids[:first])] + [list(ids[start : start + then]) for start in range(first, len(ids), then)]

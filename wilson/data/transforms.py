@@ -1,4 +1,4 @@
-"""From PIL images and masks to tensors of one size, and their normalisation."""
+"""Transforms from PIL images and masks to tensors, and the normalisation of images."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from wilson.errors import UserError
 SCALE = (0.5, 2.0)  # area of a training crop, relative to the image's own
 BILINEAR, NEAREST = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 
-# Masks stay PIL images until they have been resized: torchvision's nearest resizing of tensors lies up to half a pixel
-# off its bilinear resizing of images, Pillow's does not.
+# Masks are resized as PIL images: torchvision's nearest resizing of tensors is up to half a pixel off its bilinear
+# resizing of images, Pillow's is not.
 
 
 class Transform(Protocol):
-    """Image (RGB) and mask (ids; may be None) to uint8 (3, H, W) and uint8 (H, W)."""
+    """A function from an image (RGB) and a mask (ids, or None) to uint8 (3, H, W) and uint8 (H, W), or None."""
 
     def __call__(self, image: Image, mask: Image | None) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Normalization(NamedTuple):
-    """What the images of a network are normalised by, per channel, for RGB in 0..1."""
+    """The normalisation of a network's images: mean and standard deviation per channel, for RGB in 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, rgb: Tensor) -> Tensor:
-        """(rgb - mean) / std, for RGB in 0..1, floating (..., 3, H, W)."""
+        """Compute (rgb - mean) / std for RGB in 0..1, floating (..., 3, H, W)."""
         return F.normalize(rgb, list(self.mean), list(self.std))
 
 
 def unit_range(pixels: Tensor) -> Tensor:
-    """uint8 pixels as float32 in 0..1."""
+    """Convert uint8 pixels to float32 in 0..1."""
     return F.to_dtype(pixels, torch.float32, scale=True)
 
 
 class TrainingCrop:
-    """Random resized crop, random horizontal flip.
+    """Random resized crop and random horizontal flip.
 
-    PyTorch's RandomResizedCrop draws an area of 0.5 to 2 times the image's and an aspect ratio of 3/4 to 4/3, up to ten
-    times until the box fits into the image; if none fits it takes the largest centred box of an allowed ratio. Nothing
-    is padded. Random numbers come from torch's global CPU generator.
+    PyTorch's RandomResizedCrop draws an area of 0.5 to 2 times the image's and an aspect ratio of 3/4 to 4/3. It tries
+    up to ten times to fit the box into the image, then takes the largest centred box of an allowed ratio. Nothing is
+    padded. Random numbers come from torch's global CPU generator.
 
     Args:
         crop: height and width of the result in pixels, at least 1.
@@ -70,7 +70,7 @@ class TrainingCrop:
 
 
 class CentreCrop:
-    """Short side resized to `crop`, centre crop.
+    """Resize the short side to `crop`, then crop the centre.
 
     Args:
         crop: height and width of the result in pixels, at least 1.
@@ -90,7 +90,14 @@ class CentreCrop:
 
 
 class WholeImage:
-    """The whole image with its short side resized to `short_side` pixels, and the mask as it is."""
+    """Resize the short side of the image to `short_side` pixels and keep the mask as it is.
+
+    Args:
+        short_side: in pixels, at least 1.
+
+    Raises:
+        UserError: `short_side` is under 1.
+    """
 
     def __init__(self, short_side: int) -> None:
         self.size = square(short_side)
@@ -100,12 +107,12 @@ class WholeImage:
 
 
 def square(crop: int) -> list[int]:
-    """Height and width of a crop; UserError if it is under 1."""
+    """Height and width of a square crop; UserError if it is under 1."""
     if crop < 1:
         raise UserError(f"crop: expected at least 1 pixel, got {crop}")
     return [crop, crop]
 
 
 def tensors(image: Image, mask: Image | None) -> tuple[Tensor, Tensor | None]:
-    """uint8 (3, H, W) and uint8 (H, W)."""
+    """Convert image and mask to uint8 (3, H, W) and uint8 (H, W)."""
     return F.pil_to_tensor(image), None if mask is None else F.pil_to_tensor(mask)[0]

@@ -1,1 +1,1 @@
-"""How good a model is: its class of every pixel (`segment`), IoU (`metrics`), both over a data set (`evaluate`)."""
+"""Evaluation: the predicted class of every pixel (`segment`), IoU (`metrics`), and whole data sets (`evaluate`)."""

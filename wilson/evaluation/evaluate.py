@@ -1,4 +1,4 @@
-"""Evaluates a method during training, and the checkpoint of a step on any list of images."""
+"""Evaluate a method during training, or a checkpoint on any list of images."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ from .segment import localize, segment
 def evaluate_step(
     method: Method, batches: Iterable[Batch], names: Sequence[str], old: int, step: int
 ) -> tuple[dict[str, Any], Tensor]:
-    """The entry of a step in results.json, and the model's confusion matrix.
-
-    Besides the figures of :func:`scores`, the entry has those of the localizer (`localizer`), if the method has one.
+    """Evaluate the models of a method.
 
     Args:
-        method: with its models.
+        method: in any mode, which is restored afterwards.
         batches: with `image` (B, 3, H, W) and `mask` (B, H', W'), on the method's device.
         names, old, step: see :func:`scores`.
+
+    Returns:
+        The entry of the step in results.json, and the model's confusion matrix, int64 (C, C). The entry has the figures
+        of :func:`scores`, and under `localizer` those of the localizer if the method has one.
     """
     looks: list[Callable[[Tensor, Tensor], Tensor]] = [partial(segment, method.model)]
     if isinstance(method, WeaklySupervised):
@@ -61,24 +63,24 @@ def evaluate_checkpoint(
     flip: bool = False,
     picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint on a list of images, print IoU of each class, and write what is asked for.
+    """Evaluate a checkpoint on a list of images, print the IoU of each class, and write the files that are asked for.
 
     Args:
         path: the checkpoint of a step.
-        root: data set; None for the one it was trained on.
-        split: list of images; None for the validation list of its run.
-        device: where to compute.
-        out: JSON file for the figures.
-        whole: whole images, each at its own size, as `predict` sees them; else centre crops, as published.
-        scales, flip: views that are averaged, see :func:`segment`.
-        picture: PNG file for the confusion matrix.
+        root: data set; None for the one that the model was trained on.
+        split: list of images; None for the validation list of the run.
+        device: auto, cpu, cuda or cuda:N.
+        out: JSON file for the figures; None for no file.
+        whole: evaluate whole images, each at its own size, as `predict` sees them; else centre crops, as published.
+        scales, flip: views to average, see :func:`segment`.
+        picture: PNG file for the confusion matrix; None for no file.
 
     Returns:
         The figures, an entry of results.json.
 
     Raises:
-        UserError: the data set has a class that the checkpoint's has not, a scale is not positive, or there is no
-            folder for a file.
+        UserError: the data set has a class that the checkpoint lacks, a scale is not positive, or a file's folder does
+            not exist.
     """
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise UserError(f"--scales: expected positive numbers such as 0.75 1 1.25, got {scales or 'none'}")

@@ -26,13 +26,17 @@ def confusion_matrices(
     classes: int,
     predict: Sequence[Callable[[Tensor, Tensor], Tensor]],
 ) -> list[Tensor]:
-    """Pixels by true class (rows) and predicted class (columns), int64 (C, C), for each way to predict.
+    """Count pixels by true class (rows) and predicted class (columns), once for each way to predict.
 
     Args:
-        model: what `predict` looks through; set to eval mode, and back afterwards.
-        batches: with `image` (B, 3, H, W) and `mask` (B, H', W'), in which 255 is left out; on the model's device.
+        model: the network that `predict` uses; in eval mode during the count, then back in its own mode.
+        batches: with `image` (B, 3, H, W) and `mask` (B, H', W'), on the model's device; mask pixels of 255 are not
+            counted.
         classes: C, background included.
-        predict: each maps image and mask to output channels (B, H', W').
+        predict: functions from image and mask to output channels (B, H', W').
+
+    Returns:
+        One matrix for each function, int64 (C, C), on the CPU.
     """
     from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -57,9 +61,9 @@ def scores(matrix: Tensor, names: Sequence[str], old: int, step: int) -> dict[st
         step: number of the step.
 
     Returns:
-        IoU of each class (None where the ground truth has no pixel of it; such classes are left out of the means), mean
-        IoU of old classes (None at step 0), new classes, and all, in three ways: as published (`miou`: old and new
-        without background, all with it), with background, and without; pixel accuracy.
+        IoU of each class, None where the ground truth has no pixel of it; the means leave such classes out. Mean IoU of
+        the old classes (None at step 0), the new classes, and all, in three ways: as published (`miou`: old and new
+        without background, all with it), with background, and without. Pixel accuracy.
     """
     matrix = matrix.double()
     hit, truth, predicted = matrix.diag(), matrix.sum(1), matrix.sum(0)
@@ -85,7 +89,7 @@ def scores(matrix: Tensor, names: Sequence[str], old: int, step: int) -> dict[st
 
 
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
-    """What the TensorBoard log keeps of an entry of results.json, by tag."""
+    """The figures of an entry of results.json that go into the TensorBoard log, by tag."""
     values = {f"validation/miou_{group}": value for group, value in entry["miou"].items()}
     if "localizer" in entry:
         values["validation/localizer_miou"] = entry["localizer"]["miou"]["all"]
@@ -93,7 +97,7 @@ def scalars(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def text(entry: dict[str, Any]) -> str:
-    """An entry of results.json for a person: IoU of each class, the means, pixel accuracy."""
+    """An entry of results.json as text for a person: IoU of each class, the means, and pixel accuracy."""
     width = max(map(len, entry["iou"]))
     lines = [f"{name:{width}}  {percent(iou)}" for name, iou in entry["iou"].items()]
     means = [f"{what}: {_means(entry[key])}" for key, what in MEANS.items()]

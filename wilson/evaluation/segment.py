@@ -1,4 +1,4 @@
-"""The class of every pixel, as the model and as the localizer see it."""
+"""The class of every pixel, as the model or the localizer predicts it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from wilson.models import SegmentationModel
 def segment(
     model: SegmentationModel, image: Tensor, mask: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
 ) -> Tensor:
-    """The class of every pixel of the mask: the arg-max of the upsampled logits.
+    """Predict the class of every pixel of the mask: the arg-max of the upsampled logits.
 
-    Of several views (every scale, each with its mirror image if `flip`) the softmax of the upsampled logits is
-    averaged, as in the test of in-place ABN (Rota Bulò et al., CVPR 2018), whose networks the published ones are.
+    With several views (every scale, each with its mirror image if `flip`), the softmax of the upsampled logits is
+    averaged over the views. So do the tests of in-place ABN (Rota Bulò et al., CVPR 2018), whose networks the published
+    models use.
 
     Args:
         model: in eval mode.
         image: normalised, (B, 3, H, W).
-        mask: (B, H', W'), of which only the size counts.
-        scales: sizes of the views relative to `image`.
-        flip: mirror each view left to right, too.
+        mask: (B, H', W'); only its size is used.
+        scales: sizes of the views relative to `image`, positive.
+        flip: use the mirror image of each view, too.
 
     Returns:
         Output channels, integers (B, H', W').
@@ -36,12 +37,12 @@ def segment(
     views = [_view(model, image, scale, mirror) for scale in scales for mirror in ((False, True) if flip else (False,))]
     if len(views) == 1:
         return ops.upsampled_argmax(views[0], size)
-    # Image by image: the probabilities of all classes at the image's size take much memory.
+    # One image at a time: the probabilities of all classes at the mask's size take much memory.
     return torch.cat([_fuse(logits, size) for logits in zip(*(view.split(1) for view in views), strict=True)])
 
 
 def _view(model: SegmentationModel, image: Tensor, scale: float, mirror: bool) -> Tensor:
-    """The logits of an image seen larger, smaller or in a mirror, and turned back."""
+    """Logits of a scaled and perhaps mirrored image; mirrored logits are turned back."""
     if scale != 1:
         size = [max(1, round(side * scale)) for side in image.shape[2:]]
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
@@ -54,10 +55,11 @@ def _fuse(logits: Iterable[Tensor], size: tuple[int, int]) -> Tensor:
 
 
 def localize(method: WeaklySupervised, image: Tensor, mask: Tensor) -> Tensor:
-    """What the localizer sees of the classes that an image is known to show: the arg-max of its upsampled softmax.
+    """Predict the class of every pixel with the localizer, among the classes that the image shows.
 
-    Known are the background and every class in the mask, old ones as well as new ones: the image-level labels of an
-    incremental step, in which old classes are 0, would never let the localizer find one.
+    The prediction is the arg-max of the localizer's upsampled probabilities. It chooses among the background and all
+    classes in the mask, old and new. The image-level labels of an incremental step would not do: they are 0 for old
+    classes, so the localizer could never find one.
 
     Args:
         method: in eval mode.

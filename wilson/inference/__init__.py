@@ -1,1 +1,1 @@
-"""Using a trained model: predictions for images, and exported files."""
+"""Use a trained model: predict masks of images, and export the model to a file."""

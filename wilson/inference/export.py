@@ -1,4 +1,4 @@
-"""Write the segmentation model of a step as one file, by torch.export or as ONNX, for images of any number and size."""
+"""Export the segmentation model of a step to one file (torch.export or ONNX), for images of any number and size."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from wilson.models import Segmenter
 from wilson.models.backbone import TimmBackbone
 from wilson.models.decoder import DeepLabV3Head
 
-TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit: rounding stays well below
-LEAST = 32  # pixels of an image's side
+TOLERANCE = 1e-4  # allowed difference of a logit, relative to the largest logit; rounding stays well below
+LEAST = 32  # smallest side of an image, in pixels
 
 
 def export(checkpoint: Path, out: Path) -> float:
-    """Write a model without its localizer, and compare it with the original on images of several sizes.
+    """Export a model without its localizer, and compare it with the original on images of several sizes.
 
     Args:
         checkpoint: of a step.
-        out: a .pt2 or .onnx file. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32 pixels, to
-            logits (B, C, h, w) at feature resolution; classes, mask ids, mean, standard deviation and crop are in its
-            metadata.
+        out: the .pt2 or .onnx file to write. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32
+            pixels, to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
+            deviation and crop.
 
     Returns:
         The largest difference of a logit.
 
     Raises:
-        UserError: bad arguments, or outputs that differ from the original's by more than `TOLERANCE`; nothing is
-            written.
+        UserError: an argument is wrong, or the logits differ from the original's by more than `TOLERANCE`; nothing is
+            written then.
     """
     if out.suffix not in (PROGRAM, ONNX):
         raise UserError(
-            f"--out {out}: expected a {PROGRAM} (torch.export) or {ONNX} file, got {out.suffix or 'neither'}"
+            f"--out {out}: expected a {PROGRAM} (torch.export) or {ONNX} file, got {out.suffix or 'no extension'}"
         )
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or choose another --out")
     saved = Checkpoint(checkpoint)
     if out.suffix == ONNX:
-        import onnxruntime  # noqa: F401  checked before the work
+        import onnxruntime  # noqa: F401  a missing package is reported before the work
         import onnxscript  # noqa: F401
     model, description = saved.model(), Description.of(saved)
     program = trace(model, description.crop)
@@ -54,19 +54,19 @@ def export(checkpoint: Path, out: Path) -> float:
     difference, largest = compare(model, Exported.parse(data, out.suffix, torch.device("cpu")), description.crop)
     if not difference <= TOLERANCE * largest:
         raise UserError(
-            f"the exported model differs from {checkpoint} by {difference:.1e} of logits up to {largest:.1e}, over "
-            f"{TOLERANCE:g} of them; nothing was written. Use the other format, or another version of torch"
+            f"the exported model differs from {checkpoint}: logits of up to {largest:.1e} differ by {difference:.1e}, "
+            f"more than {TOLERANCE:g} of that; nothing was written. Use the other format, or another version of torch"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         temporary.write_bytes(data)
-    print(f"{out}: {len(data) / 1e6:.1f} MB, largest difference {difference:.1e} of logits up to {largest:.1e}")
+    print(f"{out}: {len(data) / 1e6:.1f} MB; logits of up to {largest:.1e} differ by at most {difference:.1e}")
     return difference
 
 
 @torch.no_grad()
 def compare(model: Segmenter, exported: Exported, crop: int) -> tuple[float, float]:
-    """Largest difference and largest size of the logits, for images below, at and above the training crop."""
+    """Largest difference and largest magnitude of the logits, for images below, at and above the training crop."""
     generator, difference, largest = torch.Generator().manual_seed(0), 0.0, 0.0
     small = max(LEAST, crop // 2)
     for shape in (
@@ -83,7 +83,7 @@ def compare(model: Segmenter, exported: Exported, crop: int) -> tuple[float, flo
 
 
 def trace(model: Segmenter, crop: int) -> torch.export.ExportedProgram:
-    """The graph from images to logits, any number of images, sides of any length."""
+    """Trace the graph from images to logits, for any number of images and any sides of at least `LEAST` pixels."""
     sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
     example = torch.zeros(2, 3, crop + LEAST + 1, crop + LEAST + 3)
     shapes = ({0: torch.export.Dim("batch"), **sides},)
@@ -92,7 +92,7 @@ def trace(model: Segmenter, crop: int) -> torch.export.ExportedProgram:
 
 
 class AnySize(nn.Module):
-    """Images to logits, as the model computes them, by operations that do not branch on the size of an image."""
+    """The model from images to logits, with operations that do not branch on the size of an image."""
 
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
@@ -106,10 +106,10 @@ class AnySize(nn.Module):
 
 
 class AnySizeHead(DeepLabV3Head):
-    """The head at test time, its sliding window written as differences of sums.
+    """The decoder in eval mode, with its sliding window computed from differences of cumulative sums.
 
-    Beside the border the window stays inside: its mean is that of the nearest window, which is what replicate padding
-    says. On a side shorter than the window all pixels count.
+    At the border the window stops inside the map, so the mean is that of the nearest whole window; replicate padding
+    gives the same. On a side shorter than the window, all pixels count.
     """
 
     def _pool(self, features: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class AnySizeHead(DeepLabV3Head):
 
 
 def _replace_same_padding(module: nn.Module) -> None:
-    """TensorFlow's padding, for which timm branches on the size of the image."""
+    """Replace timm's convolutions with TensorFlow's padding, which branch on the size of the image."""
     from timm.layers.conv2d_same import Conv2dSame
 
     for name, child in module.named_children():
@@ -135,7 +135,7 @@ def _replace_same_padding(module: nn.Module) -> None:
 
 
 class SamePadding(nn.Module):
-    """A convolution of stride 2 and odd size k in TensorFlow's padding: k - 2 pixels on even sides, k - 1 on odd."""
+    """A convolution of stride 2 and odd size k with TensorFlow's padding: k - 2 pixels on even sides, k - 1 on odd."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ def _program(program: torch.export.ExportedProgram, description: Description) ->
 
 def _onnx(program: torch.export.ExportedProgram, description: Description) -> bytes:
     converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["image"], output_names=["logits"])
-    assert converted is not None  # it is for dynamo=True
+    assert converted is not None  # it never is with dynamo=True
     proto = converted.model_proto
     proto.metadata_props.add(key=KEY, value=str(description))
     return proto.SerializeToString()

@@ -1,4 +1,4 @@
-"""Exported models, as `wilson export` writes them, read back for prediction."""
+"""Read the files that `wilson export` writes, for prediction."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from wilson.errors import UserError, first_line
 from wilson.models import image_statistics
 
 PROGRAM, ONNX = ".pt2", ".onnx"
-KEY = "wilson"  # of the description in a file's metadata
+KEY = "wilson"  # key of the description in a file's metadata
 
 
 @dataclass(frozen=True)
 class Description:
-    """What prediction needs besides the network; JSON in the metadata of an exported file."""
+    """What prediction needs besides the network; stored as JSON in the metadata of an exported file."""
 
     classes: tuple[str, ...]  # by output channel, background first
     ids: tuple[int, ...]  # mask id of each channel
     mean: tuple[float, ...]  # of the image channels, RGB in 0..1
     std: tuple[float, ...]
-    crop: int  # short side of the images that the network knows, in pixels
+    crop: int  # side of the training crops in pixels; images are resized to this short side
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Description:
+        """The description of a checkpoint's model."""
         task, step = checkpoint.task, checkpoint.step
         mean, std = image_statistics(checkpoint.config)
         return cls(tuple(task.class_names(step)), tuple(task.seen(step)), mean, std, checkpoint.config.data.crop)
 
     @classmethod
     def parse(cls, text: str) -> Description:
+        """Read a description from its JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
         return cls(**values)
 
@@ -55,7 +57,7 @@ class Exported:
 
     @classmethod
     def read(cls, path: Path, device: torch.device) -> Exported:
-        """A .pt2 or .onnx file. A .pt2 file is a program: reading one may execute what it holds.
+        """Read a .pt2 or .onnx file. A .pt2 file is a program: reading it may execute what it holds.
 
         Raises:
             UserError: the file is missing, damaged, or was not written by `wilson export`.
@@ -73,6 +75,7 @@ class Exported:
 
     @classmethod
     def parse(cls, data: bytes, suffix: str, device: torch.device) -> Exported:
+        """Read the content of a file with this suffix."""
         return _program(data, device) if suffix == PROGRAM else _onnx(data, device)
 
 

@@ -25,11 +25,11 @@ EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of t
 
 
 class Predictor:
-    """A model after some step, ready to segment images of any size.
+    """A trained model that segments images of any size.
 
     Args:
         model: the checkpoint of a step, or an exported model.
-        device: where to compute.
+        device: runs the model.
 
     Attributes:
         classes: names by output channel, background first.
@@ -52,13 +52,13 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Predictor:
-        """The model in a checkpoint, a .pt2 or a .onnx file; UserError if it is none."""
+        """Load the model from a checkpoint, a .pt2 or a .onnx file; UserError if the file holds none."""
         if path.suffix in (PROGRAM, ONNX):
             return cls(Exported.read(path, device), device)
         return cls(Checkpoint(path), device)
 
     def predict(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
-        """The mask id of every pixel.
+        """Predict the mask id of every pixel.
 
         The model sees the image with its short side resized to the training crop.
 
@@ -69,13 +69,13 @@ class Predictor:
             Mask ids (H, W), uint8.
 
         Raises:
-            UserError: the file cannot be read, or the array is something else.
+            UserError: the file cannot be read, or the array has another shape or dtype.
         """
         return self.predict_batch([_rgb(image)])[0]
 
     @torch.no_grad()
     def predict_batch(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
-        """As :meth:`predict`, for RGB images of one size at once."""
+        """Predict the mask ids of RGB images of one size together; see :meth:`predict`."""
         pixels = torch.stack([self._resize(image, None)[0] for image in images]).to(self.device)
         logits = self._logits(self._normalize(unit_range(pixels)))
         channels = ops.upsampled_argmax(logits, (images[0].height, images[0].width)).cpu().numpy()
@@ -108,19 +108,19 @@ def predict(
     """Write `NAME.png`, a palette mask of mask ids, and `NAME_overlay.jpg` for each image.
 
     Args:
-        images: files that Pillow reads, folders of them, and patterns (`photos/*.jpg`, `**` for folders below).
+        images: files that Pillow reads, folders of them, and patterns (`photos/*.jpg`, `**` for subfolders).
         model: the checkpoint of a step, or an exported model.
         out: folder for the results.
-        device: where to compute.
-        batch: how many images of one size are computed at once, at least 1.
+        device: runs the model.
+        batch: number of images of one size that are computed together, at least 1.
         overwrite: write into a folder that is not empty.
 
     Returns:
         The masks written, in the order of the images.
 
     Raises:
-        UserError: an image is missing or no image, or two have one name; nothing is written then. Or an image broke off
-            while it was read; the others are written then.
+        UserError: an argument is wrong, an image is missing or no image, or two images have the same name; nothing is
+            written then. Or an image turned out to be broken when it was read; the others are written then.
     """
     from tqdm import tqdm
 
@@ -145,7 +145,7 @@ def predict(
                     bar.write(f"{written[path]}: {', '.join(names(predictor, ids)) or 'background'}")
                 bar.update(len(paths))
     if broken:
-        raise UserError(f"{len(broken)} of {len(files)} images were left out, the others are in {out}: {broken[0]}")
+        raise UserError(f"{len(broken)} of {len(files)} images were left out; the others are in {out}: {broken[0]}")
     return [written[path] for path in files]
 
 
@@ -158,7 +158,7 @@ def _read(path: Path, broken: list[str]) -> Image.Image | None:
 
 
 def write(picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
-    """The mask and the overlay of one image; returns the mask's file."""
+    """Write the mask and the overlay of one image; returns the mask's file."""
     colours, (mask, coloured) = palette.palette(256), outputs(out, name)
     palette.apply(ids, colours).save(mask)
     overlay(picture, ids, colours=colours).save(coloured, quality=92)
@@ -166,7 +166,7 @@ def write(picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
 
 
 def outputs(out: Path, name: str) -> tuple[Path, Path]:
-    """The files of an image's mask and overlay."""
+    """Paths of an image's mask and overlay."""
     return out / f"{name}.png", out / f"{name}_overlay.jpg"
 
 
@@ -177,7 +177,7 @@ def names(predictor: Predictor, ids: np.ndarray) -> list[str]:
 
 
 def find_images(patterns: Sequence[Path]) -> list[Path]:
-    """The files that paths, folders and patterns stand for, each once; UserError if one stands for none."""
+    """The files that paths, folders and patterns stand for, each once; UserError if one of them stands for no file."""
     found: list[Path] = []
     for pattern in patterns:
         if pattern.is_dir():
@@ -197,7 +197,11 @@ def find_images(patterns: Sequence[Path]) -> list[Path]:
 
 
 def check_images(images: Sequence[Path], out: Path) -> dict[tuple[int, int], list[Path]]:
-    """The images by size; UserError if one is no image or would be overwritten, or two would be written to one file."""
+    """Group images by their size (width, height) when upright.
+
+    Raises:
+        UserError: a file is missing or no image, a result would overwrite an image, or two results have the same name.
+    """
     inputs = {path.resolve() for path in images}
     stems: dict[str, Path] = {}
     sizes: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)

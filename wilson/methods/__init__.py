@@ -1,8 +1,8 @@
 """What a step optimises. A method maps a batch to its named loss terms; it knows nothing of files or devices.
 
-Methods that learn from image-level labels are those of `WeaklySupervised`; the others have `pixel_supervised` set and
-learn from the masks of the step, in which old classes are background. Only `joint` and `offline` see all masks: joint
-learns the classes seen so far at each step, from the model before it, offline all classes at once.
+Subclasses of `WeaklySupervised` learn from image-level labels. The other methods set `pixel_supervised` and learn from
+the masks of the step, in which old classes are background. Only `joint` and `offline` see all masks: joint learns at
+each step the classes seen so far, starting from the model before it; offline learns all classes at once.
 """
 
 from .base import Method, Settings

@@ -1,4 +1,4 @@
-"""What methods share: their configuration, and the parts of a step that learns from image-level labels."""
+"""What methods share: their settings, and the parts of a step that learns from image-level labels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from wilson.ops.internal import IMAGE_WEIGHT_EPS, loss_and_factor
 
 @dataclass(frozen=True)
 class Seen:
-    """What model and localizer say of a batch."""
+    """The outputs of model and localizer for a batch."""
 
     logits: Tensor  # s (B, C, h, w)
-    features: Tensor
-    scores: Tensor  # z (B, C, h, w), gradients flow
-    eval_scores: Tensor  # z of the eval-mode pass before, detached
+    features: Tensor  # (B, feature_channels, h, w)
+    scores: Tensor  # z (B, C, h, w), with gradients
+    eval_scores: Tensor  # z (B, C, h, w) of the localizer in eval mode, detached
 
 
 @dataclass(frozen=True)
 class SeenAndRemembered(Seen):
-    """The same, beside what the model before this step says."""
+    """The same, with the output of the model before this step."""
 
     old: Prediction
 
@@ -40,12 +40,12 @@ class Settings:
 
     losses: LossConfig = field(default_factory=LossConfig)
     warmup: int = 0  # epochs before the segmentation model learns from pseudo-labels
-    all_labels: bool = False  # the image-level labels tell the old classes, too
+    all_labels: bool = False  # image-level labels tell the old classes, too
     localizer_channels: int = 256
 
 
 class Method(nn.Module):
-    """A batch and the epoch in, named and weighted loss terms out; the total is their sum.
+    """A module that turns a batch and the epoch into named, weighted loss terms; the total loss is their sum.
 
     Args:
         model: the model in training, with all C classes.
@@ -54,8 +54,8 @@ class Method(nn.Module):
     """
 
     pixel_supervised: ClassVar[bool] = False  # learns from the masks of the step, not from image-level labels
-    softmax: ClassVar[bool] = False  # its classifiers are one softmax, so that the base step is trained by one, too
-    remembers: ClassVar[bool] = False  # looks at the old model, which is kept: frozen, in eval mode
+    softmax: ClassVar[bool] = False  # trains one softmax over all classes, and so does the base step before it
+    remembers: ClassVar[bool] = False  # keeps the old model, frozen and in eval mode
 
     def __init__(
         self, model: SegmentationModel, old: SegmentationModel | None = None, settings: Settings | None = None
@@ -69,6 +69,7 @@ class Method(nn.Module):
             self.old = old.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Method:
+        """Set the mode of all modules but the old model, which stays in eval mode."""
         super().train(mode)
         if self.remembers:
             self.old.eval()
@@ -76,22 +77,23 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def remember(self, batch: Batch) -> Prediction:
-        """What the model before this step says of a batch."""
+        """The output of the model before this step for a batch, without gradient."""
         return self.old(batch["image"])
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Look at the step's training images once before the first epoch; most methods have no need to."""
+        """Look at the step's training images once, before the first epoch; most methods do nothing here."""
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """Compute the weighted loss terms of a batch, scalars by name; `epoch` counts from 0."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
-        """Encoder, decoder, classifiers and, where there is one, localizer."""
+        """The parameters of encoder, decoder, classifiers and, if there is one, localizer."""
         return self.model.parameter_groups()
 
 
 class WeaklySupervised(Method):
-    """A step that learns new classes from image-level labels, with a localizer; arguments as of :class:`Method`."""
+    """A method that learns new classes from image-level labels, with a localizer; arguments as for :class:`Method`."""
 
     def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)
@@ -103,28 +105,43 @@ class WeaklySupervised(Method):
         return {**super().parameter_groups(), "localizer": self.localizer.parameters()}
 
     def look(self, batch: Batch) -> Seen:
-        """Run the model, and the localizer twice: in eval mode first, since training moves its statistics."""
+        """Run the model, then the localizer twice, first in eval mode, because training mode moves its statistics."""
         logits, features = self.model(batch["image"])
         eval_scores = self.localizer.eval_scores(features)
         return Seen(logits, features, self.localizer(features), eval_scores)
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """What the localizer sees in images (B, C, h, w), in the method's mode and whatever classes they hold."""
+        """The localizer's probabilities of all classes, whether the images hold them or not, in the current mode.
+
+        Args:
+            image: normalised, (B, 3, H, W).
+
+        Returns:
+            Probabilities (B, C, h, w).
+        """
         return self.localizer(self.model(image).features).softmax(1)
 
     @property
     def paper(self) -> bool:
-        """Whether the equations are followed where the published code departs from them."""
+        """Whether to follow the equations where the published code departs from them."""
         return self.config.mode == "paper"
 
     def classification(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """CLS (Eq. 3): BCE between pooled scores and labels of the new classes; of all classes with all_labels."""
+        """CLS (Eq. 3): BCE between pooled scores and labels of the new classes, with `all_labels` of all classes.
+
+        Args:
+            scores: z `(B, C, h, w)`.
+            labels: `(B, C-1)`, image-level labels.
+
+        Returns:
+            A scalar, differentiable in `scores`.
+        """
         pooled = self.pooled(scores)
         old = 1 if self.all_labels else self.old_classes
         return F.binary_cross_entropy_with_logits(pooled[:, old:], labels[:, old - 1 :].to(pooled.dtype))
 
     def pooled(self, scores: Tensor) -> Tensor:
-        """One score per image and class (B, C)."""
+        """Pool scores (B, C, h, w) to one score per image and class (B, C)."""
         c = self.config
         if c.pooling == "gap":
             return scores.mean((2, 3))
@@ -132,7 +149,16 @@ class WeaklySupervised(Method):
         return ops.ngwp_focal_pool(scores, eps=eps, gamma=c.gamma, lam=c.lam, focal=c.pooling == "ngwp_focal")
 
     def self_supervision(self, scores: Tensor, eval_scores: Tensor, batch: Batch) -> Tensor:
-        """SSS: the localizer learns from its own confident pixels, refined by the image."""
+        """SSS: the localizer learns from its own confident pixels, refined by the image's colours (PAMR).
+
+        Args:
+            scores: z `(B, C, h, w)`.
+            eval_scores: z `(B, C, h, w)` in eval mode; the labels come from them.
+            batch: gives the image and its labels.
+
+        Returns:
+            A scalar, differentiable in `scores`.
+        """
         c = self.config
         image = F.interpolate(batch["rgb"], size=scores.shape[2:], mode="bilinear", align_corners=True)
         refined = ops.pamr(image, eval_scores.softmax(1), iterations=c.pamr_iterations, dilations=c.pamr_dilations)
@@ -143,16 +169,17 @@ class WeaklySupervised(Method):
     def pseudo_label_loss(
         self, logits: Tensor, scores: Tensor, old_logits: Tensor, labels: Tensor, **settings: Any
     ) -> Tensor:
-        """SEG (Eq. 7), its weighted mean over images taken over those of all processes."""
+        """SEG (Eq. 7), its weighted mean over images taken over all processes; see `ops.pseudo_label_loss`."""
         loss, factor = loss_and_factor(logits, scores, old_logits, labels, **settings)
         return distributed.global_mean(loss, (factor > 0).sum(), len(factor), IMAGE_WEIGHT_EPS)
 
     def weighted(self, **terms: Tensor) -> dict[str, Tensor]:
+        """Multiply each term by its weight in the configuration."""
         return {name: getattr(self.config, name) * term for name, term in terms.items()}
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the localizer sees and what the model is taught, for pictures.
+        """What the localizer sees and what the model learns from, for pictures.
 
         Returns:
             The localizer's probabilities (B, C, h, w) and the pseudo-labels as classes (B, h, w).

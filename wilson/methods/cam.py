@@ -7,11 +7,11 @@ from torch import Tensor
 
 from .two_stage import TwoStage
 
-THRESHOLD = 0.25  # of a map whose peak is 1: what lies under it is background
+THRESHOLD = 0.25  # of a map's peak; pixels under it are background
 
 
 class Cam(TwoStage):
-    """A localizer learns by CLS on the plain mean of its scores; its positive scores over their peak are the maps."""
+    """CLS on the plain mean of the scores trains the localizer. A map is the positive scores divided by their peak."""
 
     def confidence(self, eval_scores: Tensor, labels: Tensor) -> Tensor:
         maps = eval_scores[:, 1:].relu() * labels[:, :, None, None]

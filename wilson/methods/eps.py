@@ -14,9 +14,9 @@ FOREGROUND = 0.5  # weight of the foreground map in the estimated saliency, as p
 
 
 class Eps(TwoStage):
-    """CLS on the plain mean of the scores, and the squared difference between the estimated saliency and the given one.
+    """CLS on the plain mean of the scores, and the squared difference between estimated and given saliency.
 
-    The background is a class of its own, which the saliency alone teaches.
+    The background is a class of its own; only the saliency term teaches it.
     """
 
     def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -27,13 +27,16 @@ class Eps(TwoStage):
 def saliency_loss(scores: Tensor, labels: Tensor, saliency: Tensor) -> Tensor:
     """Mean of (lam M_fg + (1 - lam)(1 - M_bg) - M_s)^2; lam = 0.5 (EPS, Sec. 3).
 
-    M is the softmax of the scores. M_fg sums the classes of the image; those of which no more than 0.4 of the pixels
-    are salient belong to M_bg instead, beside the background.
+    M is the softmax of the scores. A class of the image is foreground if more than 0.4 of its pixels are salient. M_fg
+    sums these classes; M_bg sums the background and the other classes of the image.
 
     Args:
         scores: `(B, C, h, w)`.
         labels: `(B, C-1)`, image-level labels.
-        saliency: M_s `(B, H, W)`, in [0, 1]; taken to the scores' size by the mean over areas.
+        saliency: M_s `(B, H, W)`, in [0, 1]; averaged over areas to the size of the scores.
+
+    Returns:
+        A scalar, differentiable in `scores`.
     """
     maps = scores.softmax(1)
     saliency = F.adaptive_avg_pool2d(saliency.to(maps.dtype), (maps.shape[2], maps.shape[3]))

@@ -14,10 +14,10 @@ from .base import Seen, WeaklySupervised
 
 
 class Finetune(WeaklySupervised):
-    """CLS and SSS from the start; after `warmup` epochs SEG against the localizer's hard labels.
+    """CLS and SSS from the start; after `warmup` epochs also SEG against the localizer's hard labels.
 
-    Targets are 1 where the localizer's gated arg-max is the background or a new class (alpha = 1) and 0 for every old
-    class. No LOC, no ENC, no merge, no old model.
+    The targets (alpha = 1) are 1 at the localizer's arg-max over the background and the image's new classes, and 0
+    elsewhere. There is no LOC, no ENC, no merge and no old model.
     """
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
@@ -31,8 +31,8 @@ class Finetune(WeaklySupervised):
             terms["seg"] = self.pseudo_label_loss(seen.logits, *self._hard_labels(seen, batch), **self._settings)
         return self.weighted(**terms)
 
-    # The background taken from the localizer alone, and old classes gated away by their labels of 0: with the
-    # background as the only "old" class, the merge leaves exactly the localizer's hard labels.
+    # The background comes from the localizer alone, and labels of 0 gate the old classes away. With the background as
+    # the only "old" class, the merge gives exactly the localizer's hard labels.
     _settings: ClassVar[dict[str, Any]] = {"alpha": 1.0, "background": 1.0}
 
     def _hard_labels(self, seen: Seen, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from wilson.models import Prediction
 
 from .lwf import Lwf
 
-WEIGHT = 100.0  # of the features' distillation, in the comparison that MiB published
+WEIGHT = 100.0  # of the distillation of features, as in the comparison that MiB published
 
 
 class Ilt(Lwf):

@@ -1,4 +1,4 @@
-"""Learning without forgetting (Li and Hoiem, ECCV 2016): the old classes' probabilities are kept."""
+"""Learning without forgetting (Li and Hoiem, ECCV 2016): the model keeps the old model's probabilities."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from wilson.ops.internal import upsample
 
 from .finetune_pixel import FinetunePixel
 
-WEIGHT = 100.0  # of the distillation, in the comparison that MiB published
+WEIGHT = 100.0  # of the distillation, as in the comparison that MiB published
 
 
 class Lwf(FinetunePixel):
-    """Cross-entropy, and distillation of the old model's softmax into that of the old classes' logits (Eq. 2, 3).
+    """Cross-entropy, and distillation of the old model's softmax into the softmax of the old classes (Eq. 2, 3).
 
-    As in MiB's comparison: temperature 1, mean over classes and pixels of the image.
+    As in MiB's comparison, the temperature is 1, and the distillation is a mean over classes and pixels of the image.
     """
 
     remembers: ClassVar[bool] = True
@@ -30,7 +30,7 @@ class Lwf(FinetunePixel):
         return {"ce": ce, **self.distillation(now, old, batch["mask"].shape[1:])}
 
     def distillation(self, now: Prediction, old: Prediction, size: tuple[int, ...]) -> dict[str, Tensor]:
-        """What holds on to the old model, weighted."""
+        """The weighted loss terms that hold on to the old model, at the size (H, W) of the image."""
         kd = distil(upsample(now.logits[:, : self.old_classes], size), upsample(old.logits, size))
         return {"kd": self.config.distillation * WEIGHT * kd}
 
@@ -40,6 +40,9 @@ def distil(logits: Tensor, old_logits: Tensor) -> Tensor:
 
     Args:
         logits: `(B, O, H, W)`.
-        old_logits: `(B, O, H, W)`, of the model that teaches.
+        old_logits: `(B, O, H, W)`, of the teacher.
+
+    Returns:
+        A scalar, differentiable in both.
     """
     return -(old_logits.softmax(1) * logits.log_softmax(1)).mean()

@@ -12,13 +12,13 @@ from wilson.ops.internal import upsample
 
 from .base import Method
 
-WEIGHT = 10.0  # of the distillation, in the comparison that MiB published
+WEIGHT = 10.0  # of the distillation, as in the comparison that MiB published
 
 
 class LwfMc(Method):
-    """Binary cross-entropy against the masks, and of the old classes against the old model's sigmoid (iCaRL, Alg. 3).
+    """Binary cross-entropy against the masks, and for old classes against the old model's sigmoid (iCaRL, Alg. 3).
 
-    As in MiB's comparison: both terms at the image's size, summed over classes, mean over pixels.
+    As in MiB's comparison, both terms are taken at the image's size, summed over classes and averaged over pixels.
     """
 
     pixel_supervised: ClassVar[bool] = True
@@ -30,5 +30,5 @@ class LwfMc(Method):
         kd = ops.localization_prior_loss(upsample(logits[:, : self.old_classes], size), upsample(old, size))
         return {
             "bce": ops.upsampled_soft_margin_loss(logits, batch["mask"]),
-            "kd": self.config.distillation * WEIGHT * self.old_classes * kd,  # the op's mean over classes undone
+            "kd": self.config.distillation * WEIGHT * self.old_classes * kd,  # undoes the op's mean over classes
         }

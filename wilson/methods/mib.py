@@ -22,8 +22,8 @@ WEIGHT = 10.0  # of the distillation, as published
 class Mib(Method):
     """Unbiased cross-entropy, unbiased distillation, and new classifiers that start from the background (Sec. 3.2).
 
-    In the masks of a step the background may be any old class, so its probability is that of background and old classes
-    together; for the old model the background may be any new class, so it teaches the sum of background and new ones.
+    In the masks of a step, background may be any old class, so its probability is that of background and old classes
+    together. For the old model, background may be any new class, so it teaches the sum of background and new classes.
     """
 
     pixel_supervised: ClassVar[bool] = True
@@ -47,12 +47,15 @@ class Mib(Method):
 
 
 def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
-    """Cross-entropy in which the background is background or any old class.
+    """Cross-entropy in which the label background means background or any old class; mean over labelled pixels.
 
     Args:
         logits: `(B, C, H, W)`.
-        labels: `(B, H, W)`, background or one of the new classes; 255 is left out.
+        labels: `(B, H, W)`, background or a new class; 255 is left out.
         old: O, background included.
+
+    Returns:
+        A scalar, differentiable in `logits`.
     """
     background = logits[:, :old].logsumexp(1, keepdim=True)
     labels, ignored = (labels - old + 1).clamp(min=0), VOID - old + 1
@@ -61,11 +64,14 @@ def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
 
 
 def unbiased_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
-    """Distillation in which the old model's background is background or any new class; mean over classes and pixels.
+    """Distillation in which the old background means background or any new class; mean over classes and pixels.
 
     Args:
         logits: `(B, C, H, W)`.
-        old_logits: `(B, O, H, W)`.
+        old_logits: `(B, O, H, W)`, of the old model.
+
+    Returns:
+        A scalar, differentiable in both.
     """
     old = old_logits.shape[1]
     background = torch.cat([logits[:, :1], logits[:, old:]], 1).logsumexp(1, keepdim=True)

@@ -19,19 +19,19 @@ from wilson.ops.internal import upsample
 
 from .base import Method, Settings
 
-SCALES = (1, 2, 4)  # cells per side in which features are pooled
+SCALES = (1, 2, 4)  # number of pooling cells per side
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published
-IGNORED = VOID  # as crowds have it in the masks
+IGNORED = VOID  # crowds have the same label in the masks
 
 
 class Plop(Method):
-    """Cross-entropy with the old model's labels where the mask says background, and pooled features kept (Sec. 3).
+    """Cross-entropy with the old model's labels for background pixels, and distillation of pooled features (Sec. 3).
 
-    A background pixel takes the old model's class where the entropy of its softmax is under the median for that class,
-    found in one look at the training images, and is left out elsewhere; an image weighs by the share of its background
-    pixels that are kept. Local POD compares the output of every stage of the backbone and the logits, new ones added to
-    the background. New classifiers start as MiB's. The published code also accepts any entropy under a floor, and takes
-    stages before their activation.
+    A background pixel takes the old model's class if the entropy of the old softmax is under the median for that class;
+    otherwise it is left out. `prepare` finds the medians in one pass over the training images. The loss of an image is
+    weighted by the share of its background pixels that are kept. Local POD compares the outputs of all stages of the
+    backbone, and the logits after those of new classes are added to the background's. New classifiers start as in MiB.
+    The published code also accepts any entropy under a floor, and compares stages before their activation.
     """
 
     pixel_supervised: ClassVar[bool] = True
@@ -48,6 +48,7 @@ class Plop(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch]) -> None:
+        """Find the median entropy of each old class over the background pixels of the training images."""
         edges = torch.logspace(-6, 0, 601, device=self.thresholds.device)  # 2.3 % apart
         # float32 would stop counting at 2^24 pixels
         counts = torch.zeros(self.old_classes, len(edges) + 1, dtype=torch.float64, device=edges.device)
@@ -78,7 +79,16 @@ class Plop(Method):
         return {"ce": (share[:, None, None] * ce).mean(), "pod": self.config.distillation * growth * pod}
 
     def pseudo_labels(self, old_logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The labels to learn from (B, H, W), and the share of background pixels that got one (B,)."""
+        """Fill the background of a mask with the old model's confident labels.
+
+        Args:
+            old_logits: `(B, O, H, W)`.
+            mask: `(B, H, W)`, background, a new class, or 255.
+
+        Returns:
+            The labels to learn from `(B, H, W)`, 255 where there is none, and the share of background pixels that got a
+            label `(B,)`, 1 for an image without background.
+        """
         classes, entropy = guess(old_logits)
         background = mask < self.old_classes
         kept = background & (entropy < self.thresholds[classes])
@@ -88,23 +98,26 @@ class Plop(Method):
 
 
 def guess(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The class of every pixel and the entropy of its softmax, in 0..1: `(B, H, W)` each."""
+    """The class of every pixel, and the entropy of its softmax scaled to 0..1: `(B, H, W)` each."""
     log = logits.log_softmax(1)
     return logits.argmax(1), -(log.exp() * log).sum(1) / math.log(logits.shape[1])
 
 
 def local_pod(features: Tensor, old: Tensor) -> Tensor:
-    """Distance of two maps, squared and pooled over rows and columns of cells at every scale; mean over images.
+    """Local POD: the Euclidean distance between the :func:`strips` of two maps, mean over images.
 
     Args:
         features: `(B, C, H, W)`.
-        old: `(B, C, H, W)`.
+        old: `(B, C, H, W)`, of the old model.
+
+    Returns:
+        A scalar, differentiable in both.
     """
     return torch.linalg.vector_norm(strips(features.float()) - strips(old.float()), dim=1).mean()
 
 
 def strips(features: Tensor) -> Tensor:
-    """Means of the squares along rows and columns of s x s cells: (B, C, H, W) -> (B, all of them)."""
+    """Means of the squares along rows and columns of s x s cells, for each s of `SCALES`: (B, C, H, W) -> (B, N)."""
     (batch, channels), found = features.shape[:2], []
     for s in SCALES:
         h, w = features.shape[2] // s, features.shape[3] // s
@@ -115,7 +128,7 @@ def strips(features: Tensor) -> Tensor:
 
 @contextmanager
 def outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Fills a list with what the modules return inside."""
+    """A list that the block fills with the outputs of the modules, in the order of their calls."""
     found: list[Tensor] = []
     hooks = [module.register_forward_hook(lambda _module, _inputs, out: found.append(out)) for module in modules]
     try:

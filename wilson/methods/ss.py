@@ -1,4 +1,4 @@
-"""Single-stage segmentation from image labels (Araslanov and Roth, CVPR 2020) as a maker of hard labels."""
+"""Single-stage segmentation from image labels (Araslanov and Roth, CVPR 2020) as a source of hard labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .two_stage import TwoStage
 
 
 class SingleStage(TwoStage):
-    """nGWP + focal pooling over a background score of 1; in the second half of the phase also SSS, refined by PAMR.
+    """CLS on nGWP with the focal penalty, over a background score of 1; SSS joins in the second half of the warm-up.
 
-    Without that paper's stochastic gate and global cue: the localizer is that of WILSON.
+    PAMR refines the labels of SSS. That paper's stochastic gate and global cue are left out: the localizer is WILSON's.
     """
 
     pooling: ClassVar[Pooling] = "ngwp_focal"

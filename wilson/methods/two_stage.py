@@ -1,4 +1,4 @@
-"""What the rivals cam, ss and eps share: labels made by a frozen localizer."""
+"""What the rivals cam, ss and eps share: a frozen localizer makes the labels."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from wilson.models import SegmentationModel
 
 from .base import SeenAndRemembered, Settings, WeaklySupervised
 
-NEVER = -1e4  # a score that no softmax takes up, within half precision
-CERTAIN = 100.0  # a score that takes up the whole softmax
+NEVER = -1e4  # a score with a softmax of 0, within the range of half precision
+CERTAIN = 100.0  # a score with a softmax of 1 beside scores of 0
 
 
 class TwoStage(WeaklySupervised):
-    """A localizer with an encoder of its own learns for `warmup` epochs; then, frozen, it labels what the model learns.
+    """A localizer with its own encoder learns for `warmup` epochs; then it is frozen and labels images for the model.
 
-    In WILSON's tables the rivals label all images offline. Here the frozen networks label the very crop that the model
-    sees; their encoder starts as the old model's, and old classes without labels have no score. As in WILSON's
-    published code, the hard labels of background and new classes are merged with the old model's output (Eq. 6 with
-    alpha 1), and SEG (Eq. 7) counts every image. The model learns from SEG alone, after the warm-up.
+    In WILSON's tables, the rivals label all images offline. Here the frozen networks label the very crop that the model
+    sees. Their encoder starts as the old model's, and old classes without labels get no score. As in WILSON's published
+    code, the hard labels of background and new classes are merged with the old model's output (Eq. 6 with alpha 1), and
+    SEG (Eq. 7) counts every image. The model learns from SEG alone, after the warm-up.
     """
 
     remembers: ClassVar[bool] = True
@@ -55,11 +55,11 @@ class TwoStage(WeaklySupervised):
         return self.weighted(seg=ops.soft_margin_loss(self.model(batch["image"]).logits, targets))
 
     def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The localizer's loss terms."""
+        """The weighted loss terms of the localizer in the warm-up epochs."""
         return self.weighted(cls=self.classification(scores, batch["labels"]))
 
     def localize(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores in the localizer's own mode, and in eval mode."""
+        """Scores of the localizer in its current mode, and in eval mode: (B, C, h, w) each."""
         features = self.encoder(batch["image"])
         eval_scores = self.localizer.eval_scores(features)
         return self.visible(self.localizer(features)), self.visible(eval_scores)
@@ -69,19 +69,19 @@ class TwoStage(WeaklySupervised):
         return self.confidence(scores, torch.ones_like(scores[:, 1:, 0, 0]))
 
     def visible(self, scores: Tensor) -> Tensor:
-        """The scores, those of classes without labels out of play."""
+        """The scores, with `NEVER` for old classes unless their labels are known."""
         if self.all_labels:
             return scores
         old = torch.full_like(scores[:, 1 : self.old_classes], NEVER)
         return torch.cat([scores[:, :1], old, scores[:, self.old_classes :]], 1)
 
     def confidence(self, eval_scores: Tensor, labels: Tensor) -> Tensor:
-        """How sure the localizer is of every class (B, C, h, w); classes that the image does not hold are 0."""
+        """The localizer's confidence in every class (B, C, h, w); 0 for classes that the image does not hold."""
         probabilities = eval_scores.softmax(1)
         return torch.cat([probabilities[:, :1], probabilities[:, 1:] * labels[:, :, None, None]], 1)
 
     def targets(self, eval_scores: Tensor, old_logits: Tensor, labels: Tensor) -> Tensor:
-        """The localizer's hard labels, merged with the old model's output."""
+        """The localizer's hard labels merged with the old model's output: targets (B, C, h, w)."""
         hard = F.one_hot(self.confidence(eval_scores, labels).argmax(1), eval_scores.shape[1]).movedim(-1, 1)
         settings: dict[str, Any] = {"alpha": 1.0}
         settings["background"] = "min" if self.config.background is None else self.config.background

@@ -31,7 +31,7 @@ class Wilson(WeaklySupervised):
         return self.with_prior(scores, old_logits).softmax(1)
 
     def with_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
-        """The localizer's scores, in part replaced where the prior is the old model's output or a constant."""
+        """The localizer's scores; the priors fixed and background replace some by the old model's logits or by 1."""
         if self.config.prior == "fixed":
             return torch.cat([old_logits.to(scores.dtype), scores[:, self.old_classes :]], 1)
         if self.config.prior == "background":
@@ -59,20 +59,20 @@ class Wilson(WeaklySupervised):
         """LOC (Eq. 4), or cross-entropy between the old model's softmax and the localizer's over all classes."""
         if self.config.prior == "loc":
             return ops.localization_prior_loss(scores, old_logits)
-        new = scores.shape[1] - self.old_classes  # to which the old model gives no probability
+        new = scores.shape[1] - self.old_classes  # the old model gives these no probability
         return F.cross_entropy(scores, F.pad(old_logits.softmax(1), (0, 0, 0, 0, 0, new)))
 
     def segmentation(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
-        """SEG (Eq. 7); in the paper's mode every image counts, whatever classes its hard labels hold."""
+        """SEG (Eq. 7); in the paper's mode, every image counts, whatever classes its hard labels hold."""
         if self.paper or not self.config.merge:
             return ops.soft_margin_loss(seen.logits, self.targets(seen, labels))
         return self.pseudo_label_loss(seen.logits, seen.eval_scores, seen.old.logits, labels, **self._smoothing)
 
     def targets(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
-        """The merged pseudo-labels (Eq. 5, 6), in the paper's mode not gated by the image-level labels.
+        """The merged pseudo-labels (Eq. 5, 6); in the paper's mode, the image-level labels do not gate them.
 
-        Without the merge they are the localizer's for all classes: nothing but the background, whose weight is then 1,
-        stands for an old class, and the old classes, unless their labels are known, pass the gate.
+        Without the merge, the localizer labels all classes: the background is the only "old" class and takes the
+        localizer's weight 1, and the other old classes pass the gate unless their labels are known.
         """
         gate, old_logits, settings = labels, seen.old.logits, self._smoothing
         if not self.config.merge:

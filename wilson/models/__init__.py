@@ -1,7 +1,7 @@
 """The networks: backbone, decoder, one classifier per step, and the localizer.
 
-`protocol` says what a method knows of a model, `segmenter` is the model of this project, `weight_files` reads and
-writes weights.
+`protocol` is the interface that methods use, `segmenter` is this project's model, `weight_files` reads and writes
+weights.
 """
 
 from .backbone import build_backbone, image_statistics

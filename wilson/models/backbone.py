@@ -1,4 +1,4 @@
-"""Feature extractors: any timm model with features, the wide residual network, or the small one of the demo."""
+"""Backbones: any timm model with features, the wide residual network, or the demo's small one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TimmBackbone(nn.Module):
-    """The last feature map of a timm model: (B, 3, H, W) -> (B, channels, H/stride, W/stride)."""
+    """The last feature map of a timm model: (B, 3, H, W) -> (B, channels, H/stride, W/stride).
+
+    Args:
+        name: of the timm model.
+        stride: pixels of the image per pixel of the features.
+        pretrained: load timm's pretrained weights.
+        activation: "own", or "leaky_relu" (slope 0.01).
+
+    Raises:
+        UserError: the model has no features at this stride, or does not take the activation.
+    """
 
     def __init__(self, name: str, stride: int, pretrained: bool = False, activation: Activation = "own") -> None:
         import timm
@@ -44,14 +54,14 @@ class TimmBackbone(nn.Module):
         self.channels: int = info.channels()[-1]
         self.stride: int = info.reduction()[-1]
         if self.stride != stride:
-            raise UserError(f"backbone {name} has stride {self.stride}, asked for {stride}; choose another stride")
+            raise UserError(f"backbone {name} has stride {self.stride}, expected {stride}; choose another stride")
         _dilate_first_blocks(self.body)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.body(image)[-1]
 
     def stages(self) -> list[nn.Module]:
-        """The modules that make timm's feature maps, but for a stem without parameters."""
+        """The modules whose outputs are timm's feature maps; a stem without parameters is left out."""
         parts = dict(self.body.named_modules())
         names = [info["module"] for info in self.body.feature_info.info]  # type: ignore[union-attr]
         found = [parts[name if name in parts else name.replace(".", "_")] for name in names]
@@ -62,9 +72,9 @@ Backbone: TypeAlias = TimmBackbone | SmallResNet | WideResNet
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:
-    """Give the first block of a residual network's stages the dilation of the others, as the published network has it.
+    """Give the first block of each stage of a residual network the dilation of its other blocks, as published.
 
-    timm leaves the first block at the dilation of the stage before.
+    timm gives it the dilation of the stage before.
     """
     from timm.models.resnet import BasicBlock, Bottleneck
 
@@ -76,24 +86,27 @@ def _dilate_first_blocks(body: nn.Module) -> None:
 
 
 def build_backbone(name: str, stride: int, weights: str = "none", activation: Activation = "own") -> Backbone:
-    """A feature extractor with the attributes `channels` and `stride`.
+    """Build a feature extractor with the attributes `channels` and `stride`.
 
     Args:
         name: a timm model with features ("resnet101", "tf_efficientnet_lite0", ...), "wide_resnet38_a2", or
             "small_resnet".
         stride: pixels of the image per pixel of the features, 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4).
-        weights: "hub" for timm's pretrained weights, "none" for random ones, or a local .safetensors or .pth file in
-            the names of the model: timm's, or what `wilson weights import` wrote.
-        activation: of a timm model, "own" or "leaky_relu" (slope 0.01); the other two always have leaky ReLU.
+        weights: "hub" for timm's pretrained weights, "none" for random ones, or a local .safetensors or .pth file whose
+            tensors have the model's names: timm's, or those that `wilson weights import` writes.
+        activation: of a timm model, "own" or "leaky_relu" (slope 0.01); the other two always use leaky ReLU.
+
+    Returns:
+        A module from images (B, 3, H, W) to features (B, channels, H/stride, W/stride).
 
     Raises:
-        UserError: unknown model, a stride that it does not offer, or a file that does not fit.
+        UserError: the model is unknown, does not offer the stride, or the file does not fit.
     """
     backbone: Backbone
     if name in OWN:
         kind = OWN[name]
         if stride != kind.stride:
-            raise UserError(f"backbone {name} has stride {kind.stride}, asked for {stride}; set the stride to that")
+            raise UserError(f"backbone {name} has stride {kind.stride}, got {stride}; set the stride to {kind.stride}")
         if weights == "hub":
             raise UserError(f"backbone {name} has no pretrained weights in timm's hub; use weights none, or a file")
         backbone = kind()
@@ -106,7 +119,7 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
                 raise
             raise UserError(
                 f"the pretrained weights of {name} could not be loaded from timm's hub: {error}; "
-                "download them elsewhere and pass the file as weights, or use weights none"
+                "download them on another machine and pass the file as weights, or use weights none"
             ) from error
     if weights not in ("hub", "none"):
         load_weights(body(backbone), Path(weights), activation="leaky_relu" if name in OWN else activation)
@@ -114,18 +127,18 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
 
 
 def body(backbone: Backbone) -> nn.Module:
-    """The module whose names a file of weights has."""
+    """The module whose state dict a file of weights holds."""
     return backbone.body if isinstance(backbone, TimmBackbone) else backbone
 
 
 def image_statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that images are normalised by: the configuration's, else the backbone's."""
+    """Mean and standard deviation for the normalisation of images: the configuration's, else the backbone's."""
     mean, std = normalization(config.model.backbone)
     return config.data.mean or mean, config.data.std or std
 
 
 def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the images that a backbone was trained on, per channel, for RGB in 0..1."""
+    """Mean and standard deviation of a backbone's training images, per channel, for RGB in 0..1."""
     if name == SMALL:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     if name == WIDE:

@@ -1,4 +1,4 @@
-"""Batch-norm over the global batch of several processes."""
+"""Batch-norm over the global batch of all processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all processes. What each does with it counts in its gradient, so that is summed, too."""
+    """Sum over all processes. Each process uses the sum, so the gradient is summed over all of them, too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -27,11 +27,11 @@ class _AllReduce(torch.autograd.Function):
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch-norm whose statistics are those of all processes' batches, on any device; state dict of `nn.BatchNorm2d`.
+    """Batch-norm over the batches of all processes, on any device: (B, C, H, W) -> (B, C, H, W).
 
-    With N the number of pixels of all processes: mean = sum x / N and var = sum (x - mean)^2 / N, each sum over all
-    processes and differentiable; running_var takes N / (N - 1) var. (B, C, H, W) -> (B, C, H, W). It keeps the
-    activation and dropout of a timm layer that it takes the place of.
+    With N the number of pixels of all processes: mean = sum x / N and var = sum (x - mean)^2 / N. Both sums run over
+    all processes and are differentiable. running_var follows N / (N - 1) var. The state dict is that of
+    `nn.BatchNorm2d`. A layer that replaces one of timm's keeps its activation and dropout.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -62,11 +62,15 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with every batch-norm over all processes; parameters, buffers and their names stay.
+    """Let every batch-norm of a model work over all processes; parameters, buffers and their names stay.
 
     Args:
-        model: with `nn.BatchNorm2d` or timm's activated batch-norm.
-        device: that it runs on. GPUs get PyTorch's SyncBatchNorm, CPUs, where PyTorch has none, `GlobalBatchNorm`.
+        model: with `nn.BatchNorm2d` or timm's activated batch-norm; changed in place.
+        device: that the model runs on. On a GPU the layers become PyTorch's SyncBatchNorm; on the CPU, for which
+            PyTorch has none, they become `GlobalBatchNorm`.
+
+    Returns:
+        The model.
     """
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm
@@ -75,7 +79,7 @@ def synchronize(model: nn.Module, device: torch.device) -> nn.Module:
     for name, child in model.named_children():
         if isinstance(child, _BatchNorm):
             norm = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
-            norm.__dict__.update(child.__dict__)  # the very same parameters and buffers; timm's activation
+            norm.__dict__.update(child.__dict__)  # the same parameters and buffers, and timm's activation
             setattr(model, name, norm)
         else:
             synchronize(child, device)

@@ -1,4 +1,4 @@
-"""The DeepLabV3 head (Chen et al., arXiv 1706.05587) in the form that WILSON's published weights have."""
+"""The DeepLabV3 head (Chen et al., arXiv 1706.05587), laid out as in WILSON's published weights."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ DILATIONS = {8: (12, 24, 32), 16: (6, 12, 18)}  # by stride, as published
 class DeepLabV3Head(nn.Module):
     """Atrous spatial pyramid pooling: (B, C_in, H, W) -> (B, channels, H, W).
 
-    In training the global branch pools the whole map; in testing, a sliding window of the training crop's size with
-    replicate padding, so that a larger image is seen as the crops were.
+    In training, the global branch averages over the whole map. In eval mode, it averages over a sliding window of the
+    training crop's size, with replicate padding, so that it sees a larger image as it saw the crops.
 
     Args:
-        inputs: channels of the features.
+        inputs: C_in, channels of the features.
         channels: channels of each branch and of the result, 256 as published.
-        dilations: of the three 3x3 branches.
+        dilations: of the 3x3 branches, three as published.
         window: height and width of the sliding window in feature pixels: the training crop over the stride.
     """
 

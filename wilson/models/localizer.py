@@ -1,4 +1,4 @@
-"""The localizer: scores of all classes at every pixel of the features, learned from image-level labels."""
+"""The localizer: scores of all classes at every feature pixel, learned from image-level labels."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,12 @@ from .layers import NormAct
 class Localizer(nn.Sequential):
     """3x3 convolution, norm, 3x3 convolution, norm, 1x1 convolution: (B, C_in, H, W) -> scores (B, classes, H, W).
 
-    Fresh at each step, dropped at test time.
+    Each step trains a fresh one and drops it at the end.
+
+    Args:
+        inputs: C_in, channels of the features.
+        channels: of the hidden layers.
+        classes: number of classes, background included.
     """
 
     def __init__(self, inputs: int, channels: int, classes: int) -> None:
@@ -22,7 +27,7 @@ class Localizer(nn.Sequential):
         )
 
     def eval_scores(self, features: Tensor) -> Tensor:
-        """The scores with running statistics, detached: pseudo-labels come from them. The mode of every layer stays."""
+        """Scores computed in eval mode, without gradient; pseudo-labels come from them. Every layer keeps its mode."""
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
         with torch.no_grad():

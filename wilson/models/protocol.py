@@ -1,4 +1,4 @@
-"""What a method knows of a segmentation model, whoever made it."""
+"""The interface between methods and segmentation models, whatever network is behind it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class Prediction(NamedTuple):
-    """What the model says of a batch: logits (B, C, h, w) at feature resolution, and the encoder's features."""
+    """The output of a model: logits (B, C, h, w) and features (B, feature_channels, h, w), at feature resolution."""
 
     logits: Tensor
     features: Tensor
 
 
 class SegmentationModel(nn.Module):
-    """A network from images to logits that can be taught more classes. Methods know no more of a model than this."""
+    """A network from images to logits that can learn more classes. Methods use nothing else of a model."""
 
     def forward(self, image: Tensor) -> Prediction:
-        """Logits and features of normalised images (B, 3, H, W)."""
+        """Compute logits and features of normalised images (B, 3, H, W)."""
         raise NotImplementedError
 
     @property
@@ -34,21 +34,21 @@ class SegmentationModel(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """What makes the features of an image: (B, 3, H, W) -> (B, feature_channels, h, w)."""
+        """The network that computes the features: (B, 3, H, W) -> (B, feature_channels, h, w)."""
         raise NotImplementedError
 
     def extended(self, new: int) -> SegmentationModel:
-        """The model of the next step: a copy with `new` more classes, whose weights are fresh."""
+        """The model of the next step: a copy with `new` more classes, their weights fresh."""
         raise NotImplementedError
 
     def start_from_background(self, new: int) -> None:
-        """Give the last `new` classes the background's weights, and share its probability among it and them."""
+        """Give the last `new` classes the background's weights, and divide its probability among it and them."""
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
-        """The stages of the encoder, in their order, for methods that compare their outputs."""
+        """The stages of the encoder in order, for methods that compare their outputs."""
         raise NotImplementedError
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
-        """The parameters as encoder, decoder and classifiers."""
+        """The parameters by group: encoder, decoder, classifiers."""
         raise NotImplementedError

@@ -17,13 +17,13 @@ from .protocol import Prediction, SegmentationModel
 
 
 class Segmenter(SegmentationModel):
-    """A segmentation model that grows by one classifier with every step.
+    """A segmentation model that gains one classifier with every step.
 
     Args:
         backbone: with `channels` and `stride`.
         head_channels: channels of the decoder, 256 as published.
-        classes: number of channels that each step adds; the first counts the background.
-        window: the training crop over the stride, for the global branch at test time.
+        classes: number of output channels that each step adds; the first number includes the background.
+        window: the training crop over the stride, for the decoder's global branch in eval mode.
         dilations: of the decoder; None for the published ones of the stride.
     """
 
@@ -62,17 +62,17 @@ class Segmenter(SegmentationModel):
         return self.backbone
 
     def extended(self, new: int) -> Segmenter:
-        """The model of the next step: a copy with one more classifier, of `new` classes, as PyTorch initialises it."""
+        """The model of the next step: a copy with one more classifier of `new` classes, in PyTorch's initialisation."""
         model = deepcopy(self)
         model.classifiers.append(nn.Conv2d(self._first_classifier.in_channels, new, 1))
         return model
 
     @torch.no_grad()
     def start_from_background(self, new: int) -> None:
-        """Give the last classifier, of `new` classes, the background's weights, and share its probability out.
+        """Give the last classifier, of `new` classes, the background's weights, and divide its probability among them.
 
-        The biases of background and new classes become the background's less log(new + 1), so that together they are as
-        probable as the background was (MiB, Cermelli et al., CVPR 2020, Sec. 3.2).
+        The biases of background and new classes become the background's bias less log(new + 1), so that together they
+        are as probable as the background was (MiB, Cermelli et al., CVPR 2020, Sec. 3.2).
         """
         first, last = self._first_classifier, self.classifiers[-1]
         first.bias[0] -= math.log(new + 1)  # type: ignore[index]
@@ -84,11 +84,11 @@ class Segmenter(SegmentationModel):
         return self.classifiers[0]  # type: ignore[return-value]
 
     def stages(self) -> list[nn.Module]:
-        """The stages of the backbone, in their order."""
+        """The stages of the backbone, in order."""
         return self.backbone.stages()
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
-        """Encoder, decoder and classifiers."""
+        """The parameters of encoder, decoder and classifiers."""
         return {
             "encoder": self.backbone.parameters(),
             "decoder": self.head.parameters(),
@@ -106,19 +106,25 @@ def build_segmenter(
     dilations: Sequence[int] | None = None,
     activation: Activation = "own",
 ) -> Segmenter:
-    """A segmentation model from plain values; see :class:`Segmenter` and :func:`build_backbone`."""
+    """Build a segmentation model from plain values.
+
+    Args:
+        backbone, stride, weights, activation: see :func:`build_backbone`.
+        head_channels, classes, dilations: see :class:`Segmenter`.
+        crop: side of the training crops in pixels.
+    """
     features = build_backbone(backbone, stride, weights, activation)
     return Segmenter(features, head_channels, classes, max(1, crop // stride), dilations)
 
 
 def new_model(config: ModelConfig, classes: Sequence[int], crop: int, weights: str) -> Segmenter:
-    """A fresh model of a configuration.
+    """Build a fresh model from a configuration.
 
     Args:
         config: of the network.
-        classes: number of output channels that each step adds; the first one counts the background.
+        classes: number of output channels that each step adds; the first number includes the background.
         crop: side of the training crops in pixels.
-        weights: as of :func:`build_backbone`.
+        weights: of the backbone, see :func:`build_backbone`.
     """
     return build_segmenter(
         config.backbone,

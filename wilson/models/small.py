@@ -1,4 +1,4 @@
-"""A small residual network at stride 4, trained from scratch within minutes: the backbone of the demo."""
+"""The demo's backbone: a small residual network at stride 4 that trains from scratch within minutes."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from .layers import LEAKY_SLOPE, NormAct
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions (B, C_in, H, W) -> (B, C_out, H/stride, W/stride), and a shortcut."""
+    """Two 3x3 convolutions and a shortcut: (B, C_in, H, W) -> (B, C_out, H/stride, W/stride)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
 
 
 class SmallResNet(nn.Sequential):
-    """(B, 3, H, W) -> (B, 64, H/4, W/4)."""
+    """A small residual network: (B, 3, H, W) -> (B, 64, H/4, W/4)."""
 
     channels = 64
     stride = 4

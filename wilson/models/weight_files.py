@@ -1,4 +1,4 @@
-"""Files of weights: read without executing anything, written whole or not at all, and told apart by a checksum."""
+"""Files of weights: read without executing anything, written whole or not at all, identified by a checksum."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from wilson.atomic import replacing
 from wilson.config import Activation
 from wilson.errors import UserError, first_line
 
-ACTIVATION = "activation"  # its key in the metadata of a .safetensors file
+ACTIVATION = "activation"  # key of the activation's name in the metadata of a .safetensors file
 
 
 def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -> None:
-    """Load a state dict; what only the file has (the classifier) is left out, what only the model has is refused.
+    """Load a state dict into a model. Tensors that only the file has (the classifier) are ignored.
 
     Args:
         model: takes the weights.
         path: the file.
-        activation: the model's; a .safetensors file may name the one that its weights were trained with.
+        activation: the model's; a .safetensors file may name the activation that its weights were trained with.
 
     Raises:
-        UserError: the file is missing, no state dict, lacks or misshapes a tensor of the model, or was trained with
-            another activation.
+        UserError: the file is missing or no state dict, a tensor of the model is missing in it or has another shape, or
+            the weights were trained with another activation.
     """
     state, metadata = read_weights(path)
     trained_with = metadata.get(ACTIVATION, activation)
@@ -41,14 +41,17 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
     if wrong:
         raise UserError(
             f"weights {path} do not fit the backbone: {len(wrong)} of {len(wanted)} tensors are missing or of another "
-            f"shape, the first {wrong[0]}; give weights of this very model "
+            f"shape, the first {wrong[0]}; give weights of the same model "
             "(published in-place-ABN weights: see wilson weights import)"
         )
     model.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A state dict, and the metadata that a .safetensors file has; nothing in the file is executed.
+    """Read a state dict without executing anything in the file.
+
+    Returns:
+        The tensors by name, and the metadata of a .safetensors file (empty for other files).
 
     Raises:
         UserError: the file is missing or no state dict.
@@ -67,7 +70,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_weights(weights: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write a .safetensors file; its folder is made."""
+    """Write a .safetensors file; its folder is created."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def write_weights(weights: dict[str, Tensor], metadata: dict[str, str], path: Pa
 
 
 def checksum(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor, by name; the batch counts of norm layers left out."""
+    """SHA-256 over name, dtype, shape and bytes of all tensors, sorted by name, without norm layers' batch counts."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         if name.endswith("num_batches_tracked"):

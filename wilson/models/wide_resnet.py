@@ -1,6 +1,6 @@
 """Wide-ResNet-38 in its A2 form (Wu et al., arXiv 1611.10080): the backbone of COCO-to-VOC, at stride 8.
 
-Shapes for an image (B, 3, H, W); every convolution is 3x3 where nothing else is said:
+Shapes for an image (B, 3, H, W); convolutions are 3x3 unless noted:
 
 | part | blocks | channels inside, last one out | dilation | out |
 | --- | --- | --- | --- | --- |
@@ -13,7 +13,7 @@ Shapes for an image (B, 3, H, W); every convolution is 3x3 where nothing else is
 | mod7 | 1 | 1024 (1x1), 2048, 4096 (1x1) | 4 | (B, 4096, H/8, W/8) |
 | bn_out | norm and activation | | | (B, 4096, H/8, W/8) |
 
-The names of the parts are those of the published weights.
+The parts have the names of the published weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .layers import NormAct
 
 
 class Stage(NamedTuple):
-    """Blocks of equal widths; the first one carries the stride."""
+    """Blocks of equal widths; the first one has the stride."""
 
     blocks: int
     widths: tuple[int, ...]
@@ -48,7 +48,9 @@ STAGES = (
 
 
 class PreActivationBlock(nn.Module):
-    """Norm before every convolution, and a plain sum: (B, C_in, H, W) -> (B, widths[-1], H/stride, W/stride).
+    """A residual block with a norm before every convolution and a plain sum at its end.
+
+    It maps (B, C_in, H, W) to (B, widths[-1], H/stride, W/stride).
 
     Args:
         inputs: C_in.
@@ -82,7 +84,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Sequential):
-    """(B, 3, H, W) -> (B, channels, H/8, W/8).
+    """Wide-ResNet-38 without its classifier: (B, 3, H, W) -> (B, channels, H/8, W/8).
 
     Args:
         stages: mod2 to mod7; the default is the published network.
@@ -95,7 +97,7 @@ class WideResNet(nn.Sequential):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["mod1"] = nn.Sequential(OrderedDict(conv1=nn.Conv2d(3, width, 3, padding=1, bias=False)))
         for number, stage in enumerate(stages, 2):
-            if number < 4:  # the later stages keep the resolution or carry a stride
+            if number < 4:  # later stages keep the resolution or have a stride
                 layers[f"pool{number}"] = nn.MaxPool2d(3, stride=2, padding=1)
             blocks: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(1, stage.blocks + 1):
@@ -108,5 +110,5 @@ class WideResNet(nn.Sequential):
         self.channels = width
 
     def stages(self) -> list[nn.Module]:
-        """mod2 to mod7."""
+        """The stages mod2 to mod7."""
         return [child for name, child in self.named_children() if name.startswith("mod") and name != "mod1"]

@@ -16,14 +16,14 @@ def overlay(
     colours: Sequence[palette.Colour] | None = None,
     opacity: float = 0.55,
 ) -> Image.Image:
-    """An image with its classes tinted in their colours and outlined by thin borders.
+    """Tint the classes of an image in their colours, and outline them with thin borders.
 
     The background (label 0) and unlabelled pixels (label 255) keep the image's own colours.
 
     Args:
         image: RGB, PIL image or uint8 array (H, W, 3).
         labels: integers (H, W), output channels or mask ids, 0 to 255.
-        colours: colour of each label; None: the colours of the report, by output channel.
+        colours: colour of each label; None for the report's colours by output channel.
         opacity: share of the class colour in a tinted pixel, 0 to 1.
 
     Returns:
@@ -56,11 +56,11 @@ def _borders(labels: np.ndarray) -> np.ndarray:
 
 
 def soft(probabilities: np.ndarray, *, colours: Sequence[palette.Colour] | None = None) -> Image.Image:
-    """Class colours blended by probability: a sure pixel has its class's colour, an unsure one a mixture.
+    """Blend the class colours by probability: a certain pixel gets its class's colour, an uncertain one a mixture.
 
     Args:
         probabilities: floating (C, H, W), non-negative, summing to 1 over the C channels; at most 256 channels.
-        colours: C colours; None: the colours of the report.
+        colours: C colours; None for the report's colours.
 
     Returns:
         An RGB image (H, W).
@@ -78,7 +78,7 @@ def soft(probabilities: np.ndarray, *, colours: Sequence[palette.Colour] | None 
 
 
 def legend(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """The picture with a strip below that names the colours of the classes in it, as `overlay` draws them.
+    """Add a strip below a picture that names the colours of its classes, as `overlay` draws them.
 
     Args:
         picture: RGB image.
@@ -86,7 +86,7 @@ def legend(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Im
         names: class names in channel order.
 
     Returns:
-        An RGB image of the same width, higher by the strip; without classes the picture itself.
+        An RGB image of the same width, higher by the strip; the picture itself if it has no classes.
     """
     present = [int(channel) for channel in np.unique(labels) if 0 < channel < len(names)]
     if not present:

@@ -1,4 +1,4 @@
-"""Colours of classes: Pascal VOC's colour map for mask files, well separated colours for pictures."""
+"""Colours of classes: Pascal VOC's colour map for mask files, well-separated colours for pictures."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image
 Colour = tuple[int, int, int]
 
 # Chosen by farthest-point search over CIELAB distances as seen with normal, protanopic, deuteranopic and tritanopic
-# vision (the least distance counts): over 25 between any two of the first eight and the background, over 11 among all.
+# vision (the smallest counts): over 25 between any two of the first eight and the background, over 11 among all.
 _BACKGROUND: Colour = (58, 62, 70)
 _DISTINCT: tuple[Colour, ...] = (
     (255, 221, 0),
@@ -60,7 +60,7 @@ def palette(n: int) -> list[Colour]:
 
 
 def distinct(n: int) -> list[Colour]:
-    """Colours of the output channels 0..n-1 in pictures: the background dark grey, then colours easily told apart.
+    """Colours of the output channels 0..n-1 in pictures: a dark grey background, then colours easy to tell apart.
 
     The first 20 classes have colours chosen for colour-blind readers; further ones take those of the VOC colour map.
     A channel's colour does not depend on n, so all steps and runs of one task share their colours.
@@ -79,11 +79,11 @@ def distinct(n: int) -> list[Colour]:
 
 
 def apply(mask: Image.Image | np.ndarray, colours: Sequence[Colour] | None = None) -> Image.Image:
-    """A mask as a palette image, the form VOC's own masks have.
+    """Turn a mask into a palette image, the format of VOC's own masks.
 
     Args:
         mask: ids (H, W), 0 to 255. A PIL image of mode L or P, or an array of any integer dtype.
-        colours: colour of each id, at most 256; None: the VOC colour map. Ids past its end are white.
+        colours: colour of each id, at most 256; None for the VOC colour map. Ids beyond them are white.
 
     Returns:
         An image of mode P whose pixel values are the ids.

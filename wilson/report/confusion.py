@@ -1,4 +1,4 @@
-"""The confusion matrix of a step: kept as numbers and as a picture, and shown in the report."""
+"""The confusion matrix of a step: stored as numbers and as a picture, and shown in the report."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from wilson.run_folder import StepFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ANNOTATED = 24  # classes; with more there is no room for figures
+_ANNOTATED = 24  # with more classes, the cells have no room for numbers
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def write(folder: StepFolder, classes: Sequence[str], matrix: Any, old: int) -> 
 
 
 def read(folder: StepFolder) -> Confusion | None:
-    """What `write` left in a folder, or None if there are no readable numbers."""
+    """Read the numbers that `write` left in a folder; None if there are no readable ones."""
     try:
         document = json.loads(folder.confusion.read_text(encoding="utf-8"))
         classes, pixels = [str(name) for name in document["classes"]], np.array(document["pixels"], dtype=np.int64)
@@ -59,8 +59,8 @@ def read(folder: StepFolder) -> Confusion | None:
 
 
 def draw(path: Path, classes: Sequence[str], matrix: Any, old: int) -> None:
-    """Write the picture alone; arguments as those of `write`."""
-    from wilson.report.drawing import canvas, png  # matplotlib, which reading and writing numbers need not load
+    """Write the picture alone to a PNG file; the other arguments are those of `write`."""
+    from wilson.report.drawing import canvas, png  # loads matplotlib, which reading and writing numbers do not need
 
     confusion = Confusion(classes, old, np.asarray(matrix))
     with canvas(size(confusion), size(confusion), layout="constrained") as figure:
@@ -69,7 +69,7 @@ def draw(path: Path, classes: Sequence[str], matrix: Any, old: int) -> None:
 
 
 def svg(confusion: Confusion) -> str:
-    """The picture as an svg element."""
+    """Draw the matrix as an svg element."""
     from wilson.report import drawing
 
     with drawing.canvas(size(confusion), size(confusion), layout="constrained") as figure:
@@ -89,7 +89,7 @@ def size(confusion: Confusion) -> float:
 
 
 def _draw(figure: "Figure", confusion: Confusion) -> None:
-    """Shares of the pixels of each true class; a class without a pixel has an empty row."""
+    """Draw the shares of each true class's pixels; a class without pixels has an empty row."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm, to_rgba
 
     from wilson.report.drawing import DEEP_BLUE, INK, MUTED
@@ -100,7 +100,7 @@ def _draw(figure: "Figure", confusion: Confusion) -> None:
     ax = figure.subplots()
     # from transparent, so that an empty cell has the colour of the page, light or dark
     colours = LinearSegmentedColormap.from_list("shares", [to_rgba(DEEP_BLUE, 0.0), to_rgba(DEEP_BLUE, 1.0)])
-    root = PowerNorm(0.5, vmin=0, vmax=1)  # a few per cent shall show
+    root = PowerNorm(0.5, vmin=0, vmax=1)  # keeps a few per cent visible
     ax.imshow(shares, cmap=colours, norm=root, interpolation="none")
     if count <= _ANNOTATED:
         for (row, column), share in np.ndenumerate(shares):

@@ -1,4 +1,4 @@
-"""What all drawings share: one look, and matplotlib figures as inline SVG or as files."""
+"""What all drawings share: one style, and matplotlib figures as inline SVG or as files."""
 
 import io
 import re
@@ -51,13 +51,13 @@ _STYLE: Any = {
 
 @contextmanager
 def canvas(width: float, height: float, **options: Any) -> Iterator[Figure]:
-    """An empty figure in the look of the report, to be drawn and turned into a picture inside."""
+    """An empty figure in the style of the report; draw and save it inside the block. Sizes are in inches."""
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(width, height), **options)
 
 
 def svg(figure: Figure, title: str) -> str:
-    """The figure as an svg element that fills its parent's width and has the page's colours."""
+    """Turn a figure into an svg element that fills its parent's width and has the page's colours."""
     file = io.StringIO()
     figure.patch.set_alpha(0)
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -70,6 +70,6 @@ def svg(figure: Figure, title: str) -> str:
 
 
 def png(figure: Figure, path: Path) -> None:
-    """The figure as a PNG file on white, which can be read on any page."""
+    """Write a figure to a PNG file, on white, so that it is readable on any page."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white")

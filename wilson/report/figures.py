@@ -51,7 +51,7 @@ def run_colours(runs: Sequence[Run]) -> list[str]:
 
 
 def class_bars(group: Group, colours: dict[str, str]) -> str:
-    """IoU of every class, one bar per run, with a tick where the class stood after the first step.
+    """IoU of every class, one bar per run, with a tick at the IoU after the first step.
 
     Args:
         group: comparable results.
@@ -78,7 +78,7 @@ def class_bars(group: Group, colours: dict[str, str]) -> str:
 
 def _bars(ax: Axes, group: Group, colours: dict[str, str], channels: range, slots: int) -> None:
     width = min(0.8 / len(group.results), 0.3)
-    annotated = slots * len(group.results) <= 36  # more bars leave no room for figures
+    annotated = slots * len(group.results) <= 36  # more bars leave no room for numbers
     unlabelled = {_BEFORE, *(result.label for result in group.results)}
 
     def label_once(text: str) -> str | None:
@@ -105,7 +105,7 @@ def _bars(ax: Axes, group: Group, colours: dict[str, str], channels: range, slot
 
 
 def _class_axis(ax: Axes, group: Group, channels: range, slots: int) -> None:
-    """Names and colours of the classes below the bars, the new classes on a ground of their own."""
+    """Names and colours of the classes below the bars; the new classes have a ground of their own."""
     class_colours = palette.distinct(len(group.classes))
     for place, channel in enumerate(channels):
         colour = [value / 255 for value in class_colours[channel]]
@@ -115,7 +115,7 @@ def _class_axis(ax: Axes, group: Group, channels: range, slots: int) -> None:
         ax.axvspan(new[0] - 0.5, new[-1] + 0.5, color=GROUND, zorder=0)
         ax.text(new[0] - 0.45, 101, "new classes", color=MUTED, fontsize=9, va="bottom")
     names = [group.classes[channel] for channel in channels]
-    letters = WIDTH * 72 / slots / 6.5  # that fit side by side: a letter is some 6.5 points wide
+    letters = WIDTH * 72 / slots / 6.5  # that fit into a slot; a letter is about 6.5 points wide
     if max(len(word) for name in group.classes for word in name.split(" ")) > letters:
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
     else:
@@ -127,7 +127,7 @@ def _class_axis(ax: Axes, group: Group, channels: range, slots: int) -> None:
 
 
 def curves(found: dict[str, Curve]) -> str:
-    """The loss terms of one step and, where it was evaluated on the way, its validation mIoU.
+    """The loss terms of one step and, if it was evaluated during training, its validation mIoU.
 
     Args:
         found: TensorBoard scalars by tag ("loss/...", "validation/miou_...", "validation/localizer_miou").
@@ -187,7 +187,7 @@ def _legend_or_note(ax: Axes, note: str) -> None:
 
 
 def _thinned(curve: Curve) -> Curve:
-    """At most some 200 points: means over runs of as many neighbouring iterations as that takes."""
+    """Thin a curve to at most 200 points by averaging neighbouring iterations."""
     x, y = curve
     stride = math.ceil(len(x) / _POINTS) or 1
     pieces = range(0, len(x), stride)

@@ -25,6 +25,7 @@ class _Source:
     panels: Panels
 
     def panel(self, name: str) -> Panel | None:
+        """The pictures of an image; None if there are none."""
         return next((panel for panel in self.panels.panels if panel.name == name), None)
 
 
@@ -59,14 +60,15 @@ def section(runs: Sequence[Run], labels: Sequence[str]) -> str:
         if lacking:
             parts += f'<p class="note">No example pictures in the run folders of: {escape("; ".join(lacking))}.</p>'
     return f"""<h2>Examples</h2>
-<p>Images the model was not trained on. The localizer, trained from image-level labels, says roughly where each class is
-(colours blend where it is unsure); merged with the old model it gives the pseudo-label that the segmentation model
-learns from, at the coarse resolution of the features. Compare the predictions with the truth on the right.</p>
+<p>The model was not trained on these images. The localizer, trained from image-level labels, shows roughly where each
+class is; colours blend where it is unsure. Its output is merged with the old model's into the pseudo-label, which
+teaches the segmentation model at the coarse resolution of the features. Compare the predictions with the truth on the
+right.</p>
 {parts}"""
 
 
 def _sources(members: Sequence[tuple[Run, str]]) -> list[_Source]:
-    """The last step of every run; before them the first step, where one of the runs kept its pictures."""
+    """The last step of every run; before them the first step, if a run kept its pictures."""
     last, first = [], []
     for run, label in members:
         found = [_Source(label, run, step, step.panels) for step in run.steps if step.panels and step.panels.panels]
@@ -110,13 +112,13 @@ def _table(sources: Sequence[_Source]) -> str:
 
 
 def _names(sources: Sequence[_Source]) -> list[str]:
-    """The images to show: those with a localizer first, as the other steps may have other images."""
+    """The images to show, those with a localizer first, because the other steps may have other images."""
     names = [panel.name for source in [*_localized(sources), *sources] for panel in source.panels.panels]
     return list(dict.fromkeys(names))[:_ROWS]
 
 
 def _localized(sources: Sequence[_Source]) -> list[_Source]:
-    """Those that show a localizer, the method `wilson` first."""
+    """The sources that show a localizer, the method `wilson` first."""
     found = [source for source in sources if any(panel.localizer for panel in source.panels.panels)]
     return sorted(found, key=lambda source: source.run.method != "wilson")
 

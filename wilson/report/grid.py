@@ -1,4 +1,4 @@
-"""The outcomes of a grid of runs: a table, the figures behind it, and a plot."""
+"""The outcomes of a grid of runs as a table, as the figures behind it, and as a plot."""
 
 import csv
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def write(folder: Path, outcomes: Sequence[Outcome], order: Sequence[str]) -> st
 
 
 def table(rows: dict[str, list[Outcome]]) -> str:
-    """One line per row in Markdown: mean and standard deviation over its seeds."""
+    """One Markdown line per row: mean and standard deviation over its seeds."""
     columns = (*GROUPS, "pixel accuracy")
     lines = [f"| row | seeds | {' | '.join(columns)} |", "| --- " * (len(columns) + 2) + "|"]
     for name, found in rows.items():
@@ -61,7 +61,7 @@ def table(rows: dict[str, list[Outcome]]) -> str:
 
 
 def values(found: Sequence[Outcome], name: str) -> list[float]:
-    """A figure of each seed, where there is one."""
+    """A figure of each outcome that has it."""
     return [value for outcome in found if (value := outcome.figure(name)) is not None]
 
 
@@ -82,7 +82,7 @@ def _write_figures(writer: Any, rows: dict[str, list[Outcome]]) -> None:
 
 
 def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:
-    """Bars of the means, a dot for each seed of a row with several, and a line over their standard deviation."""
+    """Draw the means as bars; rows with several seeds get a dot for each seed and a line for the standard deviation."""
     from matplotlib.patches import Patch
 
     from wilson.report.drawing import ALL, INK, MUTED, NEW, OLD, canvas, png

@@ -12,40 +12,40 @@ from wilson.report.results import Group, Result
 from wilson.report.text import DASH, percent
 
 _WHAT = {
-    "wilson": "Learns the new classes from image-level labels alone; the old model and a localizer supply the pixels.",
-    "finetune": "Learns the new classes from the same image-level labels with nothing to hold on to the old ones.",
-    "cam": "Learns the new classes from hard labels that a localizer made of activation maps.",
+    "wilson": "Learns the new classes from image-level labels alone; old model and localizer label the pixels.",
+    "finetune": "Learns the new classes from the same image-level labels; nothing preserves the old ones.",
+    "cam": "Learns the new classes from hard labels, which a localizer makes from activation maps.",
     "ss": "Learns the new classes from hard labels of a single-stage localizer, refined by the image's colours.",
-    "eps": "Learns the new classes from hard labels of a localizer that was taught by saliency maps.",
-    "finetune-pixel": "Learns the new classes from their masks, with nothing to hold on to the old ones.",
-    "lwf": "Learns the new classes from their masks, and keeps the old model's probabilities of the old ones.",
-    "lwf-mc": "Learns the new classes from their masks, and keeps the old model's sigmoid of each old one.",
-    "ilt": "As lwf, and keeps the old model's features.",
-    "mib": "Learns the new classes from their masks, allowing for old classes in the background.",
+    "eps": "Learns the new classes from hard labels of a localizer that learned from saliency maps.",
+    "finetune-pixel": "Learns the new classes from their masks; nothing preserves the old ones.",
+    "lwf": "Learns the new classes from their masks, and keeps the old model's probabilities of the old classes.",
+    "lwf-mc": "Learns the new classes from their masks, and keeps the old model's sigmoid of each old class.",
+    "ilt": "Like lwf, and also keeps the old model's features.",
+    "mib": "Learns the new classes from their masks, and allows for old classes in the background.",
     "plop": "Learns the new classes from their masks and the old model's labels, and keeps the features of all stages.",
-    "joint": "Learns from the masks of all classes seen so far: what could be reached at best.",
-    "supervised": "The first step: learns its classes from labels for every pixel.",
-    "base": "The first step: learns its classes from labels for every pixel.",
-    "offline": "All classes at once from labels for every pixel: what could be reached at best.",
+    "joint": "Learns from the masks of all classes seen so far: the best that can be expected.",
+    "supervised": "The first step: learns its classes from masks.",
+    "base": "The first step: learns its classes from masks.",
+    "offline": "Learns all classes at once from masks: the best that can be expected.",
 }
 _SETTINGS = {
     "data.root": "data",
     "data.crop": "crop",
     "model.backbone": "backbone",
     "model.stride": "stride",
-    "base.epochs": "epochs at first",
-    "step.epochs": "later",
+    "base.epochs": "epochs (base step)",
+    "step.epochs": "epochs (later steps)",
     "step.batch": "batch",
 }
-_PIXELS = 80  # of the page, for an inch of a confusion matrix
-_NAMED = 6  # longer lists of classes are given by their number
+_PIXELS = 80  # pixels of the page per inch of a confusion matrix
+_NAMED = 6  # of a longer list of classes, the page shows the length
 _MEANS = {
     "with_background": "with background",
     "without_background": "without background",
     "localizer": "localizer",
     "step_validation": "on the later steps' own data",
 }
-_COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixels right"}
+_COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixel accuracy"}
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -84,12 +84,13 @@ def page(runs: Sequence[Run]) -> str:
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<p>A segmentation model that knows some classes is taught new ones. The old classes are no longer labelled then, and of
-the new ones it gets no masks, only the names of those that each training image shows (image-level labels), unless a
-method says otherwise. The question is twofold: does it learn the new classes, and does it keep the old ones?</p>
+<p>A segmentation model that knows some classes learns new ones. Its training images have no labels of the old classes
+and no masks of the new ones: each image comes with the names of the new classes that it shows (image-level labels),
+unless a method says otherwise. Two questions matter: does the model learn the new classes, and does it keep the old
+ones?</p>
 {"".join(sections)}
-<footer>Written by wilson {escape(__version__)}. IoU: pixels on which prediction and truth agree on a class, divided by
-those that either gives to it; mIoU: the mean over classes.</footer>
+<footer>Written by wilson {escape(__version__)}. IoU of a class: the pixels that both prediction and truth give to it,
+divided by the pixels that either gives to it. mIoU: the mean over classes.</footer>
 </main>
 </body>
 </html>
@@ -110,7 +111,7 @@ def _summary(found: Sequence[Group], colours: dict[str, str]) -> str:
     for group in results.final(found):
         tiles = "".join(_tile(result, colours[result.label]) for result in group.results)
         ticked = any(result.figures["before"] is not None for result in group.results)
-        tick = ". The tick: the first classes after the first step" if ticked else ""
+        tick = ". The tick marks the first classes after the first step" if ticked else ""
         parts += f'<h3>{_group_title(group)}</h3><p class="small muted">mIoU in percent{tick}.</p>'
         parts += f'<div class="tiles">{tiles}</div>'
     return parts
@@ -141,15 +142,15 @@ def _runs(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -
     titles = ("method", "task", "protocol", "seed", "recipe", "settings", "folder")
     head = "".join(f"<th>{title}</th>" for title in titles)
     return f"""<h2>Runs</h2>
-<p>Each run is one method on one task. A task says which classes come in which step; the protocol, which images a step
-may use; the seed, all random choices.</p>
+<p>Each run is one method on one task. The task says which classes come in which step, the protocol says which images a
+step may use, and the seed fixes all random choices.</p>
 <div class="scroll"><table class="data">
 <thead><tr>{head}</tr></thead>
 <tbody>{rows}</tbody></table></div>"""
 
 
 def _key_settings(run: Run) -> str:
-    """The settings a reader asks for first, as far as the configuration has them."""
+    """The settings that a reader asks for first, as far as the configuration has them."""
     found = []
     for path, title in _SETTINGS.items():
         value: Any = run.settings
@@ -181,15 +182,16 @@ def _results(found: Sequence[Group], colours: dict[str, str]) -> str:
     if not found:
         return "<h2>Results</h2>" + _note("No step has been evaluated yet: results.json lists none.")
     return f"""<h2>Results</h2>
-<p>Mean IoU in percent, higher is better, over the classes of earlier steps (old), of this step (new), and over all,
-background included. Next to them, how far the classes of the first step have moved since that step, in points: below
-zero is forgetting. In bold the best of the runs that are comparable; a dash is a figure that does not exist.</p>
+<p>Mean IoU in percent (higher is better) over the classes of earlier steps (old), of this step (new), and over all
+classes with the background. The next column shows how much the mean of the first step's classes has changed since that
+step, in points; below zero is forgetting. Bold marks the best of comparable runs. A dash means that a figure does not
+exist.</p>
 <div class="scroll"><table class="data results"><thead><tr><th>method</th>{head}</tr></thead>{body}</table></div>
 {_means(found, colours)}"""
 
 
 def _means(found: Sequence[Group], colours: dict[str, str]) -> str:
-    """The means that the first table does not tell, where they were measured."""
+    """The means that the first table does not show, where they were measured."""
     measured = [result for group in found for result in group.results if result.step.with_background]
     if not measured:
         return ""
@@ -204,16 +206,16 @@ def _means(found: Sequence[Group], colours: dict[str, str]) -> str:
         name = f"{result.label}, step {result.step.step}"
         body += f"<tr><td>{_dot(colours[result.label])}{escape(name)}</td>{cells}</tr>"
     return f"""<h3>With and without background, and the localizer</h3>
-<p>The localizer, which a step drops when it is done, is scored on its own: of the classes that an image is known to
-show, old and new, the likeliest at every pixel. Knowing what is shown, it is not to be compared with the model; its old
-and new leave the background out, its all has it.</p>
+<p>The localizer has a score of its own, although a step drops it at the end. It knows which classes an image shows, old
+and new, and picks the most likely of them at every pixel. The model does not know them, so the two scores cannot be
+compared. The localizer's old and new leave the background out; its all includes it.</p>
 <div class="scroll"><table class="data results means">
 <thead><tr><th></th>{head}</tr><tr><th>method</th>{below}</tr></thead>
 <tbody>{body}</tbody></table></div>"""
 
 
 def _steps(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
-    """The course of every run of several steps."""
+    """The course of every run with several steps."""
     parts = ""
     for run, label in zip(runs, labels, strict=True):
         if len(run.steps) >= steps.LEAST:
@@ -223,8 +225,9 @@ def _steps(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) 
     if not parts:
         return ""
     return f"""<h2>Step by step</h2>
-<p>Each column is the mean IoU of the classes that one step added, in percent, after that step and after every later
-one: how well a step is learned at first, and how much of it remains. All counts the background, too.</p>
+<p>Each column is the mean IoU, in percent, of the classes that one step added, after that step and after every later
+one. It shows how well the model learns these classes at first, and how much of that remains. The column all includes
+the background.</p>
 {parts}"""
 
 
@@ -260,8 +263,8 @@ def _per_class(found: Sequence[Group], colours: dict[str, str]) -> str:
     if not charts:
         charts = _note("No step has been evaluated yet.")
     return f"""<h2>Class by class</h2>
-<p>The IoU of every class after the last step, one bar per run. The tick shows where a class stood after the first
-step: a bar that ends below its tick has forgotten. A dash marks a class that no validation image shows.</p>
+<p>The IoU of every class after the last step, one bar per run. The tick marks the IoU of the class after the first
+step; a bar that ends below its tick shows forgetting. A dash marks a class that no validation image shows.</p>
 {charts}"""
 
 
@@ -278,9 +281,9 @@ def _confusion(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, st
     if not charts:
         return ""
     return f"""<h2>What is taken for what</h2>
-<p>Of the pixels of each true class (rows), the percentage that the model gives to each class (columns) after the last
-step: what it gets right lies on the diagonal. Lines part old classes from new ones; an empty row is a class that no
-validation image shows.</p>
+<p>Each row shows to which classes (columns) the model gives the pixels of one true class after the last step, in
+percent. Correct pixels lie on the diagonal. Lines separate old classes from new ones. A row is empty if no validation
+image shows its class.</p>
 <div class="matrices">{charts}</div>"""
 
 
@@ -293,11 +296,11 @@ def _training(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str
                 charts += f'<div class="chart">{figures.curves(step.curves)}</div>'
         lacking = [f"step-{step.step}" for step in run.steps if not step.curves]
         if lacking:
-            charts += _note(f"{label}: no TensorBoard logs in {', '.join(lacking)} of its run folder, hence no curves.")
+            charts += _note(f"{label}: no curves, as there are no TensorBoard logs in {', '.join(lacking)}.")
     return f"""<h2>Training</h2>
-<p>The losses, term by term, and the mIoU on validation images while training. CLS asks which classes an image shows,
-LOC and ENC hold on to the old model, SSS sharpens the localizer, SEG teaches the segmentation model. SSS and SEG may
-start some epochs later than the others.</p>
+<p>The loss terms, and the mIoU on validation images during training. CLS asks which classes an image shows, LOC and ENC
+hold on to the old model, SSS sharpens the localizer, and SEG teaches the segmentation model. SSS and SEG may start some
+epochs after the others.</p>
 {charts}"""
 
 
@@ -308,6 +311,7 @@ def _reproduce(runs: Sequence[Run], labels: Sequence[str]) -> str:
         config = f"<pre>{escape(run.config)}</pre>" if run.config else _note("config.yaml is missing or unreadable.")
         blocks += f"<details><summary>{escape(label)}: command and configuration</summary>{command}{config}</details>"
     return f"""<h2>How to reproduce</h2>
-<p>A run is fixed by its configuration and seed, kept as config.yaml in its folder. The same page again:</p>
+<p>The configuration, which includes the seed, determines a run; it is in config.yaml in the run's folder. This command
+writes the same page again:</p>
 <pre>wilson report {escape(shlex.join(str(run.path) for run in runs))} --out report.html</pre>
 {blocks}"""

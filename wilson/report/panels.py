@@ -1,4 +1,4 @@
-"""Example pictures of a step: written by the training loop, shown in the report."""
+"""Example pictures of a step: a run writes them, the report shows them."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ INDEX = "panels.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """What there is to show of one image. Labels are output channels, 255 where there is none.
+    """What to show of one image. Labels are output channels, 255 where there is none.
 
     Args:
         name: the image's name in the data set.
@@ -61,7 +61,7 @@ def write(folder: Path, class_names: Sequence[str], ids: Sequence[int], entries:
     runs of a task, whatever its mask id. Localizer and pseudo-labels keep the size of the feature map.
 
     Args:
-        folder: made if missing; files of the same names are replaced, the index last.
+        folder: created if missing; files of the same names are replaced, the index last.
         class_names: names in channel order, background first.
         ids: mask ids in channel order.
         entries: what to show, a dozen images or so.
@@ -93,7 +93,7 @@ def write(folder: Path, class_names: Sequence[str], ids: Sequence[int], entries:
 
 
 def read(folder: Path) -> Panels | None:
-    """The pictures that `write` left in a folder, or None if there is no readable index."""
+    """Find the pictures that `write` left in a folder; None if there is no readable index."""
     try:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return Panels(list(document["classes"]), [_panel(folder, files) for files in document["panels"]])

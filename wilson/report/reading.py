@@ -1,4 +1,4 @@
-"""Reading run folders: configuration, results, training curves and panels."""
+"""Read run folders: configuration, results, training curves and panels."""
 
 import json
 import math
@@ -18,15 +18,15 @@ Curve = tuple[list[int], list[float]]
 
 
 Means = dict[str, float | None]
-"""Mean IoU in percent of "old", "new" and "all"; empty where nobody measured it."""
+"""Mean IoU in percent of "old", "new" and "all"; empty if it was not measured."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One step's results (percent; None where a class is absent from the ground truth), curves and pictures.
 
-    `miou` leaves the background out of "old" and "new" and counts it in "all", as is usual; so do `localizer` and
-    `step_validation`, the model on the data set that the incremental steps alone have.
+    `miou` leaves the background out of "old" and "new" and includes it in "all", as published. So do `localizer` and
+    `step_validation`, which is the model's score on the incremental steps' own data set.
     """
 
     step: int
@@ -47,8 +47,8 @@ class Step:
 class Run:
     """One run folder.
 
-    `config` is the text of its config.yaml and `settings` the parsed form, `command` the text of its command.txt;
-    each is empty without the file.
+    `config` is the text of config.yaml, `settings` its parsed form, `command` the text of command.txt. Each is empty if
+    the file is missing.
     """
 
     path: Path
@@ -147,7 +147,7 @@ def _text(path: Path) -> str:
 
 
 def step(entry: dict[str, Any]) -> Step:
-    """One step's results without curves and pictures, from an entry of results.json."""
+    """Read one step's results, without curves and pictures, from an entry of results.json."""
     return Step(
         step=int(entry["step"]),
         classes=[str(name) for name in entry["classes"]],
@@ -179,7 +179,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def _curves(folder: StepFolder) -> dict[str, Curve]:
-    """The TensorBoard scalars of a step by tag; where a resumed run wrote an iteration again, its later value."""
+    """Read the TensorBoard scalars of a step by tag; if a resumed run logged an iteration again, its value counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not folder.logs():

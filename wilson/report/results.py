@@ -1,4 +1,4 @@
-"""Which steps of which runs are comparable, and the figures they are compared by."""
+"""Which steps of which runs are comparable, and the figures that compare them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ UNRIVALLED = ("joint", "offline")
 
 @dataclass(frozen=True)
 class Result:
-    """One run after one step. `figures` holds percent for "old", "new", "all", "pixels", "before", in points "change".
+    """One run after one step.
 
-    "before" is the mean IoU of the first step's classes (without background) after that step, "change" what it is now
-    less that: forgetting, where negative. `first` is that first step, None where no run recorded it.
+    `figures` holds "old", "new", "all", "pixels" and "before" in percent, and "change" in points. "before" is the mean
+    IoU of the first step's classes (without background) after that step. "change" is their mean IoU now less "before";
+    below zero it is forgetting. `first` is that first step, None if no run recorded it.
     """
 
     label: str
@@ -26,7 +27,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Group:
-    """Results over the same classes of the same task and protocol. `new` is empty where no earlier step is known."""
+    """Results over the same classes of the same task and protocol; `new` is empty if no earlier step is known."""
 
     task: str
     protocol: str
@@ -42,7 +43,7 @@ class Group:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A short name for each run: its method, and what tells it from the other runs of that method."""
+    """A short name for each run: its method, and what distinguishes it from other runs of that method."""
     chosen = [run.method for run in runs]
     traits = [(run.task, run.protocol, f"seed {run.seed}", run.path.name, str(run.path)) for run in runs]
     for trait in zip(*traits, strict=True):
@@ -55,7 +56,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """The comparable results, in order of first appearance of task and protocol, then by number of classes."""
+    """Group comparable results, in the order in which task and protocol first appear, then by number of classes."""
     names = dict(zip(map(id, runs), labels(runs), strict=True))
     found = []
     for task, protocol in dict.fromkeys((run.task, run.protocol) for run in runs):
@@ -88,7 +89,7 @@ def mean_iou(step: Step, classes: Iterable[str]) -> float | None:
 
 
 def _first(run: Run, members: Sequence[Run]) -> Step | None:
-    """The result after step 0 of the run itself, or of a run with the same seed that it may have started from."""
+    """The result after step 0: of the run itself, or of a run with the same seed, from which it may have started."""
     for candidate in [run, *(other for other in members if other.seed == run.seed)]:
         for step in candidate.steps:
             if step.step == 0:

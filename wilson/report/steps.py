@@ -15,7 +15,7 @@ from wilson.run_folder import RunFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEAST = 3  # results that make a course; two are told by old and new
+LEAST = 3  # number of results that make a course; for two, old and new tell all
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Course:
 
     Args:
         steps: numbers of the steps, in order.
-        groups: classes that each of them added, background left out.
-        values: of every step, one row: the mean over each group, None for those not learned yet.
+        groups: classes that each step added, without background.
+        values: one row per step: the mean over each group, None for groups not learned yet.
         all: mean over all classes of a step, background included.
     """
 
@@ -41,7 +41,7 @@ class Course:
 
 
 def course(steps: Sequence[Step]) -> Course:
-    """The course of a run.
+    """Compute the course of a run.
 
     Args:
         steps: the results of the run, at least one; each holds the classes of the one before.
@@ -80,12 +80,12 @@ def write(folder: RunFolder, results: Sequence[dict[str, Any]]) -> str:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The table of a run as text; `results` are entries of results.json, at least one."""
+    """Format the table of a run as text; `results` are entries of results.json, at least one."""
     return text(course([step(entry) for entry in results]))
 
 
 def text(found: Course) -> str:
-    """The table as text, one line per step."""
+    """Format a course as text, one line per step."""
     sizes = [f"{len(group)} class{'es' * (len(group) > 1)}" for group in found.groups]
     lines = [
         ["mIoU (%) of the", *found.titles, "all"],
@@ -100,7 +100,7 @@ def text(found: Course) -> str:
 
 
 def svg(found: Course) -> str:
-    """The course as an svg element."""
+    """Draw a course as an svg element."""
     from wilson.report import drawing
 
     with drawing.canvas(drawing.WIDTH, 3.2, layout="constrained") as figure:

@@ -1,4 +1,4 @@
-"""How figures are written, on the page as in a terminal."""
+"""How figures are formatted, on the page and in a terminal."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ DASH = "\N{EN DASH}"
 
 
 def percent(value: float | None) -> str:
-    """A percentage with one decimal, a dash for None."""
+    """Format a percentage with one decimal; a dash for None."""
     return DASH if value is None else f"{value:.1f}"

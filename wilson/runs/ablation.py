@@ -1,14 +1,15 @@
 """A grid of runs that differ in a few options, from one base step per seed.
 
-The recipe is YAML:
+A YAML file describes the grid:
 
-base:              options of every run, nested as in config.yaml; those left out are the recipe's (default: voc)
+base:              options of every run, nested as in config.yaml; the others come from its `recipe` (default: voc)
 seeds: [0, 1, 2]   one base step each
-rows:              what each row changes; `seeds` in a row leaves some out
+rows:              what each row changes; a row with `seeds` runs only these
   wilson: {}
   no prior: {losses: {prior: none}, seeds: [0]}
 
-The folder holds one run per base step and row, table.md, results.csv and plot.png, written anew after every row.
+The folder holds one run for each base step and for each row and seed, and table.md, results.csv and plot.png, which are
+updated after every row.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from .experiment import Experiment
 from .folder import claim_folder
 from .run import run
 
-FIXED = ("recipe", "task", "protocol", "seed", "model", "base")  # what a row cannot change: the base step depends on it
+FIXED = ("recipe", "task", "protocol", "seed", "model", "base")  # a row cannot change these: the base step uses them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a configuration and the seeds it is run with."""
+    """One line of the table: a configuration and the seeds of its runs."""
 
     name: str
     config: Config
@@ -51,18 +52,18 @@ class Row:
 
 
 def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
-    """Run a grid, one row after the other, all rows of a seed before the next seed.
+    """Run a grid: for each seed the base step, then one row after the other.
 
     Args:
-        recipe: the YAML file.
+        recipe: the YAML file that describes the grid.
         out: the folder.
-        resume: keep what `out` holds: finished rows stay, an unfinished one goes on where it stopped.
+        resume: keep what `out` holds: finished runs stay, an unfinished one continues where it stopped.
 
     Returns:
-        The table.
+        Path of the table.
 
     Raises:
-        UserError: anything that a user can mend; a mistake in the recipe before anything is run.
+        UserError: a mistake that the user can fix; mistakes in the YAML file are found before anything runs.
     """
     base, rows = read(recipe)
     with distributed.session(choose_device(base.config.device)):
@@ -94,13 +95,13 @@ def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
 
 
 def outcome(row: str, seed: int, path: Path) -> Outcome:
-    """The last result of a run."""
+    """The outcome of a run, from its last checkpoint."""
     saved = Checkpoint(path)
     return Outcome(row, saved.config.method, seed, saved.results[-1])
 
 
 def check(row: Row) -> list[int]:
-    """The steps of a row after the base step; UserError where the row could not be run."""
+    """The steps of a row after the base step; UserError if the row cannot run."""
     try:
         experiment = Experiment.open(row.config)
         steps = [step for step in experiment.steps() if step or row.config.method == "offline"]
@@ -115,25 +116,25 @@ def check(row: Row) -> list[int]:
 
 
 def read(path: Path) -> tuple[Row, list[Row]]:
-    """The base step and the rows of a recipe; UserError if it is malformed."""
+    """Read the base step and the rows of a grid; UserError if the file is malformed."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"recipe {path}: no such file; give a YAML file with base, seeds and rows") from None
+        raise UserError(f"grid {path}: no such file; give a YAML file with base, seeds and rows") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"grid {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(recipe, dict) or not recipe.keys() <= {"base", "seeds", "rows"} or not recipe.get("rows"):
         found = ", ".join(map(str, recipe)) if isinstance(recipe, dict) else type(recipe).__name__
-        raise UserError(f"recipe {path}: expected base, seeds and rows with one row or more, got {found or 'nothing'}")
+        raise UserError(f"grid {path}: expected base, seeds and rows with one row or more, got {found or 'nothing'}")
     options = dict(recipe.get("base") or {})
     name = options.get("recipe", "voc")
     if name not in RECIPES:
-        raise UserError(f"recipe {path}: base.recipe: expected {' or '.join(RECIPES)}, got '{name}'")
-    base = changed(RECIPES[name], options, f"recipe {path}: base")
-    seeds = _seeds(recipe.get("seeds", [base.seed]), f"recipe {path}: seeds")
+        raise UserError(f"grid {path}: base.recipe: expected {' or '.join(RECIPES)}, got '{name}'")
+    base = changed(RECIPES[name], options, f"grid {path}: base")
+    seeds = _seeds(recipe.get("seeds", [base.seed]), f"grid {path}: seeds")
     rows = []
     for title, options in recipe["rows"].items():
-        where = f"recipe {path}: rows.{title}"
+        where = f"grid {path}: rows.{title}"
         changes = dict(options or {})
         own = _seeds(changes.pop("seeds", list(seeds)), f"{where}.seeds")
         if wrong := [key for key in changes if key in FIXED] or [seed for seed in own if seed not in seeds]:
@@ -143,12 +144,12 @@ def read(path: Path) -> tuple[Row, list[Row]]:
         rows.append(Row(str(title), changed(base, changes, where), own))
     folders = [row.folder(0) for row in [Row("base", base, seeds), *rows]]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
-        raise UserError(f"recipe {path}: two rows, or a row and the base step, have the folder {twice[0]}; rename one")
+        raise UserError(f"grid {path}: two rows, or a row and the base step, have the folder {twice[0]}; rename one")
     return Row("base", base, seeds), rows
 
 
 def changed(config: Config, changes: dict[str, Any], where: str) -> Config:
-    """A configuration with some options changed; UserError names one that does not exist or has no such value."""
+    """Change some options of a configuration; UserError for an option that does not exist or cannot have the value."""
     return from_dict(_merged(to_dict(config), changes, Config, where))
 
 
@@ -169,7 +170,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any], kind: type, where: 
 
 
 def _fitting(value: Any, hint: Any, where: str) -> Any:
-    """The value, if it is one of the option's type: a word of its list, a number, a list, or None where it may be."""
+    """Check a value against its option's type (a word of a list, a number, a list, None if allowed) and convert it."""
     kinds = get_args(hint) if get_origin(hint) not in (tuple, None) and not _words(hint) else (hint,)
     for kind in kinds:
         if value in _words(kind) or (value is None and kind is type(None)):

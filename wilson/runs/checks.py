@@ -1,4 +1,4 @@
-"""What is refused before anything is trained: settings that do not fit together, or do not fit the data."""
+"""Refuse, before anything is trained, settings that do not fit together or do not fit the data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .experiment import Experiment
 
 
 def check_start(experiment: Experiment, steps: list[int], start: Path | None) -> Checkpoint | None:
-    """The checkpoint to start from, checked against task and network; None for step 0 and offline."""
+    """The checkpoint to start from, checked against task and network; None for step 0 and offline.
+
+    Raises:
+        UserError: the task has no such step, or the checkpoint is missing, superfluous, or of another task or network.
+    """
     task, config = experiment.task, experiment.config
     for step in steps:
         if step not in experiment.steps():
@@ -50,6 +54,7 @@ def check_start(experiment: Experiment, steps: list[int], start: Path | None) ->
 
 
 def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
+    """Raise a UserError if a batch is too large for the images, or too small for its parts or for batch-norm."""
     batch, parts = settings.batch, settings.accumulate
     if len(dataset.sampler(batch)) < batch:
         raise UserError(f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch")
@@ -66,6 +71,7 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
 
 
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:
+    """Raise a UserError for a step that adds a single class and has no negative examples of it."""
     config, task = experiment.config, experiment.task
     if METHODS[config.method].pixel_supervised or config.all_labels or experiment.negatives is not None:
         return

@@ -16,16 +16,16 @@ METHODS = ("finetune", "wilson")
 
 
 def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Run the steps of a two-step task by both methods from one base step.
+    """Train one base step, then the second step of its task by both methods, and write the report.
 
     Args:
-        config: the recipe; its method is not used.
+        config: of the runs; its method is not used.
         out: folder for `base`, `finetune`, `wilson` and `report.html`.
         resume: continue where a demo in `out` stopped.
         overwrite: remove what `out` holds first.
 
     Returns:
-        The report.
+        Path of the report.
     """
     claim_folder(out, resume=resume, overwrite=overwrite)
     base = run(config, out / "base", steps=[0], resume=resume)

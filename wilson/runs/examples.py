@@ -24,7 +24,7 @@ COUNT, LOGGED = 12, 4  # images in the report, and in the TensorBoard log
 
 
 def write(folder: Path, method: Method, experiment: Experiment, validation: StepDataset, step: int) -> None:
-    """Write the panels that the report shows."""
+    """Write the example pictures that the report shows."""
     entries = look(method, experiment, validation, choose(experiment, COUNT))
     panels.write(folder, experiment.task.class_names(step), experiment.task.seen(step), entries)
 
@@ -38,7 +38,7 @@ def log(board: Any, iteration: int, method: Method, experiment: Experiment, vali
 
 
 def choose(experiment: Experiment, count: int) -> list[int]:
-    """Images that hold classes of most steps first, so that old and new ones are seen together; then by position."""
+    """Choose images: those that hold classes of the most steps first, so that old and new ones appear together."""
     steps = [frozenset(ids) for ids in experiment.task.steps]
     held = [experiment.validation.class_ids(i) for i in range(len(experiment.validation.names))]
     order = sorted(range(len(held)), key=lambda i: (-sum(bool(held[i] & ids) for ids in steps), i))
@@ -47,7 +47,7 @@ def choose(experiment: Experiment, count: int) -> list[int]:
 
 @torch.no_grad()
 def look(method: Method, experiment: Experiment, validation: StepDataset, positions: list[int]) -> list[panels.Entry]:
-    """What model, localizer and pseudo-labels make of some images, given their image-level labels."""
+    """The outputs of model and localizer, and the pseudo-labels, for some images with their image-level labels."""
     device = next(method.parameters()).device
     loaded = default_collate([validation[i] for i in positions])
     batch = to_batch(loaded, device, experiment.normalization)

@@ -37,7 +37,11 @@ class Experiment:
 
     @classmethod
     def open(cls, config: Config) -> Experiment:
-        """Open the data and check the configuration against it, before anything is written."""
+        """Open the data and check the configuration against it; nothing is written.
+
+        Raises:
+            UserError: the data cannot be opened, or does not fit the configuration.
+        """
         check_method(config)
         training = opening.training(config)
         task = Task.parse(config.task, training.classes)
@@ -56,11 +60,12 @@ class Experiment:
         )
 
     def steps(self) -> range:
-        """The steps to train: all of the task, or the last one alone with dense labels of all classes (offline)."""
+        """The steps to train: all steps of the task, or, offline, the last one alone with the masks of all classes."""
         last = len(self.task.steps) - 1
         return range(last, last + 1) if self.config.method == "offline" else range(last + 1)
 
     def training_set(self, step: int) -> StepDataset:
+        """The training images of a step, with the labels and masks that its method may see."""
         config = self.config
         all_masks = config.method == "offline" or (step > 0 and config.method == "joint")
         source = self.training if step == 0 or all_masks else self.incremental
@@ -87,6 +92,7 @@ class Experiment:
         )
 
     def validation_set(self, step: int) -> StepDataset:
+        """The validation images, with the masks that a model is tested on after `step`."""
         return opening.validation_set(self.config, self.validation, self.task, step)
 
     def step_validation_set(self, step: int) -> StepDataset | None:
@@ -96,7 +102,7 @@ class Experiment:
         return opening.validation_set(self.config, self.step_validation, self.task, step)
 
     def skipped(self, step: int) -> dict[str, int]:
-        """Images of each part that were left out because they cannot be used, for results.json."""
+        """Number of images of each part that were left out because they cannot be used, for results.json."""
         dataset = self.training_set(step)
         parts = {
             "training": dataset.source,
@@ -107,7 +113,7 @@ class Experiment:
         return {name: opening.skipped(source) for name, source in parts.items() if source is not None}
 
     def build_method(self, step: int, old: Checkpoint | None) -> Method:
-        """The method of a step, with its models; `old` is the checkpoint of the step before, None in a base step."""
+        """Build the method and the models of a step from the checkpoint of the step before, None in a base step."""
         config, kind = self.config, METHODS[self.config.method]
         if old is None:
             model = new_model(
@@ -120,7 +126,7 @@ class Experiment:
 
 
 def check_method(config: Config) -> None:
-    """UserError if the method lacks what it needs."""
+    """Raise a UserError if the method lacks what it needs."""
     step, kind = config.step, METHODS[config.method]
     if issubclass(kind, TwoStage) and not 0 < step.warmup < step.epochs:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write into it, whether it fits a configuration, and what is written first and last."""
+"""The folder of a run: claim it, check it against a configuration, and write configuration, command and results."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ MAY_DIFFER = {"device", "workers", "evaluate_every"}  # on resuming: they do not
 
 
 def default_folder(config: Config, suffix: str | None = None) -> Path:
-    """Where a run writes if nothing is said: runs/TIME-TASK-METHOD."""
+    """Where a run writes by default: runs/TIME-TASK-METHOD, with a suffix in the place of METHOD if one is given."""
     task = "".join(c if c.isalnum() or c in "-," else "_" for c in config.task)
     return timed_folder(f"{task}-{suffix or config.method}")
 
 
 def timed_folder(name: str) -> Path:
-    """A folder for now: runs/TIME-NAME."""
+    """A folder named by the current time: runs/TIME-NAME."""
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
 def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Make the run's folder and write the configuration, or check it against the one there."""
+    """Create the run's folder and write the configuration; on resuming, check it against the one in the folder.
+
+    Raises:
+        UserError: the folder is not empty, or, on resuming, is of another configuration.
+    """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; choose one")
     claim_folder(out, resume=resume, overwrite=overwrite)
@@ -51,7 +55,7 @@ def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) 
 
 
 def read_config(path: Path) -> Config:
-    """The configuration of a run; UserError if the file is damaged."""
+    """Read the configuration of a run; UserError if the file is damaged."""
     try:
         return configuration.from_dict(yaml.safe_load(path.read_text()))
     except UserError as error:
@@ -64,6 +68,16 @@ def read_config(path: Path) -> Config:
 
 
 def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """Create a folder for results.
+
+    Args:
+        out: the folder.
+        resume: keep what it holds.
+        overwrite: remove what it holds, if runs wrote all of it.
+
+    Raises:
+        UserError: it is a file, is not empty with neither option, or holds other files that would be removed.
+    """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
     if overwrite and out.exists():
@@ -84,6 +98,8 @@ def _ours(path: Path, folder: RunFolder) -> bool:
 
 
 def check_same(saved: Config, config: Config, out: Path) -> None:
+    """Raise a UserError if a run would resume with options that change what it learns."""
+
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         items: dict[str, Any] = {}
         for key, value in values.items():

@@ -1,4 +1,4 @@
-"""How fast training images are loaded: whether a GPU would have to wait for them."""
+"""Measure how fast training images load, and whether a GPU would have to wait for them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .experiment import Experiment
 
 
 def bench(config: Config, step: int, seconds: float, need: float | None) -> dict[int, float]:
-    """Print, and return, images per second by number of workers: 0, 1, 2, 4 ... up to `config.data.workers`.
+    """Print and return images per second by number of workers: 0, 1, 2, 4 ... up to `config.data.workers`.
 
     Args:
-        config: of the run whose images are loaded, with its crop and its batches.
+        config: of the run whose images are loaded, with its crop and batches.
         step: the step.
-        seconds: how long to load with each number of workers.
-        need: images per second that the GPUs train; None if unknown.
+        seconds: time to load with each number of workers.
+        need: images per second that the GPUs can train on; None if unknown.
 
     Raises:
         UserError: the data do not fit together, or `seconds` or `need` is not positive.
@@ -52,14 +52,14 @@ def bench(config: Config, step: int, seconds: float, need: float | None) -> dict
 
 
 def workers_for(need: float, rates: Mapping[int, float]) -> int:
-    """The least count measured that loads `need` images per second, else in proportion to the largest count's rate."""
+    """The smallest measured number of workers that loads `need` images per second, else scaled from the largest one."""
     enough = [workers for workers, rate in rates.items() if rate >= need]
     most = max(rates)
     return min(enough) if enough else math.ceil(need / rates[most] * max(1, most))
 
 
 def images_per_second(loader: DataLoader[object], batch: int, seconds: float) -> float:
-    """Images loaded per second over as many epochs as the time takes, after a batch of each worker."""
+    """Images loaded per second, over as many epochs as the time allows, after one batch of each worker."""
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     for _ in range(max(1, loader.num_workers)):
         next(batches)

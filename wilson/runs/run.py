@@ -1,4 +1,4 @@
-"""A run: the steps of a task one after the other, in one folder. What that folder holds: `wilson.run_folder`."""
+"""A run: the steps of a task one after the other, in one folder. `wilson.run_folder` lists the files there."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run(
     """Train steps of a task, evaluate after each, and write the report.
 
     Args:
-        config: what to do.
-        out: the run's folder; made if missing, refused if not empty unless `resume` or `overwrite`.
-        steps: which steps, consecutive; None for all. Steps after 0 need `start` unless step 0 is among them.
+        config: what to train.
+        out: the run's folder; created if missing, refused if not empty unless `resume` or `overwrite`.
+        steps: consecutive steps to train; None for all. Steps after 0 need `start` unless step 0 is among them.
         start: checkpoint of the step before the first one.
         resume: continue where the run in `out` stopped.
         overwrite: remove what `out` holds first.
@@ -54,7 +54,7 @@ def run(
         `out`.
 
     Raises:
-        UserError: anything that a user can mend.
+        UserError: a mistake that the user can fix.
     """
     with distributed.session(choose_device(config.device)):
         if distributed.anywhere(distributed.restarted()):
@@ -76,7 +76,7 @@ def run(
             files = folder.step(step)
             if not distributed.from_main(resume and files.checkpoint.exists()):
                 train_step(experiment, datasets[step], step, files, old, resume)
-            distributed.wait()  # for the checkpoint
+            distributed.wait()  # the first process writes the checkpoint
             old = Checkpoint(files.checkpoint)
             if distributed.is_main():
                 state.remove(files)
@@ -93,11 +93,11 @@ def run(
 def train_step(
     experiment: Experiment, dataset: StepDataset, step: int, folder: StepFolder, old: Checkpoint | None, resume: bool
 ) -> None:
-    """Train one step, and write its checkpoint, with its entry in results.json, and its pictures."""
+    """Train one step, and write its pictures and its checkpoint, which holds its entry of results.json, too."""
     config, task, device = experiment.config, experiment.task, experiment.device
     folder.path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seeds.of_step(config.seed, step))
-    # channels last: what convolutions are fastest in, on CPUs as on GPUs
+    # convolutions are fastest in channels-last format, on CPUs as on GPUs
     method = experiment.build_method(step, old).to(device).to(memory_format=torch.channels_last)
     validation, settings = experiment.validation_set(step), config.for_step(step)
     loader = make_loader(validation, settings.batch, config.data.workers, device)

@@ -1,1 +1,1 @@
-"""Training one step of a task: the loop, the state that it can be resumed from, and the log that it leaves."""
+"""Train one step of a task: the loop, its log, and the state from which it resumes."""

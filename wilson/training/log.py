@@ -1,4 +1,4 @@
-"""What a step tells while it is trained: a progress bar, a TensorBoard log, and a line for each epoch."""
+"""The log of a step in training: a progress bar, a TensorBoard log, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ T = TypeVar("T")
 
 
 class Silent:
-    """A TensorBoard log for processes that do not write one."""
+    """Stands in for the TensorBoard log in processes that do not write one."""
 
     def add_scalar(self, *_: Any, **__: Any) -> None:
-        pass
+        """Do nothing."""
 
     add_image = flush = close = add_scalar
 
 
 class Log:
-    """The log of a step; only the first process tells anything.
+    """The log of a step; only the first process writes and prints.
 
     Args:
         folder: of the step.
-        purge_step: iteration from which on an older log in the folder counts no more.
-        title: of the step.
-        epochs: of the step.
-        batch: images of a global batch.
+        purge_step: iteration from which an older log in the folder is discarded.
+        title: of the step, for the progress bar.
+        epochs: number of epochs of the step.
+        batch: images in a global batch.
     """
 
     def __init__(self, folder: StepFolder, purge_step: int, title: str, epochs: int, batch: int) -> None:
@@ -46,7 +46,7 @@ class Log:
         self.board.close()
 
     def progress(self, loader: Iterable[T], epoch: int) -> Iterator[T]:
-        """What a loader yields, with a progress bar; starts the means and the clock of an epoch."""
+        """Iterate over a loader with a progress bar; starts the means and the clock of an epoch."""
         from tqdm import tqdm
 
         self.name = f"{self.title}, epoch {epoch + 1}/{self.epochs}"
@@ -58,7 +58,7 @@ class Log:
     def iteration(
         self, iteration: int, losses: dict[str, float], norm: float, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Tell of one iteration: the loss terms, the gradient's norm, and the learning rates."""
+        """Log one iteration: the loss terms, the norm of the gradient, and the learning rates."""
         self.iterations += 1
         for term, value in losses.items():
             self.sums[term] += value
@@ -71,19 +71,19 @@ class Log:
         self.bar.set_postfix_str(f"{terms}, {self.speed:.0f} images/s")
 
     def end_of_epoch(self) -> None:
-        """Print the means of the epoch."""
+        """Print the mean loss terms of the epoch, and the speed."""
         if distributed.is_main():
             means = " ".join(f"{term} {value / self.iterations:.4f}" for term, value in self.sums.items())
             print(f"{self.name}: {means}, {self.speed:.0f} images/s", flush=True)
 
 
 def open_board(folder: StepFolder, purge_step: int) -> Any:
-    """The TensorBoard log of a step, from `purge_step` on; of the first process alone."""
+    """Open the TensorBoard log of a step from `purge_step` on; a silent one in all processes but the first."""
     if not distributed.is_main():
         return Silent()
     from torch.utils.tensorboard import SummaryWriter
 
-    # TensorBoard reads its files in the order of their names, which begin with the second that they were made in
+    # TensorBoard reads its files in the order of their names, which begin with the second of their creation
     while folder.logs(int(time.time())):
         time.sleep(0.05)
     return SummaryWriter(str(folder.path), purge_step=purge_step)

@@ -49,7 +49,7 @@ def fit(
         settings: of the step.
         folder: for the training state and the TensorBoard log.
         normalization: of the images.
-        evaluate: called with the TensorBoard log and the iteration every `evaluate_every` epochs and at the end.
+        evaluate: called with the TensorBoard log and the iteration, every `evaluate_every` epochs and at the end.
         resume: continue from the training state in `folder`, if there is one.
         title: of the progress bar.
 
@@ -57,7 +57,7 @@ def fit(
         What the last evaluation returned.
 
     Raises:
-        UserError: a gradient that is not finite.
+        UserError: a gradient is not finite, or the training state does not fit.
     """
     device = next(method.parameters()).device
     sampler = dataset.sampler(settings.batch)
@@ -103,7 +103,7 @@ def fit(
             log.end_of_epoch()
             if epoch + 1 == settings.epochs or (epoch + 1) % config.evaluate_every == 0:
                 result = evaluate(log.board, (epoch + 1) * length - 1)
-            log.board.flush()  # a killed process loses what its log has not written; the state must not be ahead of it
+            log.board.flush()  # a killed process loses unwritten entries, and the state must not be ahead of the log
             if distributed.is_main():
                 state.keep(epoch + 1)
         return result
@@ -112,10 +112,10 @@ def fit(
 def make_optimizer(
     method: Method, settings: StepConfig, length: int
 ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD with Nesterov momentum, and its schedule: constant while warming up, then (1 - t/T)^power.
+    """SGD with Nesterov momentum, and its schedule: constant in the warm-up, then (1 - t/T)^power.
 
     Args:
-        method: whose parameter groups are trained; the encoder has a learning rate of its own.
+        method: gives the parameter groups; the encoder has a learning rate of its own.
         settings: of the step.
         length: iterations of an epoch; t and T count iterations from the start of the step.
     """
@@ -134,7 +134,7 @@ def make_optimizer(
 
 
 def grouped(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Neighbouring items, `size` at a time; their number is a multiple of it."""
+    """Group neighbouring items, `size` at a time; their number must be a multiple of `size`."""
     return zip(*[items] * size, strict=True)
 
 
@@ -149,11 +149,20 @@ def backward(
 ) -> dict[str, Tensor]:
     """Add up the gradients of this process's share of a batch, which comes in `count` parts.
 
-    A term is the mean over the images of a part. Each part weighs as many of the `images` of the global batch as it
-    holds, times the processes, over which the gradients are averaged with the last part.
+    A loss term is a mean over the images of a part. It is multiplied by the part's share of the global batch and by the
+    number of processes, because the gradients are averaged over the processes with the last part.
+
+    Args:
+        computed: the method, as :func:`distribute` returns it.
+        parts: the parts of this process's share.
+        count: number of parts.
+        epoch: from 0.
+        images: number of images in the global batch.
+        autocast: mixed precision of the forward pass.
+        scaler: scales the loss in fp16.
 
     Returns:
-        The total and its terms, whose mean over processes is that over the global batch.
+        The total and its terms, detached; their mean over the processes is the mean over the global batch.
     """
     losses: dict[str, Tensor] = {}
     for number, batch in enumerate(parts, 1):
@@ -169,14 +178,14 @@ def backward(
 
 
 def measured(norm: Tensor, losses: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
-    """Gradient norm and losses as numbers, means over the processes, by one synchronisation with the device."""
+    """Gradient norm and losses as numbers, averaged over the processes, with one synchronisation of the device."""
     numbers = torch.stack([norm, *losses.values()])
     first, *rest = (distributed.total(numbers) / distributed.processes()).tolist()
     return first, dict(zip(losses, rest, strict=True))
 
 
 def distribute(method: Method) -> nn.Module:
-    """The method with batch-norm and gradients over all processes; itself in a process of its own."""
+    """Let batch-norm and gradients of a method work over all processes; a single process gets the method itself."""
     if distributed.processes() == 1:
         return method
     device, parallel = next(method.parameters()).device, nn.parallel.DistributedDataParallel
@@ -187,20 +196,20 @@ def distribute(method: Method) -> nn.Module:
     return parallel(
         method,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=not method.pixel_supervised,  # decoder and classifiers wait for the warm-up's end
+        find_unused_parameters=not method.pixel_supervised,  # the warm-up leaves decoder and classifiers out
         **{buffers: False},  # type: ignore[arg-type]
     )
 
 
 def freeze_norm(method: nn.Module) -> None:
-    """Let every batch-norm normalise by its running statistics, and leave them as they are."""
+    """Let every batch-norm normalise by its running statistics and keep them as they are."""
     for module in method.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of mixed precision; float32 stands for none."""
+    """The dtype of mixed precision; float32 means none."""
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -209,12 +218,12 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def gradient_norm(method: nn.Module, limit: float | None) -> Tensor:
-    """Norm over all parameters that have a gradient, after unscaling; clipped to `limit` if there is one."""
+    """Norm of the unscaled gradient over all parameters; the gradient is clipped to `limit` if there is one."""
     return nn.utils.clip_grad_norm_(method.parameters(), math.inf if limit is None else limit)
 
 
 def not_finite(values: dict[str, float], norm: float, epoch: int, iteration: int, folder: StepFolder) -> UserError:
-    """What to tell when the gradient is not finite."""
+    """The error for a gradient that is not finite."""
     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "total")
     kept = folder.state
     where = f"the state after epoch {epoch} is in {kept}" if kept.exists() else "no epoch was complete yet"

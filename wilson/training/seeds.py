@@ -1,13 +1,13 @@
-"""The seeds of a run, each derived from the one that the user gives. (Samples derive theirs in `data.dataset`.)"""
+"""The seeds of a run, derived from the user's. (Samples derive theirs in `data.dataset`.)"""
 
 from __future__ import annotations
 
 
 def of_step(seed: int, step: int) -> int:
-    """Of a step's fresh weights, and of dropout in the first process."""
+    """The seed of a step's fresh weights, and of dropout in the first process."""
     return seed * 1000 + step
 
 
 def of_process(seed: int, epoch: int, rank: int) -> int:
-    """Of dropout in an epoch, in a process other than the first: of its own, and the same when resumed."""
+    """The seed of dropout in an epoch, for processes other than the first; each has its own, the same when resumed."""
     return hash((seed, epoch, rank))

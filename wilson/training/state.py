@@ -1,4 +1,4 @@
-"""The training state: what a killed step is resumed from. Two generations are kept, each with checksums."""
+"""The training state, from which a killed step resumes. Two generations are kept, each with checksums."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class TrainingState:
 
     Args:
         folder: of the step.
-        device: whose random numbers are kept, besides the CPU's.
-        parts: with `state_dict` and `load_state_dict`, by name.
+        device: of the training; its random numbers are kept, besides the CPU's.
+        parts: objects with `state_dict` and `load_state_dict`, by name.
     """
 
     def __init__(self, folder: StepFolder, device: torch.device, **parts: Any) -> None:
@@ -34,7 +34,14 @@ class TrainingState:
         )
 
     def restore(self) -> int:
-        """Take up what :meth:`keep` wrote; returns the epoch to go on with, 0 if there is no state."""
+        """Load what :meth:`keep` wrote.
+
+        Returns:
+            The epoch to continue with; 0 if there is no state.
+
+        Raises:
+            UserError: no state is whole, or the state does not fit the parts.
+        """
         values = load(self.folder)
         if values is None:
             return 0
@@ -52,7 +59,7 @@ class TrainingState:
 
 
 def save(values: dict[str, Any], folder: StepFolder) -> None:
-    """Write the training state of a step; the one before is kept beside it."""
+    """Write the training state of a step, and keep the one before beside it."""
     with replacing(folder.state) as temporary:
         with temporary.open("wb") as file:
             torch.save(values, file)
@@ -61,7 +68,7 @@ def save(values: dict[str, Any], folder: StepFolder) -> None:
 
 
 def load(folder: StepFolder) -> dict[str, Any] | None:
-    """The newest whole training state of a step; None if there is none at all.
+    """Read the newest whole training state of a step; None if there is none at all.
 
     Raises:
         UserError: there are states, but none is whole.
@@ -77,7 +84,7 @@ def load(folder: StepFolder) -> dict[str, Any] | None:
             continue
         if damaged:
             print(f"{damaged[0]} is damaged; going on from {path}, after epoch {values['epoch']}", flush=True)
-            damaged[0].unlink(missing_ok=True)  # or the next state written would push the whole one out
+            damaged[0].unlink(missing_ok=True)  # else the next save would put it in the place of the whole one
         return values
     if damaged:
         names = " and ".join(map(str, damaged))

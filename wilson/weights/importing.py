@@ -1,4 +1,4 @@
-"""Translates a file of published weights, and tells what became of it."""
+"""Translate a file of published weights, and print the result."""
 
 from __future__ import annotations
 
@@ -35,22 +35,23 @@ def import_weights(
     crop: int | None = None,
     stride: int | None = None,
 ) -> str:
-    """Translate a file of published weights, and print what became of it.
+    """Translate a file of published weights, and print its checksum and the command to use it with.
 
     Args:
         file: in one of the two layouts.
         out: a .safetensors file for ImageNet weights, a .pt file for a step checkpoint.
         backbone: resnet101 or wide_resnet38_a2.
-        task: that a step checkpoint was trained on.
-        root: data set whose classes.txt names the classes of a step checkpoint; None for VOC's classes.
-        crop: side of its training crops; None for the published one.
-        stride: of its backbone; None for the published one.
+        task: of a step checkpoint: the task that it was trained on.
+        root: of a step checkpoint: the data set whose classes.txt names the classes; None for the classes of VOC, with
+            the task coco-to-voc for those of COCO.
+        crop: of a step checkpoint: side of the training crops in pixels; None for the published one.
+        stride: of the backbone; None for the published one.
 
     Returns:
         The checksum.
 
     Raises:
-        UserError: the file does not fit, or the arguments do not suit it; nothing is written.
+        UserError: the file does not fit, or an argument does not suit it; nothing is written then.
     """
     source = PublishedFile.read(file)
     kind, suffix = ("a step checkpoint", ".pt") if source.is_step else ("weights of a backbone", ".safetensors")
@@ -109,7 +110,7 @@ def _options(network: ModelConfig) -> str:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or of the checkpoint of a step.
+    """Read the tensors of a .safetensors file or of the checkpoint of a step.
 
     Raises:
         UserError: the file is neither.

@@ -1,4 +1,4 @@
-"""From the names and scales of the published files to the modules of this project."""
+"""Translate the names and scales of the published files to the modules of this project."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .published import PublishedFile, describe
 
 SCALE_EPS = 1e-5  # in-place ABN scales by |weight| + this
 
-Rename = Callable[[str], str]  # a module's name here to its name in the files
+Rename = Callable[[str], str]  # from a module's name here to its name in the files
 
 
 def backbone_names(backbone: Backbone) -> Rename:
-    """The names inside of a backbone."""
+    """How the files name the modules of a backbone."""
     return _resnet_name if isinstance(backbone, TimmBackbone) else str
 
 
@@ -34,7 +34,7 @@ def _resnet_name(name: str) -> str:
 
 
 def segmenter_names(model: Segmenter) -> Rename:
-    """The names inside of a segmentation model."""
+    """How the files name the modules of a segmentation model."""
     inside = "backbone.body." if isinstance(model.backbone, TimmBackbone) else "backbone."
     of_backbone = backbone_names(model.backbone)
 
@@ -47,16 +47,16 @@ def segmenter_names(model: Segmenter) -> Rename:
 
 
 def translate(source: PublishedFile, model: nn.Module, rename: Rename, title: str) -> dict[str, Tensor]:
-    """The tensors of a file under the model's names in float32, the scales of its norm layers converted.
+    """Translate the tensors of a file to the model's names and float32, with the scales of norm layers converted.
 
     Args:
         source: the file.
-        model: whose parameters and running statistics are wanted, all of them and nothing else.
-        rename: the names inside of it.
-        title: of the model, for the refusal.
+        model: the file must hold all its parameters and running statistics, and nothing else.
+        rename: turns the names of its modules into those of the file.
+        title: name of the model, for the error.
 
     Raises:
-        UserError: names every missing, unexpected and misshapen tensor.
+        UserError: a tensor is missing, unexpected or misshapen; the text names all such tensors.
     """
     state, modules = model.state_dict(), dict(model.named_modules())
     keys, scales = {}, set()
@@ -90,7 +90,7 @@ def _refuse_misfits(source: PublishedFile, wanted: Mapping[str, Tensor], title: 
         return
     hint = "check that this is the network it was trained with"
     if any(key.endswith("num_batches_tracked") for key in found):
-        hint = "num_batches_tracked tells of plain batch-norm, where this layout has in-place ABN"
+        hint = "num_batches_tracked belongs to plain batch-norm, but this layout has in-place ABN"
     summary = f"{len(missing)} tensors are missing, {len(unexpected)} unexpected, {len(misshapen)} misshapen"
     refusal = f"weights {source.path} do not fit {title}: {summary}; {hint}; nothing was written"
     raise UserError("\n".join([refusal, *missing, *unexpected, *misshapen]))

@@ -1,4 +1,4 @@
-"""Reading a file of published weights: tensors by name, nothing executed."""
+"""Read a file of published weights: tensors by name, nothing executed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from wilson.errors import UserError
 
-KINDS = ("state_dict", "model_state")  # keys of ImageNet's and of step checkpoints
-CLASSIFIER = "classifier."  # of ImageNet's classes
+KINDS = ("state_dict", "model_state")  # key of the weights in ImageNet checkpoints, and in step checkpoints
+CLASSIFIER = "classifier."  # names of ImageNet's classifier begin with it
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """The tensors of a file, by name without the `module.` of data-parallel training.
+    """The tensors of a file by name, without the `module.` of data-parallel training.
 
     Attributes:
         path: the file.
-        tensors: what a translation has to account for.
-        left_out: names of what else the file holds: optimizer, localizer, ImageNet's classifier.
+        tensors: what a translation must account for.
+        left_out: names of everything else in the file: optimizer, localizer, ImageNet's classifier.
     """
 
     path: Path
@@ -33,15 +33,15 @@ class PublishedFile:
 
     @property
     def is_step(self) -> bool:
-        """A segmentation model, not a backbone alone."""
+        """Whether the file holds a segmentation model rather than a backbone alone."""
         return any(key.startswith(("body.", "head.", "cls.")) for key in self.tensors)
 
     @classmethod
     def read(cls, path: Path) -> PublishedFile:
-        """Read a checkpoint, or a file of its `state_dict` or `model_state` alone.
+        """Read a checkpoint, or a file with nothing but its `state_dict` or `model_state`.
 
         Raises:
-            UserError: the file is missing, broken, in another layout, or holds more than tensors and plain values.
+            UserError: the file is missing, broken or in another layout, or holds more than tensors and plain values.
         """
         values = _load(path)
         kind = next((k for k in KINDS if isinstance(values, Mapping) and isinstance(values.get(k), Mapping)), None)
@@ -66,22 +66,22 @@ def _load(path: Path) -> Any:
     except Exception as error:  # torch has a dozen kinds for a broken file
         if found := re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(error)):
             raise UserError(
-                f"weights {path} hold more than tensors and plain values ({found[1]}), and only running code that the "
-                "file names would bring it back; nothing was run. If you trust where it is from, keep the tensors alone"
-                f": values = torch.load('{path}', weights_only=False); torch.save(values['{KINDS[0]}'], NEW) "
+                f"weights {path}: expected tensors and plain values, got {found[1]}, which only code can restore; "
+                "nothing was run. If you trust the file, keep the tensors alone: values = "
+                f"torch.load('{path}', weights_only=False); torch.save(values['{KINDS[0]}'], NEW) "
                 f"('{KINDS[1]}' for a step checkpoint), and import NEW"
             ) from error
         reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error)) or re.search(r"(.+)", str(error))
         raise UserError(
             f"weights {path}: not a readable checkpoint ({reason[1][:200] if reason else type(error).__name__}); "
-            "it may be cut short; fetch it again"
+            "it may be truncated; download it again"
         ) from error
 
 
 def _numpy_numbers() -> list[Any]:
-    """What a NumPy number (the best score, say) is made of, under the names of NumPy 1 and 2.
+    """The types that make up a NumPy number, such as a best score, under the names of NumPy 1 and 2.
 
-    These are constructors of plain numbers, and few checkpoints of a training loop come without one.
+    They only construct plain numbers, and few checkpoints of a training loop come without one.
     """
     import numpy as np
 
@@ -91,7 +91,7 @@ def _numpy_numbers() -> list[Any]:
 
 
 def describe(value: Any) -> str:
-    """Shape of a tensor, and its dtype where that is not floating; the kind of anything else."""
+    """The shape of a tensor, with its dtype unless that is floating; the type of anything else."""
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else f" {value.dtype}")
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Reads a whole data set and reports what is there and what is wrong with it.
+"""Read a whole data set and report what is there and what is wrong with it.
 
-`voc` and `coco` read the two layouts, `counts` counts a list, `diagnosis` guesses why ids are wrong, `findings` holds
-the report and its text.
+`voc` and `coco` read the two layouts, `counts` counts what a list holds, `diagnosis` guesses why ids are wrong,
+`findings` holds the report and its text.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ __all__ = ["Report", "check", "render"]
 
 
 def check(root: str | Path, task: str | None = None, protocol: str = "overlap") -> Report:
-    """Reads every list, image and mask of a folder in the layout of VOC or COCO.
+    """Read every list, image and mask of a folder in the layout of VOC or COCO.
 
     Args:
         root: the folder.
-        task: a task whose steps are to be counted, as in `Task.parse`.
+        task: a task, as in `Task.parse`, to count the images of its steps; None for no such count.
         protocol: "disjoint" or "overlap": which images belong to a step.
 
     Returns:
-        Counts for each list and class, and everything wrong, each with its file.
+        Counts for each list and class, and every problem with its file.
 
     Raises:
-        UserError: no such folder, no lists in it, a malformed `classes.txt`, task or protocol.
+        UserError: the folder is missing or has no lists, or `classes.txt`, task or protocol is malformed.
     """
     root = Path(root)
     check_protocol(protocol)

@@ -1,4 +1,4 @@
-"""Checks a folder in COCO's layout: every image and annotation."""
+"""Check a folder in COCO's layout: every image and annotation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _problem(root: Path, files: Sequence[Path], text: str) -> Problem:
 
 
 def _pixels(source: ImageSource, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of pixels of each mask id, and of each value of the pixel map, if there is one: both (256,)."""
+    """Number of pixels of each mask id and of each value of the pixel map (0 without a map), both (256,)."""
     mask = source.mask(index)
     assert mask is not None
     found, values = np.array(mask.histogram(), np.int64), np.zeros(256, np.int64)

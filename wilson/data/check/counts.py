@@ -1,4 +1,4 @@
-"""Counts what one list of a data set holds."""
+"""Count what one list of a data set holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def count(
     task: Task | None,
     protocol: str,
 ) -> tuple[Split, list[str]]:
-    """Counts what one list holds.
+    """Count what one list holds.
 
     Args:
         name: name of the list.
@@ -33,7 +33,7 @@ def count(
         protocol: "disjoint" or "overlap".
 
     Returns:
-        The counts, and what is worth a warning.
+        The counts, and the texts of warnings.
     """
     images = Counter(class_id for ids in held for class_id in ids)
     steps = [] if task is None else [len(select(held, task, step, protocol)) for step in range(len(task.steps))]

@@ -1,4 +1,4 @@
-"""Guesses why the ids in masks do not fit the classes."""
+"""Guess why the ids in masks do not fit the classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wilson.data.sources.coco import LAST, MAPS, UNUSED
 
 
 def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | None:
-    """Why the ids of a data set's masks are wrong.
+    """Guess why the ids of a data set's masks are wrong.
 
     Args:
         pixels: number of pixels of each mask id, (256,), over all masks.
@@ -26,7 +26,7 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
     last = len(classes) - 1
     unknown = sorted(class_id for class_id in found if class_id > last)
     if not unknown:
-        # The background has become 255, and so the classes begin at 0.
+        # The background has become 255, so the classes begin at 0.
         if last not in found and pixels[VOID] > pixels[BACKGROUND] > 0:
             return (
                 f"every id is probably one too low: no mask holds the last class ({last}, {classes[last]}), and 255 "
@@ -41,8 +41,8 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
         )
     if last == len(COCO_IDS) and unknown[-1] <= LAST and not found & UNUSED:
         return (
-            "the ids are probably those of COCO-Stuff's pixel maps, COCO's category ids less 1; put the maps into "
-            f"{MAPS[0]}/SPLIT and the images into images/SPLIT, which is COCO's layout, and they are understood"
+            "the ids are probably those of COCO-Stuff's pixel maps, COCO's category ids less 1; use COCO's layout: put "
+            f"the maps into {MAPS[0]}/SPLIT and the images into images/SPLIT"
         )
     if unknown == [last + 1] and (BACKGROUND not in found or 1 not in found):
         first = BACKGROUND if BACKGROUND not in found else 1
@@ -58,40 +58,40 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
 
 
 def map_shift(pixels: NDArray[np.int64]) -> str | None:
-    """Why the values of COCO-Stuff's pixel maps are wrong.
+    """Guess why the values of COCO-Stuff's pixel maps are wrong.
 
     Args:
         pixels: number of pixels of each value, (256,), over all maps.
 
     Returns:
-        The likely cause and its remedy, if the values are all off by one; None otherwise.
+        The likely cause and its remedy if all values are off by one; None otherwise.
     """
     found = frozenset(np.flatnonzero(pixels[:VOID]).tolist())
     if found & UNUSED and not found & {value + 1 for value in UNUSED}:
         zero = "0 becomes 255" if any(value > COCO_IDS[-1] + 1 for value in found) else "0, the background, becomes 91"
         return (
-            "every value is probably one too high: the maps seem to hold category ids from 1, not less 1 as COCO-Stuff "
-            f"has them; subtract 1 from every value but 255 ({zero})"
+            "every value is probably one too high: the maps seem to hold category ids, and COCO-Stuff's hold category "
+            f"ids less 1; subtract 1 from every value but 255 ({zero})"
         )
     if found & UNUSED and not found & {value - 1 for value in UNUSED}:
-        return "every value is probably one too low, and the first class lost in 255; unpack COCO-Stuff's maps anew"
+        return "every value is probably one too low, and the first class became 255; unpack COCO-Stuff's maps again"
     return None
 
 
 def label_shift(masks: Iterable[frozenset[int]], labels: Iterable[frozenset[int]]) -> int | None:
-    """How far the ids of masks lie from the image-level labels.
+    """Find out whether the ids of masks are all off by one from the image-level labels.
 
     Args:
         masks: all ids of each mask but 255, background included.
         labels: the labels of the same images.
 
     Returns:
-        1 or -1 if adding that to every id of every mask gives the labels; None otherwise.
+        1 or -1 if the ids of every mask plus this number are the labels; None otherwise.
     """
     pairs = list(zip(masks, labels, strict=True))
     for shift in (1, -1):
         moved = [({class_id + shift for class_id in held}, told) for held, told in pairs]
-        # The background, which labels do not tell, may have been moved with the classes or not.
+        # Labels do not tell the background, so it may have moved with the classes or not.
         if any(told for _, told in moved) and all(told <= held <= told | {shift, BACKGROUND} for held, told in moved):
             return shift
     return None

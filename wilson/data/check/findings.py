@@ -1,4 +1,4 @@
-"""What a check of a data set found, and its text for a terminal."""
+"""The findings of a data set check, and their text for a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 20  # how many errors, and how many warnings, `render` prints
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: the file it is about, relative to the data set, and what it is."""
+    """Something wrong: its file, relative to the data set, and what it is."""
 
     file: str
     text: str
@@ -25,12 +25,12 @@ class Split:
 
     Attributes:
         name: name of the list.
-        images: number of its images.
-        masks: number of them with a readable mask.
+        images: number of images.
+        masks: number of images with a readable mask.
         class_images: number of images with each class, by mask id.
         class_pixels: number of mask pixels of each class, by mask id.
         steps: number of training images of each step of the task; empty without a task.
-        as_published: whether these are the published numbers; None where none were published.
+        as_published: whether these are the published numbers; None if none were published.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The report as text for a terminal."""
+    """Format the report for a terminal."""
     lines = [f"{report.root}: {len(report.classes)} classes, background included"]
     header = ["list", "images", "masks"]
     if report.task is not None:
@@ -74,7 +74,7 @@ def render(report: Report) -> str:
             share = 100 * split.class_pixels[class_id] / max(1, sum(split.class_pixels))
             row += [split.class_images[class_id], f"{share:.1f}" if split.masks else "-"]
         rows.append(row)
-    lines += ["", "images with each class, and its part of the labelled pixels in %", "", *_table([header, *rows])]
+    lines += ["", "images with each class, and its share of the labelled pixels in %", "", *_table([header, *rows])]
     for title, problems in (("error", report.errors), ("warning", report.warnings)):
         lines += ["", f"{len(problems)} {title}{'s' if len(problems) != 1 else ''}"]
         lines += [f"  {problem.file}: {problem.text}" for problem in problems[:SHOWN]]
@@ -85,7 +85,7 @@ def render(report: Report) -> str:
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    # Words to the left, figures to the right.
+    # Words are aligned left, numbers right.
     words = [not all(row[column].replace(".", "").isdigit() for row in cells[1:]) for column in range(len(widths))]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""Checks a folder in VOC's layout: every list, image and mask."""
+"""Check a folder in VOC's layout: every list, image and mask."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from wilson.errors import UserError
 
 @dataclass
 class _Finding:
-    """What reading one image and its mask gave."""
+    """What reading one image and its mask found."""
 
     pixels: NDArray[np.int64] | None = None  # of each mask id, (256,); None without a readable mask
     errors: list[tuple[Path, str]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class _Check:
             self._error(entry.mask, f"no such mask, and no line for '{entry.name}' in {LABELS}.txt; add one of them")
 
     def _judge_ids(self) -> None:
-        """What only all masks together tell: the likely cause of wrong ids, and contradictions to the labels."""
+        """Look at all masks together, for the likely cause of wrong ids and for contradictions to the labels."""
         masks = {entry: finding.pixels for entry, finding in self.findings.items() if finding.pixels is not None}
         if not masks:
             return
@@ -129,7 +129,7 @@ class _Check:
         shift = label_shift(labelled.values(), (self.labels[entry.name] for entry in labelled)) if wrong else None
         if shift is not None:
             cause = (
-                f"every id is one too {'low' if shift > 0 else 'high'}, by the lines of {LABELS}.txt; "
+                f"every id is one too {'low' if shift > 0 else 'high'}, according to {LABELS}.txt; "
                 f"{'add 1 to' if shift > 0 else 'subtract 1 from'} the classes' ids"
             )
         if cause is not None:
@@ -142,7 +142,7 @@ class _Check:
                 wrong[0].mask,
                 f"holds {sorted(labelled[wrong[0]] - {BACKGROUND})}, {LABELS}.txt says "
                 f"{sorted(self.labels[wrong[0].name])}; they differ in {len(wrong)} of {len(labelled)} images, "
-                "and masks count",
+                "and the masks are used",
             )
 
     def _count(self, name: str, entries: Sequence[Entry]) -> Split:

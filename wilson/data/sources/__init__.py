@@ -1,1 +1,1 @@
-"""The kinds of data sets, one file each; `base` says what each of them offers."""
+"""The kinds of data sets, one file each, behind the interface in `base`; `views` select or relabel their images."""

@@ -1,4 +1,4 @@
-"""What a data set offers, before any task or transform."""
+"""The interface of a data set, before any task or transform."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImageSource(Protocol):
     Attributes:
         classes: class names by mask id; the first is "background".
         names: image names, unique within the split.
-        crowds: whether 255 covers objects of the classes, so that training leaves it out; else it is background there.
+        crowds: whether 255 covers objects of the classes. Training then leaves 255 out, else it takes it as background.
     """
 
     classes: tuple[str, ...]
@@ -28,11 +28,11 @@ class ImageSource(Protocol):
         ...
 
     def mask(self, index: int) -> Image | None:
-        """The mask of 8-bit ids, mode L or P, 255 without a label; None if there is none."""
+        """The mask of 8-bit ids, mode L or P, 255 for pixels without a label; None if there is no mask."""
         ...
 
     def has_mask(self, index: int) -> bool:
-        """Whether `mask` has one to give; reads no file."""
+        """Whether the image has a mask; reads no file."""
         ...
 
     def class_ids(self, index: int) -> frozenset[int]:
@@ -40,7 +40,7 @@ class ImageSource(Protocol):
         ...
 
     def files(self, index: int) -> tuple[Path, ...]:
-        """The files that the image and its mask are read from; none if they are drawn."""
+        """The files that the image and its mask are read from; empty if they are drawn."""
         return ()
 
     def drawn_from(self, index: int) -> str:
@@ -49,5 +49,5 @@ class ImageSource(Protocol):
 
 
 def class_sets(source: ImageSource) -> list[frozenset[int]]:
-    """The classes in each image of a source, in its order."""
+    """Mask ids of the classes in each image of a source, in its order."""
     return [source.class_ids(index) for index in range(len(source.names))]

@@ -25,7 +25,8 @@ IMAGES = ("images", ".")
 MAPS = ("annotations", "stuffthingmaps_trainval2017")
 INSTANCES = "annotations/instances_{}.json"
 
-# A value is a category id less 1: things 0 to 90, of which 11 are never used, stuff 91 to 181, 255 without a label.
+# A pixel's value is its category id less 1: 0 to 90 for things (11 of them never used), 91 to 181 for stuff, 255 for no
+# label.
 LAST = 181
 UNUSED = frozenset(category - 1 for category in (*COCO_GAPS, 91))
 
@@ -37,14 +38,14 @@ TABLE[VOID] = VOID
 class StuffMaps(ImageSource):
     """COCO images with COCO-Stuff's pixel maps.
 
-    Mask ids are COCO's 80 things, 1 to 80 in the order of their category ids; stuff becomes background, 255 stays.
+    Mask ids are COCO's 80 things, 1 to 80 in the order of their category ids. Stuff becomes background, 255 stays.
 
     Args:
         root: the folder.
-        split: name of the split, as in train2017.
+        split: name of the split, such as train2017.
 
     Raises:
-        UserError: there are no images, or one has no map.
+        UserError: there are no images, or an image has no map.
     """
 
     classes = COCO_CLASSES
@@ -78,7 +79,7 @@ class StuffMaps(ImageSource):
     def class_ids(self, index: int) -> frozenset[int]:
         file, values = self._maps[index], self._scanned[index]
         if values is None:
-            values = mask_ids(file)  # says what is wrong with it
+            values = mask_ids(file)  # raises the error that says what is wrong with the file
         if unknown := unknown_values(values):
             raise UserError(
                 f"{file}: holds the values {unknown}, which COCO-Stuff's maps never do; "
@@ -95,7 +96,7 @@ class StuffMaps(ImageSource):
 
 
 def open_coco(root: Path, split: str) -> ImageSource:
-    """One split of a folder in COCO's layout: with the pixel maps if there are any, else with the instances."""
+    """Open one split of a folder in COCO's layout, with its pixel maps if there are any, else with its instances."""
     known = coco_splits(root)
     if split not in known:
         raise UserError(f"{root}: no split '{split}' in COCO's layout; the folder has {', '.join(known)}")
@@ -109,10 +110,10 @@ def open_coco(root: Path, split: str) -> ImageSource:
 
 
 def coco_splits(root: Path) -> list[str]:
-    """Names of the splits of a folder in COCO's layout, those with images and annotations; none for VOC's layout.
+    """Names of the splits with images and annotations in COCO's layout; empty for a folder in VOC's layout.
 
     Raises:
-        UserError: there are splits, but no lists of VOC's layout, and the classes are named as in that layout.
+        UserError: the folder has such splits, but also the classes.txt of VOC's layout without that layout's lists.
     """
     if (root / LISTS).is_dir():
         return []
@@ -121,8 +122,8 @@ def coco_splits(root: Path) -> list[str]:
     found = sorted(split for split in {*maps, *instances} if image_folder(root, split) is not None)
     if found and (root / CLASSES).is_file():
         raise UserError(
-            f"{root}: has COCO's folders ({', '.join(found)}), whose classes are COCO's or the JSON's, and {CLASSES}, "
-            f"which belongs to the layout of VOC; take {CLASSES} away, or add the lists in {LISTS}"
+            f"{root}: has COCO's folders ({', '.join(found)}), where COCO or the JSON names the classes, and {CLASSES} "
+            f"of VOC's layout; take {CLASSES} away, or add VOC's lists in {LISTS}"
         )
     return found
 

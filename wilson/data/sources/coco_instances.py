@@ -18,17 +18,17 @@ from wilson.errors import UserError
 
 
 class Instances(ImageSource):
-    """Images and their instances, as COCO's `instances_train2017.json` has them; needs pycocotools.
+    """Images with instances from a file such as COCO's `instances_train2017.json`; needs pycocotools.
 
-    Mask ids are the file's categories, from 1 in the order of their ids. Smaller instances lie on top of larger ones.
-    What only a crowd covers is 255 in the mask; the crowd's class counts among those that the image holds.
+    Mask ids number the file's categories from 1, in the order of their ids. Smaller instances lie on top of larger
+    ones. Pixels that only a crowd covers are 255 in the mask; the image still counts as holding the crowd's class.
 
     Args:
         file: the JSON.
-        folder: the images' folder.
+        folder: of the images.
 
     Raises:
-        UserError: pycocotools is missing, the JSON is malformed, or an image has no file or leads out of the folder.
+        UserError: pycocotools is missing, the JSON is malformed, or an image has no file or lies outside of the folder.
     """
 
     crowds = True
@@ -39,7 +39,7 @@ class Instances(ImageSource):
         except ImportError as error:
             raise UserError('COCO\'s JSON needs the package pycocotools: pip install "wilson-seg[coco]"') from error
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+            with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
                 self._coco = COCO(str(file))
             categories = sorted(self._coco.cats.values(), key=lambda category: category["id"])
             self._ids = {category["id"]: number for number, category in enumerate(categories, 1)}
@@ -97,7 +97,7 @@ class Instances(ImageSource):
 
 
 def _check(shape: Any, limit: float) -> None:
-    """Far outside of the image, a polygon's corners overflow pycocotools' integers, and the process dies."""
+    """Refuse corners far outside of the image: they overflow pycocotools' integers, and the process dies."""
     if isinstance(shape, list):
         for polygon in shape:
             if not np.all(np.abs(np.asarray(polygon, np.float64)) <= limit):
@@ -109,5 +109,5 @@ def _crowd(annotation: dict[str, Any]) -> bool:
 
 
 def _height(annotation: dict[str, Any]) -> tuple[bool, float]:
-    """Where an instance lies in the pile: crowds at the bottom, then the larger ones."""
+    """The order in which instances are drawn: crowds first, then from the largest to the smallest."""
     return not _crowd(annotation), -float(annotation["area"])

@@ -1,8 +1,8 @@
-"""Images that carry labels alone: a folder for each class, a CSV file, a list of labels, or no class at all.
+"""Images with labels but without masks: from a folder for each class, a CSV file or a list, or with no class at all.
 
-A folder: `horse/one.jpg`, `sheep/two.jpg`; the folders are named by class, or by mask id.
-A CSV file: the columns `image,class`, a row for each class of an image; or `image,horse,sheep`, a 0 or 1 for each.
-A text file: `image_labels.txt`'s lines, `name id id ...`.
+A folder: `horse/one.jpg`, `sheep/two.jpg`; class names or mask ids name the folders.
+A CSV file: the columns `image,class` with a row for each class of an image, or `image,horse,sheep` with a 0 or 1 each.
+A text file: lines as in `image_labels.txt`, `name id id ...`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from wilson.errors import UserError
 
 
 class Labelled(ImageSource):
-    """Images with the classes they hold, without masks.
+    """Images with the classes that they hold, without masks.
 
     Args:
-        images: each image's name, its file, and mask ids of its classes.
+        images: name, file and mask ids of the classes of each image.
         classes: class names by mask id, background first.
     """
 
@@ -49,7 +49,7 @@ class Labelled(ImageSource):
         return (self._entries[index][1],)
 
     def without(self, files: Set[Path]) -> Labelled:
-        """The images that are none of these files, which are resolved."""
+        """The images whose files are not among these resolved paths."""
         return Labelled([entry for entry in self._entries if entry[1].resolve() not in files], self.classes)
 
     def divided(self) -> tuple[Labelled, Labelled]:
@@ -62,17 +62,18 @@ class Labelled(ImageSource):
 
 
 def open_labelled(path: str | Path, classes: Sequence[str], folders: Sequence[Path] = ()) -> Labelled:
-    """Images with labels, from a folder for each class, a CSV file or a list.
+    """Open images with labels: a folder for each class, a CSV file or a list.
 
-    An image's name is its path from the folder, or from that of the file or `folders`, without the extension.
+    An image is named by its path from the folder, or from the nearest of the file's folder and `folders`. The name has
+    no extension unless two images would then have the same name.
 
     Args:
         path: the folder or the file.
         classes: class names by mask id, background first.
-        folders: where the images that a file names are looked for, after the file's own folder.
+        folders: searched for the images that a file names, after the file's own folder.
 
     Raises:
-        UserError: there is nothing, a class is unknown, an image is missing or named from outside of the folders.
+        UserError: there are no images, a class is unknown, or an image is missing or lies outside of the folders.
     """
     path = Path(path)
     folders = [path] if path.is_dir() else [path.parent, *folders]
@@ -95,7 +96,7 @@ def open_labelled(path: str | Path, classes: Sequence[str], folders: Sequence[Pa
 
 
 def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
-    """All images in a folder and the folders in it, which hold no class; UserError if there is none."""
+    """Open all images in a folder and its subfolders as images without a class; UserError if there are none."""
     folder = Path(folder)
     found = images_below(folder)
     if not found:
@@ -105,7 +106,7 @@ def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
 
 
 def _names(files: Iterable[Path], folders: Sequence[Path]) -> list[str]:
-    """Paths from the nearest folder, without the extension unless another image is then named alike."""
+    """Paths from the nearest folder, without the extension unless another image would then have the same name."""
 
     def nearest(file: Path) -> Path:
         return min((file.relative_to(f) for f in folders if file.is_relative_to(f)), key=lambda path: len(path.parts))
@@ -121,7 +122,7 @@ def _by_folder(root: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int]]
         yield from ((image, class_id) for image in images_below(folder))
 
 
-Label = tuple[str, str, list[int]]  # where it stands, image, mask ids
+Label = tuple[str, str, list[int]]  # place in the file, name of the image, mask ids
 
 
 def _lines(path: Path, classes: Sequence[str]) -> Iterator[Label]:

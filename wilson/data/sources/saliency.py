@@ -14,14 +14,14 @@ from wilson.errors import UserError
 
 
 class Saliency:
-    """A grey map for each image, FOLDER/NAME.png, as large as the image, white where it is salient.
+    """Grey saliency maps: FOLDER/NAME.png for each image, of the image's size, white where it is salient.
 
     Args:
         folder: of the maps.
-        names: names of the images.
+        names: of the images.
 
     Raises:
-        UserError: an image has no map, or two have one name.
+        UserError: an image has no map, or two images have the same name.
     """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class Saliency:
             )
 
     def read(self, name: str, size: tuple[int, int]) -> Image:
-        """The map of an image of this size (width, height), mode L; UserError if it is broken or does not fit."""
+        """Read the map, mode L, of an image of this size (width, height); UserError if it is broken or does not fit."""
         image = read_mask(self._file(name))
         if image.mode != "L":
             raise UserError(f"{self._file(name)}: expected a grey image (mode L), got mode {image.mode}; convert it")

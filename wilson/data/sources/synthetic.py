@@ -1,6 +1,6 @@
-"""A data set drawn on the fly: textured shapes on smooth backgrounds, of classes told by their texture alone.
+"""A data set drawn on the fly: textured shapes on smooth backgrounds. Classes differ in their texture alone.
 
-No class becomes another when an image is flipped, as training does.
+Training flips images; no class becomes another when flipped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ NEW_CLASSES = ("zigzag", "dots", "mosaic")
 OLD = np.arange(1, 1 + len(OLD_CLASSES))
 NEW = np.arange(1 + len(OLD_CLASSES), 1 + len(OLD_CLASSES) + len(NEW_CLASSES))
 
-SPLITS = {"base": 1200, "step": 900, "train": 2100, "val": 300}  # images, unless told otherwise
+SPLITS = {"base": 1200, "step": 900, "train": 2100, "val": 300}  # number of images by default
 UNIT = 64  # lengths below are in 64ths of an image's side
-SMALLEST = 32  # a texture's period is 4.5 units: with fewer pixels it would fall under 2 pixels
+SMALLEST = 32  # in smaller images the shortest period of a texture, 4.5 units, would be about 2 pixels or less
 KEPT_BYTES = 1 << 29
 
 Floats = NDArray[np.float64]
@@ -34,16 +34,17 @@ Bytes = NDArray[np.uint8]
 class Synthetic(ImageSource):
     """One split of the built-in data set.
 
-    Five old classes and three new ones, in this order. "base" holds 1 to 3 old ones in each image; "step" 1 or 2 new
-    ones, and in 60 % of its images 1 or 2 old ones with them; "train" four images of the first kind to three of the
-    second; "val" any 1 to 3 classes. Shapes may hide one another: what an image holds is told by its mask.
+    There are five old classes, then three new ones. An image of "base" has 1 to 3 old classes. An image of "step" has 1
+    or 2 new classes, and in 60 % of the images 1 or 2 old ones with them. "train" has four images of the first kind for
+    every three of the second. An image of "val" has any 1 to 3 classes. Shapes may hide one another; the mask tells
+    which classes an image holds.
 
-    Image `index` derives from (seed, split, index) alone. Images are drawn when first asked for and then kept, up to
-    512 MiB of them.
+    Image `index` derives from (seed, split, index) alone. An image is drawn on first use and then kept, up to 512 MiB
+    of images.
 
     Args:
         split: "base", "step", "train" or "val".
-        images: number of images; by default 1200, 900, 2100, 300.
+        images: number of images; None for 1200, 900, 2100 or 300.
         size: height and width in pixels, at least 32.
         seed: at least 0.
 
@@ -92,12 +93,14 @@ class Synthetic(ImageSource):
 
 
 class Scene(NamedTuple):
+    """An image and its mask."""
+
     image: Bytes  # (size, size, 3)
     mask: Bytes  # (size, size)
 
 
 def draw_classes(split: str, index: int, rng: np.random.Generator) -> list[int]:
-    """Draws the classes of an image, the hindmost first."""
+    """Draw the classes of an image at random, the rearmost first."""
     if split == "train":
         split = "base" if index % 7 < 4 else "step"
     if split == "base":
@@ -110,7 +113,7 @@ def draw_classes(split: str, index: int, rng: np.random.Generator) -> list[int]:
 
 
 def draw_scene(ids: list[int], size: int, rng: np.random.Generator) -> Scene:
-    """Draws one shape for each class, later ones over earlier ones."""
+    """Draw one shape for each class, later shapes over earlier ones."""
     y, x = np.mgrid[:size, :size] * (UNIT / size)
     image = rng.uniform(40, 215, 3) + _smooth_noise(size, rng)
     mask = np.zeros((size, size), np.uint8)
@@ -125,7 +128,7 @@ def draw_scene(ids: list[int], size: int, rng: np.random.Generator) -> Scene:
 
 
 def draw_shape(x: Floats, y: Floats, rng: np.random.Generator) -> Bools:
-    """Draws a disc, square, ellipse or triangle, anywhere and at any angle, as a mask."""
+    """Draw a disc, square, ellipse or triangle at a random place and angle, as a mask."""
     centre, radius = rng.uniform(14, UNIT - 14, 2), rng.uniform(10, 18)
     kind, angle = rng.integers(4), rng.uniform(0, 2 * np.pi)
     u = (x - centre[0]) * np.cos(angle) + (y - centre[1]) * np.sin(angle)
@@ -140,7 +143,7 @@ def draw_shape(x: Floats, y: Floats, rng: np.random.Generator) -> Bools:
 
 
 def draw_texture(name: str, x: Floats, y: Floats, rng: np.random.Generator) -> Bools:
-    """Draws a class's texture with a random period and phase: which pixels have its first colour."""
+    """Draw a class's texture with a random period and phase: True where a pixel has the first colour."""
     wave = 2 * np.pi / rng.uniform(4.5, 7)
     phase = rng.uniform(0, 2 * np.pi, 2)
     if name == "vertical stripes":

@@ -1,4 +1,4 @@
-"""A data set seen otherwise: some of its images, or with the classes of another data set."""
+"""Views of a data set: some of its images, or its images with the classes of another data set."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from wilson.errors import UserError
 
 
 class View(ImageSource):
-    """A source seen through `at`, which gives the position of an image in it; every other question is handed on."""
+    """A view of a source. `at` maps positions; everything else is asked of the source."""
 
     source: ImageSource
 
     def at(self, index: int) -> int:
+        """Position in the source of image `index` of the view."""
         return index
 
     def image(self, index: int) -> Image.Image:
@@ -47,7 +48,7 @@ class Chosen(View):
 
     Args:
         source: the images.
-        indices: which of them, in their new order.
+        indices: positions of the chosen images in the source, in their new order.
     """
 
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
@@ -61,10 +62,13 @@ class Chosen(View):
 
 
 def usable(source: ImageSource, where: object) -> tuple[ImageSource, str]:
-    """The images of a source without those that cannot be read, or whose mask does not fit; and what is left out.
+    """Leave out the images of a source that cannot be read or whose mask does not fit.
+
+    Returns:
+        The other images, and a line that says what was left out (empty if nothing was).
 
     Raises:
-        UserError: none is left.
+        UserError: no image is left.
     """
     everything = range(len(source.names))
     left_out = broken(source, everything)
@@ -78,7 +82,7 @@ def usable(source: ImageSource, where: object) -> tuple[ImageSource, str]:
 
 
 def without(source: ImageSource, word: str) -> ImageSource:
-    """The images of a source that do not hold a class, given by name or mask id; UserError if there are none."""
+    """The images of a source that do not hold a class (a name or a mask id); UserError if there are none."""
     class_id = named(word, source.classes, "class to leave out")
     kept = [index for index in range(len(source.names)) if class_id not in source.class_ids(index)]
     if not kept:
@@ -87,15 +91,15 @@ def without(source: ImageSource, word: str) -> ImageSource:
 
 
 class Matched(View):
-    """A source with the mask ids of another data set's classes, found by their names (VOC's also by COCO's).
+    """A source with the mask ids of another data set, whose classes are found by name (VOC's names or COCO's).
 
     Args:
         source: the images.
         classes: class names of the other data set by mask id, background first.
-        where: the source's folder, for errors.
+        where: folder of the source, for errors.
 
     Raises:
-        UserError: a class of the source is none of `classes`.
+        UserError: `classes` lacks a class of the source.
     """
 
     def __init__(self, source: ImageSource, classes: Sequence[str], where: object) -> None:
@@ -103,7 +107,7 @@ class Matched(View):
         missing = [name for name, class_id in found.items() if class_id is None]
         if missing:
             raise UserError(
-                f"{where}: the classes {', '.join(missing)} are unknown there where its images are to be used; "
+                f"{where}, used with another data set: the classes {', '.join(missing)} are unknown there; "
                 f"expected names among {', '.join(classes[1:])}"
             )
         self.source, self.classes, self.names, self.crowds = source, tuple(classes), source.names, source.crowds
@@ -119,5 +123,5 @@ class Matched(View):
 
 
 def matched(source: ImageSource, classes: Sequence[str] | None, where: object) -> ImageSource:
-    """The source itself where its classes are these or none are asked for, else seen with them."""
+    """The source with these classes: itself if it has them or `classes` is None, else a :class:`Matched` view."""
     return source if classes is None or source.classes == tuple(classes) else Matched(source, classes, where)

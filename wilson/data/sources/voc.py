@@ -26,18 +26,19 @@ CLASSES = "classes.txt"
 class VOCFolder(ImageSource):
     """One split of a folder in the VOC layout.
 
-    `JPEGImages` holds the images, `SegmentationClassAug` or `SegmentationClass` the masks, and
-    `ImageSets/Segmentation/<split>.txt` the split: an image name per line, or the paths of an image and its mask, which
-    start at the folder. `classes.txt` names the classes by mask id, one per line, background first; without it they are
-    VOC's. `ImageSets/Segmentation/image_labels.txt` serves images without masks: a line is an image name and the ids or
-    names of its classes.
+    `JPEGImages` holds the images, `SegmentationClassAug` or `SegmentationClass` the masks.
+    `ImageSets/Segmentation/<split>.txt` lists the split: each line is an image name, or the paths of an image and its
+    mask, relative to the folder. `classes.txt` names the classes by mask id, one per line, background first; without it
+    they are VOC's. `ImageSets/Segmentation/image_labels.txt` gives the classes of images without masks: each line is an
+    image name and the ids or names of its classes.
 
     Args:
         root: the folder.
         split: name of the list.
 
     Raises:
-        UserError: the folder or the list is missing or malformed, or an image has no file, or neither mask nor labels.
+        UserError: the folder or the list is missing or malformed, an image has no file, or an image has neither a mask
+            nor labels.
     """
 
     def __init__(self, root: str | Path, split: str = "train") -> None:
@@ -83,7 +84,7 @@ class VOCFolder(ImageSource):
             return self._labels[name]
         ids = self._scanned[mask]
         if ids is None:
-            ids = mask_ids(mask)  # says what is wrong with it
+            ids = mask_ids(mask)  # raises the error that says what is wrong with the file
         if unknown := sorted(class_id for class_id in ids if class_id >= len(self.classes)):
             raise UserError(
                 f"{mask}: holds the ids {unknown}, but the classes are 0 to {len(self.classes) - 1}; "
@@ -103,7 +104,7 @@ class VOCFolder(ImageSource):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a list: an image's name, its file, and where its mask would be."""
+    """One line of a list: an image's name, its file, and the path of its mask, which may not exist."""
 
     name: str
     image: Path
@@ -111,7 +112,7 @@ class Entry:
 
 
 def list_file(root: Path, name: str) -> Path:
-    """The file of a list."""
+    """Path of a list."""
     return root / LISTS / f"{name}.txt"
 
 
@@ -123,13 +124,13 @@ def splits(root: Path) -> list[str]:
 
 
 def mask_folder(root: Path) -> Path:
-    """The folder the masks would be in."""
+    """The folder of the masks: the first of `MASKS` that exists, else the last."""
     folders = [root / name for name in MASKS]
     return next((folder for folder in folders if folder.is_dir()), folders[-1])
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
-    """Class names by mask id from `classes.txt`, or VOC's; UserError if the file is malformed."""
+    """Read the class names by mask id from `classes.txt`, VOC's without it; UserError if the file is malformed."""
     path = root / CLASSES
     if not path.is_file():
         return VOC_CLASSES
@@ -149,7 +150,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
 
 
 def read_list(root: Path, split: str) -> list[str]:
-    """Lines of a list, empty ones left out; UserError if it is missing."""
+    """Read the lines of a list, without empty ones; UserError if it is missing."""
     names = splits(root)
     if split not in names:
         raise UserError(f"{list_file(root, split)}: no such list; the folder has {', '.join(names) or 'none'}")
@@ -172,10 +173,10 @@ def read_line(root: Path, split: str, line: str) -> Entry:
 
 
 def read_image_labels(root: Path, classes: tuple[str, ...]) -> dict[str, frozenset[int]]:
-    """Mask ids of the classes in each image named by `image_labels.txt`, empty if there is no such file.
+    """Read the classes (mask ids) of each image in `image_labels.txt`; empty if there is no such file.
 
     Raises:
-        UserError: a line names an unknown class, or an image comes twice.
+        UserError: a line names an unknown class, or an image has two lines.
     """
     path = list_file(root, LABELS)
     labels: dict[str, frozenset[int]] = {}
