@@ -57,9 +57,8 @@ def expected(hint: Any) -> str:
 def _limits(hint: Any) -> Iterator[str]:
     if get_origin(hint) is Annotated:
         bounds = [bound for note in hint.__metadata__ if isinstance(note, FieldInfo) for bound in note.metadata]
-        yield from (
-            f"{words} {getattr(b, name)}" for b in bounds for name, words in _BOUNDS.items() if hasattr(b, name)
-        )
+        for name, words in _BOUNDS.items():
+            yield from (f"{words} {getattr(bound, name)}" for bound in bounds if hasattr(bound, name))
     for part in get_args(hint):
         yield from _limits(part)
 

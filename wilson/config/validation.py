@@ -50,7 +50,8 @@ def mistake(error: ValidationError, kind: type, called: Callable[[str], str] = s
         if not is_dataclass(hint):  # an item of a tuple
             break
         hints = get_type_hints(hint, include_extras=True)
-        name = list(hints)[part] if isinstance(part, int) and part < len(hints) else str(part)
+        positional = isinstance(part, int) and first["type"] != "invalid_key" and part < len(hints)
+        name = list(hints)[part] if positional else str(part)  # type: ignore[index]
         names.append(name)
         if name not in hints:
             near = get_close_matches(name, hints, n=1)
