@@ -25,7 +25,7 @@ def test_training_example_runs(tmp_path, monkeypatch):
         demo,
         data=replace(demo.data, train_images=42, val_images=6, crop=32),
         base=replace(demo.base, epochs=1, batch=8),
-        step=replace(demo.step, epochs=1, batch=8),
+        step=replace(demo.step, epochs=1, batch=8, warmup=0),
     )
     monkeypatch.setitem(config.RECIPES, "demo", tiny)
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ class Checkpoint:
             raise UserError(f"checkpoint {path} is the training state of an unfinished step; give a {CHECKPOINT}")
         self.path = path
         try:
-            self.config: Config = from_dict(values["config"])
+            self.config = _config(values["config"])
             self.task = Task(values["task"], tuple(values["classes"]), tuple(tuple(s) for s in values["steps"]))
             self.step: int = values["step"]
             self.results: list[dict[str, Any]] = values["results"]
@@ -80,6 +80,15 @@ class Checkpoint:
         model = new_model(self.config.model, self.task.class_counts(self.step), self.config.data.crop, weights="none")
         model.load_state_dict(self.weights)
         return model.eval()
+
+
+def _config(values: Any) -> Config:
+    try:
+        return from_dict(values)
+    except UserError as error:
+        raise UserError(
+            f"the configuration is of another version ({error}); use that version, or train again"
+        ) from error
 
 
 def save_model(

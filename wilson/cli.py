@@ -7,11 +7,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
 from wilson.commands.ops import Ops
-from wilson.config import RECIPES, Config
 from wilson.errors import UserError
+
+if TYPE_CHECKING:
+    from wilson.config import Config
 
 INSTALL = 'pip install "wilson-seg[train]"'
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -63,6 +65,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         demo,
         evaluate,
         export,
+        options,
         predict,
         report,
         run,
@@ -97,11 +100,14 @@ def parse(arguments: list[str]) -> Callable[[], int]:
     description = (
         "Weakly incremental semantic segmentation. COMMAND --help lists the options; --debug shows tracebacks."
     )
-    return tyro.cli(tree, args=arguments, prog="wilson", description=description)
+    command = tyro.cli(tree, args=arguments, prog="wilson", description=description, registry=options.registry)
+    return options.checked(command)
 
 
 def named_recipe(arguments: list[str]) -> Config:
     """The recipe that --recipe names, before the other options change it; voc's without it."""
+    from wilson.config import RECIPES
+
     name = "voc"
     for position, argument in enumerate(arguments):
         if argument.startswith("--recipe"):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from wilson.config import RECIPES
+from wilson.config import RECIPES, changed
 from wilson.errors import UserError
 
-from .options import Folder, Where
+from .options import Folder, Where, flag
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Demo:
 
         if distributed.launched():
             raise UserError("the demo runs in one process; torchrun is for wilson run and wilson train")
-        config = replace(RECIPES["demo"], seed=self.seed)
+        config = changed(RECIPES["demo"], {"seed": self.seed}, flag)
         out = self.where.out or default_folder(replace(config, method="wilson"), suffix="demo")
         report = demo(config, out, resume=self.where.resume, overwrite=self.where.overwrite)
         print(f"open {report}")

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from wilson.config import Config
+from wilson.config import Config, from_dict, limits
 from wilson.errors import UserError
 
 Options = Annotated[Config, arg(name="")]  # options of a configuration, without a prefix
+
+registry = ConstructorRegistry()
+
+
+@registry.struct_rule
+def _section(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """A configuration or a section of it for tyro: the help shows ranges, and the result is a dict of plain values.
+
+    Only :func:`checked` makes the objects, as it knows an option by its full name.
+    """
+    if not hasattr(info.type, "__pydantic_fields__"):
+        return None
+
+    def values(**options: Any) -> dict[str, Any]:
+        return options
+
+    values.__doc__ = info.type.__doc__  # the heading in the help
+    default = info.default if isinstance(info.default, info.type) else info.type()
+    hints = get_type_hints(info.type, include_extras=True)
+    fields = [
+        StructFieldSpec(name, hints[name], getattr(default, name), _help(documented.description, limits(hints[name])))
+        for name, documented in info.type.__pydantic_fields__.items()
+    ]
+    return StructConstructorSpec(values, tuple(fields))
+
+
+def _help(text: str | None, limits: str) -> str | None:
+    return text and " ".join(text.split()) + (f" ({limits})" if limits else "")
+
+
+def checked(command: Any) -> Any:
+    """The command with its configuration, if it has one, made of the values; UserError names a wrong one."""
+    values = vars(command)
+    return replace(command, config=from_dict(values["config"], flag)) if "config" in values else command
+
+
+def flag(option: str) -> str:
+    """An option as the command line calls it."""
+    return "--" + option.replace("_", "-")
 
 
 @dataclass(frozen=True)

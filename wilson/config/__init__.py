@@ -12,7 +12,8 @@ from .options import (
     ProtocolName,
     StepConfig,
 )
-from .plain import from_dict, save, to_dict
+from .plain import changed, from_dict, read_yaml, save, to_dict
+from .ranges import limits
 from .recipes import COCO_VOC, DEMO, RECIPES
 
 __all__ = [
@@ -29,7 +30,10 @@ __all__ = [
     "Prior",
     "ProtocolName",
     "StepConfig",
+    "changed",
     "from_dict",
+    "limits",
+    "read_yaml",
     "save",
     "to_dict",
 ]

@@ -1,9 +1,18 @@
-"""The options of a run, as frozen dataclasses: each field is a command-line option, its docstring the help."""
+"""The options of a run, as frozen dataclasses: each field is a command-line option, its docstring the help.
+
+The type of a field holds its range: it is checked when the dataclass is made, and shown in the help.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias
+
+from pydantic import ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
+
+from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
+from .validation import CHECKED, told
 
 MethodName: TypeAlias = Literal[
     "wilson", "finetune", "cam", "ss", "eps",
@@ -15,7 +24,8 @@ Activation: TypeAlias = Literal["own", "leaky_relu"]
 ProtocolName: TypeAlias = Literal["disjoint", "overlap"]
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=CHECKED)
 class DataConfig:
     """Which images, and how they are cut."""
 
@@ -41,26 +51,27 @@ class DataConfig:
     negatives: str | None = None
     """Folder of images without any class of the step, which then may be a single one; without any class at all with
     --all-labels. Those of the validation list are left out."""
-    negative_share: float = 0.25
+    negative_share: Share = 0.25
     """Share of each batch that negatives take."""
-    skip_corrupt: bool = False
+    skip_corrupt: Flag = False
     """Leave out images that cannot be read or whose mask does not fit, and count them in results.json; reads all images
     once. Otherwise such an image stops the run."""
-    crop: int = 512
+    crop: Count = 512
     """Side of the training crops and of the evaluated centre crops, in pixels."""
-    workers: int = 4
+    workers: CountOrZero = 4
     """Processes that load images; 0 loads in the main process. Results do not depend on it."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[Share, Share, Share] | None = None
     """Mean of the image channels, RGB in 0..1; None for that of the backbone's weights."""
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of the image channels; None for that of the backbone's weights."""
-    train_images: int = 2100
+    train_images: Count = 2100
     """Training images of the built-in data set; not used for a folder."""
-    val_images: int = 300
+    val_images: Count = 300
     """Validation images of the built-in data set; not used for a folder."""
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=CHECKED)
 class ModelConfig:
     """The network."""
 
@@ -68,91 +79,102 @@ class ModelConfig:
     """A timm model with features, wide_resnet38_a2, or small_resnet."""
     weights: str = "hub"
     """hub for timm's pretrained weights, none, or a local .safetensors or .pth file, such as one of weights import."""
-    stride: int = 16
+    stride: Count = 16
     """Pixels of the image per pixel of the features: 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4)."""
-    head_channels: int = 256
+    head_channels: Count = 256
     """Channels of the decoder."""
-    localizer_channels: int = 256
+    localizer_channels: Count = 256
     """Channels of the localizer."""
-    dilations: tuple[int, ...] | None = None
+    dilations: Counts | None = None
     """Dilations of the decoder; None for 6, 12, 18 at stride 16 and 12, 24, 32 at stride 8."""
     activation: Activation = "own"
     """Activation of a timm backbone: own, or leaky_relu (slope 0.01) as weights trained with in-place ABN need it."""
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=CHECKED)
 class StepConfig:
     """How one step is trained: SGD with nesterov momentum."""
 
-    epochs: int = 30
+    epochs: Count = 30
     """Passes over the step's images."""
-    batch: int = 24
+    batch: Count = 24
     """Images per iteration, over all processes; an incomplete last batch is dropped."""
-    lr_encoder: float = 0.01
+    lr_encoder: NotNegative = 0.01
     """Learning rate of the backbone."""
-    lr_head: float = 0.01
+    lr_head: NotNegative = 0.01
     """Learning rate of decoder, classifiers and localizer."""
-    warmup: int = 0
+    warmup: CountOrZero = 0
     """Epochs at a constant rate; in incremental steps also the epochs before SSS and SEG."""
-    power: float = 0.9
+    power: NotNegative = 0.9
     """Power of the schedule (1 - t/T)^power after the warm-up, t counted from the start."""
-    momentum: float = 0.9
+    momentum: BelowOne = 0.9
     """Nesterov momentum."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """Weight decay, of all parameters."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a process computes its share of a batch in, one after the other, to save memory. Equal to 1 with
     --freeze-norm, as long as every image counts in SEG (with alpha under 1 it does); else batch-norm sees smaller
     batches."""
-    freeze_norm: bool = False
+    freeze_norm: Flag = False
     """Normalise by the running statistics in training, too, and leave them as they are; scale and shift are trained."""
 
+    @field_validator("warmup")
+    @classmethod
+    def within_the_epochs(cls, warmup: int, others: ValidationInfo) -> int:
+        epochs = others.data.get("epochs", warmup)
+        if warmup > epochs:
+            raise ValueError(f"expected at most the number of epochs, {epochs}, got {warmup}")
+        return warmup
 
-@dataclass(frozen=True)
+
+@told
+@dataclass(frozen=True, config=CHECKED)
 class LossConfig:
     """Weights and settings of the loss terms; a weight of 0 switches a term off."""
 
     mode: Literal["official", "paper"] = "official"
     """official computes what the published code does, paper what the equations say: eps 1e-5, ENC summed over channels,
     pseudo-labels not gated by the image-level labels, no least threshold in SSS."""
-    cls: float = 1.0
+    cls: NotNegative = 1.0
     """Classification: pooled localizer scores against image-level labels (Eq. 3)."""
-    loc: float = 1.0
+    loc: NotNegative = 1.0
     """Localization prior: localizer against the old model (Eq. 4)."""
-    enc: float = 1.0
+    enc: NotNegative = 1.0
     """Encoder: features against the old model's."""
-    sss: float = 1.0
+    sss: NotNegative = 1.0
     """Self-supervised segmentation of the localizer."""
-    seg: float = 1.0
+    seg: NotNegative = 1.0
     """Segmentation against the merged pseudo-labels (Eq. 7)."""
     prior: Prior = "loc"
     """Localization prior: loc (Eq. 4); softmax, cross-entropy of the softmax over all classes against the old model's
     softmax; fixed, the old model's logits in the place of the localizer's scores of old classes; background, a
     background score of 1 at every pixel; none. With the last three there is no LOC term."""
-    merge: bool = True
+    merge: Flag = True
     """Take old classes from the old model in the pseudo-labels; without, all classes from the localizer, only the new
     ones gated by the image-level labels."""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     """Share of hard labels in the pseudo-labels, 0..1 (COCO-to-VOC: 0.9)."""
-    background: float | None = None
+    background: Share | None = None
     """Weight of the localizer in the merged background, 0..1; None for the minimum of both."""
-    eps: float | None = None
+    eps: Positive | None = None
     """Added to the mass of a class in the pooling; None for that of the mode, 1 or 1e-5."""
-    gamma: float = 3.0
+    gamma: AtLeastOne = 3.0
     """Power of the focal penalty."""
-    lam: float = 0.01
+    lam: Positive = 0.01
     """Added to the share of a class in the focal penalty."""
     pooling: Pooling = "ngwp_focal"
     """How CLS pools scores: by their softmax with a focal penalty (Eq. 1, 2), without it, or by the plain mean."""
-    pamr_iterations: int = 10
+    pamr_iterations: Count = 10
     """Iterations of PAMR."""
-    pamr_dilations: tuple[int, ...] = (1, 2, 4, 8, 12)
+    pamr_dilations: Counts = (1, 2, 4, 8, 12)
     """Distances of PAMR's neighbours, in feature pixels."""
-    distillation: float = 1.0
+    distillation: NotNegative = 1.0
     """Factor on the published weights of what lwf, lwf-mc, ilt, mib and plop distil from the old model."""
 
 
-@dataclass(frozen=True)
+@told
+@dataclass(frozen=True, config=CHECKED)
 class Config:
     """A run: data, network, the steps and what they optimise."""
 
@@ -166,22 +188,22 @@ class Config:
     """What the incremental steps do. From image-level labels: wilson, finetune, and the two-stage rivals cam, ss and
     eps, whose localizer learns in the warm-up epochs. From masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib,
     plop. From all masks: joint, the classes seen so far at each step; offline, all classes at once."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, order and augmentation."""
-    all_labels: bool = False
+    all_labels: Flag = False
     """Give the image-level labels of old classes in incremental steps, too."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     base: StepConfig = field(default_factory=StepConfig)
     step: StepConfig = field(default_factory=lambda: StepConfig(epochs=40, lr_encoder=0.001, warmup=5))
     losses: LossConfig = field(default_factory=LossConfig)
-    evaluate_every: int = 5
+    evaluate_every: Count = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    max_grad_norm: float | None = None
+    max_grad_norm: Positive | None = None
     """Clip the gradient to this norm; None leaves it. A norm that is not finite stops the run (fp16: a loss)."""
 
     def for_step(self, step: int) -> StepConfig:

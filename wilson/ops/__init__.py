@@ -8,14 +8,15 @@ works under autocast and `torch.compile(fullgraph=True)`; the kernels give the s
 
 from . import _registry, reference
 from ._library import load, providers
+from .confident import *
+from .pamr import *
 
 # isort: off  (the families in the order of the documentation; each names its ops in __all__)
 from .pooling import *
-from .soft_margin import *
 from .pseudo_labels import *
-from .pamr import *
-from .confident import *
+from .soft_margin import *
 from .upsampled import *
+
 # isort: on
 
 load()  # the compiled kernels take over the dispatch keys that they serve

@@ -14,17 +14,15 @@ updated after every row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
-
-import yaml
+from typing import Any
 
 from wilson import distributed
 from wilson.checkpoint import Checkpoint
-from wilson.config import RECIPES, Config, from_dict, to_dict
+from wilson.config import RECIPES, Config, changed, read_yaml
+from wilson.config.validation import short
 from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.report.grid import TABLE, Outcome, write
@@ -117,84 +115,54 @@ def check(row: Row) -> list[int]:
 
 def read(path: Path) -> tuple[Row, list[Row]]:
     """Read the base step and the rows of a grid; UserError if the file is malformed."""
+    where = f"grid {path}"
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = read_yaml(path)
     except FileNotFoundError:
-        raise UserError(f"grid {path}: no such file; give a YAML file with base, seeds and rows") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"grid {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{where}: no such file; give a YAML file with base, seeds and rows") from None
+    except UserError as error:
+        raise UserError(f"grid {error}") from error
     if not isinstance(recipe, dict) or not recipe.keys() <= {"base", "seeds", "rows"} or not recipe.get("rows"):
-        found = ", ".join(map(str, recipe)) if isinstance(recipe, dict) else type(recipe).__name__
-        raise UserError(f"grid {path}: expected base, seeds and rows with one row or more, got {found or 'nothing'}")
-    options = dict(recipe.get("base") or {})
+        found = list(recipe) if isinstance(recipe, dict) else recipe
+        raise UserError(f"{where}: expected base, seeds and rows with one row or more, got {short(found)}")
+    options = _mapping(recipe.get("base"), f"{where}: base")
     name = options.get("recipe", "voc")
-    if name not in RECIPES:
-        raise UserError(f"grid {path}: base.recipe: expected {' or '.join(RECIPES)}, got '{name}'")
-    base = changed(RECIPES[name], options, f"grid {path}: base")
-    seeds = _seeds(recipe.get("seeds", [base.seed]), f"grid {path}: seeds")
+    if name not in list(RECIPES):
+        raise UserError(f"{where}: base.recipe: expected {' or '.join(RECIPES)}, got {short(name)}")
+    base = changed(RECIPES[name], options, _under(f"{where}: base"))
+    seeds = _seeds(recipe.get("seeds", [base.seed]), base, f"{where}: seeds")
     rows = []
-    for title, options in recipe["rows"].items():
-        where = f"grid {path}: rows.{title}"
-        changes = dict(options or {})
-        own = _seeds(changes.pop("seeds", list(seeds)), f"{where}.seeds")
+    for title, options in _mapping(recipe["rows"], f"{where}: rows").items():
+        title = " ".join(str(title).split())
+        place = f"{where}: rows.{title}"
+        changes = dict(_mapping(options, place))
+        own = _seeds(changes.pop("seeds", list(seeds)), base, f"{place}.seeds")
         if wrong := [key for key in changes if key in FIXED] or [seed for seed in own if seed not in seeds]:
             raise UserError(
-                f"{where}: {wrong[0]} is that of the base step, which all rows share; change it in base or seeds"
+                f"{place}: {wrong[0]} is that of the base step, which all rows share; change it in base or seeds"
             )
-        rows.append(Row(str(title), changed(base, changes, where), own))
+        rows.append(Row(title, changed(base, changes, _under(place)), own))
     folders = [row.folder(0) for row in [Row("base", base, seeds), *rows]]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
-        raise UserError(f"grid {path}: two rows, or a row and the base step, have the folder {twice[0]}; rename one")
+        raise UserError(f"{where}: two rows, or a row and the base step, have the folder {twice[0]}; rename one")
     return Row("base", base, seeds), rows
 
 
-def changed(config: Config, changes: dict[str, Any], where: str) -> Config:
-    """Change some options of a configuration; UserError for an option that does not exist or cannot have the value."""
-    return from_dict(_merged(to_dict(config), changes, Config, where))
+def _under(place: str) -> Callable[[str], str]:
+    return lambda option: f"{place}.{option}"
 
 
-def _merged(values: dict[str, Any], changes: dict[str, Any], kind: type, where: str) -> dict[str, Any]:
-    if not isinstance(changes, dict):
-        raise UserError(f"{where}: expected options with their values, got '{changes}'")
-    hints = get_type_hints(kind)
-    values = dict(values)
-    for key, value in changes.items():
-        if key not in values:
-            near = get_close_matches(str(key), values, n=1)
-            raise UserError(f"{where}: no option {key}" + (f"; did you mean {near[0]}?" if near else ""))
-        if isinstance(values[key], dict):
-            values[key] = _merged(values[key], value, hints[key], f"{where}.{key}")
-        else:
-            values[key] = _fitting(value, hints[key], f"{where}.{key}")
-    return values
+def _mapping(value: Any, where: str) -> dict[Any, Any]:
+    """The options of a part of the grid; a part without any is None in YAML."""
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{where}: expected options with their values, got {short(value)}")
+    return value or {}
 
 
-def _fitting(value: Any, hint: Any, where: str) -> Any:
-    """Check a value against its option's type (a word of a list, a number, a list, None if allowed) and convert it."""
-    kinds = get_args(hint) if get_origin(hint) not in (tuple, None) and not _words(hint) else (hint,)
-    for kind in kinds:
-        if value in _words(kind) or (value is None and kind is type(None)):
-            return value
-        if kind is float and not isinstance(value, bool):
-            try:
-                return float(value)  # YAML takes 1e-3 for text
-            except (TypeError, ValueError):
-                continue
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
-        if kind in (bool, int, str) and type(value) is kind:
-            return value
-    expected = ", ".join(", ".join(_words(kind)) or getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise UserError(f"{where}: expected {expected.replace('NoneType', 'null')}, got {value!r}")
-
-
-def _words(hint: Any) -> tuple[str, ...]:
-    arguments = get_args(hint)
-    return arguments if arguments and all(isinstance(word, str) for word in arguments) else ()
-
-
-def _seeds(values: Any, where: str) -> tuple[int, ...]:
-    good = isinstance(values, Sequence) and values and all(type(v) is int and v >= 0 for v in values)
-    if not good or len(set(values)) < len(values):
-        raise UserError(f"{where}: expected a list of different seeds of at least 0, got {values!r}")
-    return tuple(values)
+def _seeds(values: Any, base: Config, where: str) -> tuple[int, ...]:
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{where}: expected a list of different seeds, got {short(values)}")
+    seeds = tuple(changed(base, {"seed": value}, lambda _: where).seed for value in values)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: expected a list of different seeds, got {short(values)}")
+    return seeds

@@ -58,7 +58,7 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
     batch, parts = settings.batch, settings.accumulate
     if len(dataset.sampler(batch)) < batch:
         raise UserError(f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch")
-    if parts < 1 or batch < parts * distributed.processes():
+    if batch < parts * distributed.processes():
         raise UserError(
             f"step {step}: a batch of {batch} images cannot be shared out to {distributed.processes()} processes in "
             f"{parts} parts each; choose a larger batch, or fewer processes or parts (--step.accumulate)"

@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from wilson import config as configuration
 from wilson.atomic import SUFFIX, remove_leftovers, replacing
 from wilson.config import Config
@@ -57,13 +55,10 @@ def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) 
 def read_config(path: Path) -> Config:
     """Read the configuration of a run; UserError if the file is damaged."""
     try:
-        return configuration.from_dict(yaml.safe_load(path.read_text()))
+        return configuration.from_dict(configuration.read_yaml(path))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path} is not the configuration of a run ({reason}); use --overwrite, or another --out"
+            f"{path} is not the configuration of a run of this version ({error}); use --overwrite, or another --out"
         ) from error
 
 
