@@ -211,8 +211,8 @@ def global_mean(loss: Tensor, weight: Tensor, images: int, eps: float = 0.0) -> 
 
     The training loop treats every loss as a mean over images: it multiplies the loss by this process's share of the
     images and sums over the processes. That is wrong for a loss s / (w + eps) whose weight w is not the number of
-    images. Such a loss becomes s / (W + eps), with W the sum of w over all processes, divided by the share of images
-    that the loop multiplies by.
+    images. Such a loss becomes s / (W + eps), with W the sum of w over all processes, divided by this process's share
+    of the images. The loop's factor then cancels.
 
     Args:
         loss: s / (w + eps), a scalar.

@@ -36,7 +36,7 @@ class Task:
     """The classes of a data set, assigned to steps.
 
     Attributes:
-        name: the text it was parsed from.
+        name: the text of the task, such as "15-5".
         classes: class names of the data set by mask id, background first.
         steps: mask ids that each step adds, without background, in the order of the output channels.
     """

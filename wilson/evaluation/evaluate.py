@@ -63,7 +63,7 @@ def evaluate_checkpoint(
     flip: bool = False,
     picture: Path | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a checkpoint on a list of images, print the IoU of each class, and write the files that are asked for.
+    """Evaluate a checkpoint on a list of images, print the IoU of each class, and write the requested files.
 
     Args:
         path: the checkpoint of a step.

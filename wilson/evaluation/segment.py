@@ -20,8 +20,8 @@ def segment(
     """Predict the class of every pixel of the mask: the arg-max of the upsampled logits.
 
     With several views (every scale, each with its mirror image if `flip`), the softmax of the upsampled logits is
-    averaged over the views. So do the tests of in-place ABN (Rota Bulò et al., CVPR 2018), whose networks the published
-    models use.
+    averaged over the views. In-place ABN is tested the same way (Rota Bulò et al., CVPR 2018), and the published models
+    use its networks.
 
     Args:
         model: in eval mode.

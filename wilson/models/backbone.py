@@ -92,8 +92,8 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
         name: a timm model with features ("resnet101", "tf_efficientnet_lite0", ...), "wide_resnet38_a2", or
             "small_resnet".
         stride: pixels of the image per pixel of the features, 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4).
-        weights: "hub" for timm's pretrained weights, "none" for random ones, or a local .safetensors or .pth file whose
-            tensors have the model's names: timm's, or those that `wilson weights import` writes.
+        weights: "hub" for timm's pretrained weights, "none" for random ones, or a local .safetensors or .pth file. Its
+            tensors must have the model's names: timm's, or those that `wilson weights import` writes.
         activation: of a timm model, "own" or "leaky_relu" (slope 0.01); the other two always use leaky ReLU.
 
     Returns:

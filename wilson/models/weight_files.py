@@ -22,7 +22,7 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
     Args:
         model: takes the weights.
         path: the file.
-        activation: the model's; a .safetensors file may name the activation that its weights were trained with.
+        activation: of the model; a .safetensors file may name the activation of its weights.
 
     Raises:
         UserError: the file is missing or no state dict, a tensor of the model is missing in it or has another shape, or

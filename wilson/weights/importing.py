@@ -35,15 +35,15 @@ def import_weights(
     crop: int | None = None,
     stride: int | None = None,
 ) -> str:
-    """Translate a file of published weights, and print its checksum and the command to use it with.
+    """Translate a file of published weights, and print its checksum and the command that uses it.
 
     Args:
         file: in one of the two layouts.
         out: a .safetensors file for ImageNet weights, a .pt file for a step checkpoint.
         backbone: resnet101 or wide_resnet38_a2.
         task: of a step checkpoint: the task that it was trained on.
-        root: of a step checkpoint: the data set whose classes.txt names the classes; None for the classes of VOC, with
-            the task coco-to-voc for those of COCO.
+        root: of a step checkpoint: the data set with the classes.txt that names the classes. None means the classes of
+            VOC, or those of COCO if the task is coco-to-voc.
         crop: of a step checkpoint: side of the training crops in pixels; None for the published one.
         stride: of the backbone; None for the published one.
 

@@ -79,7 +79,7 @@ class Instances(ImageSource):
         except Exception as error:  # pycocotools raises a bare Exception, too
             raise UserError(
                 f"image '{self.names[index]}': its instances cannot be drawn ({type(error).__name__}: {error}); "
-                "mend the JSON, or take the image out"
+                "fix the JSON, or take the image out"
             ) from error
         return Image.fromarray(mask)
 

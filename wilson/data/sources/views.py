@@ -91,7 +91,7 @@ def without(source: ImageSource, word: str) -> ImageSource:
 
 
 class Matched(View):
-    """A source with the mask ids of another data set, whose classes are found by name (VOC's names or COCO's).
+    """A source with the mask ids of another data set. Classes are matched by name; VOC's and COCO's are both known.
 
     Args:
         source: the images.
