@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wilson.config.masks import VOID
 from wilson.pictures import overlay, palette
 
 # Linear RGB as seen without the long, the middle or the short cones (Machado, Oliveira, Fernandes 2009, severity 1).
@@ -42,7 +43,7 @@ def test_voc_colour_map():
         (64, 0, 0),
     ]
     assert colours[15] == (192, 128, 128)  # person
-    assert colours[palette.VOID] == (224, 224, 192)
+    assert colours[VOID] == (224, 224, 192)
     assert len(set(colours)) == 256
     assert palette.palette(21) == colours[:21]
 
