@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import cases
-import measure
-from agreement import Expected
+from benchmarks import measure
+from tests.support import cases
+from tests.support.agreement import Expected
 from wilson import ops
 from wilson.ops import _library, reference
 

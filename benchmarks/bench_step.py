@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import cases
-import measure
-from bench_ops import GRIDS
+from benchmarks import measure
+from benchmarks.bench_ops import GRIDS
+from tests.support import cases
 from wilson import ops
 from wilson.ops import reference
 

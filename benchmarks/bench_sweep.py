@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import cases
-import measure
+from benchmarks import measure
+from tests.support import cases
 from wilson import ops
 from wilson.ops import _library
 

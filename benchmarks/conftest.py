@@ -1,11 +1,6 @@
 """Options of the benchmarks, and the threads they run on."""
 
-import sys
-from pathlib import Path
-
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the cases are the tests'
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # the published ratios are for 2 threads
 

@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bench_ops
-import limits
+from benchmarks import bench_ops, limits
 
 REGISTERS_PER_SM, MAX_WARPS = 65536, 64  # sm_80, sm_90 and sm_100
 
@@ -68,8 +67,8 @@ def _registers(registers: int, stack: int) -> str:
 
 def traffic(provider: str) -> list[list[Any]]:
     """Launches and bytes of every call, counted by the emulator of the tests."""
-    from emulator import check
-    from emulator import traffic as counted
+    from tests.emulator import check
+    from tests.emulator import traffic as counted
 
     if check.missing(provider):
         return []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-import cases
+from tests.support import cases
 
 ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
 

@@ -2,14 +2,14 @@
 
 A classifier's activation maps are coarse. PAMR moves them to the edges of the image, `confident_labels` keeps the
 pixels that exactly one class claims, and `balanced_cross_entropy` trains a segmentation head on those. Run it with
-`python examples/cam_refinement.py`; it needs torch alone.
+`python -m examples.cam_refinement`; it needs torch alone.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compare import compare
+from examples.compare import compare
 from wilson import ops
 
 CLASSES = 4  # background first

@@ -1,13 +1,9 @@
 """What the examples print: time and memory of the usual code and of the code with wilson.ops."""
 
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import measure
+from benchmarks import measure
 
 
 def compare(what: str, usual: Callable[[], object], ours: Callable[[], object], rounds: int = 3) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 With mmsegmentation installed the classes go into its own registry and configuration files can name them
 (`loss_decode=dict(type="WilsonUpsampledLoss")`); without it the few lines of registry below stand in, and everything
-runs. Run it with `python examples/mmseg_decode_head.py`.
+runs. Run it with `python -m examples.mmseg_decode_head`.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compare import compare
+from examples.compare import compare
 from wilson import ops
 
 try:

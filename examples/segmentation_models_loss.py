@@ -2,7 +2,7 @@
 
 smp's losses expect logits as large as the mask. With `UpsampledLoss` a Unet can stop at a quarter of the image's size,
 and the loss reads the mask as it is: the full-size logits never exist. Run it with
-`python examples/segmentation_models_loss.py`; it needs `pip install segmentation-models-pytorch`.
+`python -m examples.segmentation_models_loss`; it needs `pip install segmentation-models-pytorch`.
 """
 
 import segmentation_models_pytorch as smp
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compare import compare
+from examples.compare import compare
 from wilson import ops
 
 CLASSES = 21

@@ -2,7 +2,7 @@
 
 Two drop-ins: the loss on logits at feature resolution (`upsampled_cross_entropy` instead of interpolating first), and
 an image-level loss by `ngwp_focal_pool` for images of which only the classes are known. Run it with
-`python examples/torchvision_deeplabv3.py`; it needs the train extra and no data.
+`python -m examples.torchvision_deeplabv3`; it needs the train extra and no data.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation import deeplabv3_resnet50
 
-from compare import compare
+from examples.compare import compare
 from wilson import ops
 
 CLASSES = 5  # background first

@@ -8,8 +8,8 @@ import importlib.util
 import pytest
 import torch
 
-import cases
-from agreement import Expected, flat
+from tests.support import cases
+from tests.support.agreement import Expected, flat
 from wilson import ops
 from wilson.ops import _library
 

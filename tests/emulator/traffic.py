@@ -5,25 +5,19 @@ and the affinities; for the confident labels two passes, peaks and labels; for t
 with one number of each pixel between them. Bytes that one launch reads twice are one distinct byte: an op that needs
 one launch for its passes may come out below the least.
 
-`python tests/emulator/traffic.py` prints the table; `table()` is for other programs.
+`python -m tests.emulator.traffic` prints the table; `table()` is for other programs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-if __name__ == "__main__":  # the folder of the tests, for `emulator` and `cases`
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    __package__ = "emulator"
-
-import cases
+from tests.support import cases
 from wilson import ops
 from wilson.ops import _library
 

@@ -1,0 +1,82 @@
+"""The CUDA kernels, launchers included, executed on the CPU: values, gradients, order, launches and bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.emulator import check, traffic
+from tests.support import cases
+
+PROVIDER = "cuda"
+# All of float32 that is quick; of bfloat16, whose loads and stores differ, the layouts that choose other kernels
+SLOW = {("pamr", "long"), ("pamr", "many_classes")}
+QUICK_BFLOAT16 = {"odd", "channels_last", "two_classes", "wide", "many_classes"}
+
+
+def every(*dtypes: torch.dtype) -> list[cases.Case]:
+    return [case for dtype in dtypes for case in cases.every(dtype)]
+
+
+def name(case: cases.Case) -> str:
+    return f"{case}-{str(case.args[0].dtype).removeprefix('torch.')}"
+
+
+def quick(case: cases.Case) -> bool:
+    chosen = case.args[0].dtype == torch.float32 or case.name in QUICK_BFLOAT16
+    return chosen and (case.op, case.name) not in SLOW
+
+
+BOTH = every(torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", [c for c in BOTH if quick(c)], ids=name)
+def test_agrees_with_the_reference(case):
+    check.agrees(PROVIDER, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in BOTH if not quick(c)], ids=name)
+def test_agrees_on_all_cases(case):
+    check.agrees(PROVIDER, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", every(torch.float16, torch.float64), ids=name)
+def test_agrees_in_other_dtypes(case):
+    check.agrees(PROVIDER, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", [c for c in every(torch.float32, torch.float16) if c.name in QUICK_BFLOAT16 and quick(c)], ids=name
+)
+def test_agrees_on_sm_80(case):
+    check.agrees(PROVIDER, case, arch=80)
+
+
+@pytest.mark.parametrize("op", check.FAMILY)
+def test_same_bits_in_any_order(op):
+    check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == "odd"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", check.FAMILY)
+@pytest.mark.parametrize("case_name", ["channels_last", "long", "many_classes"])
+def test_same_bits_in_any_order_of_other_inputs(op, case_name):
+    check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == case_name))
+
+
+def test_launches():
+    check.few_launches(PROVIDER)
+
+
+@pytest.mark.parametrize("op", check.FAMILY)
+def test_bytes(op):
+    check.few_bytes(PROVIDER, traffic.example(op))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", check.FAMILY)
+def test_bytes_of_bfloat16(op):
+    check.few_bytes(PROVIDER, traffic.example(op, torch.bfloat16))

@@ -1,0 +1,26 @@
+"""The Triton kernels by Triton's interpreter, in a process of its own."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+CHILD = Path(__file__).with_name("triton_interpreter.py")
+
+
+@pytest.mark.parametrize("chosen", ["float32", pytest.param("not float32", marks=pytest.mark.slow)])
+def test_triton_kernels_in_the_interpreter(chosen):
+    if importlib.util.find_spec("wilson.kernels") is None:
+        pytest.skip("wilson.kernels is not installed: run pip install -e .")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, str(CHILD)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, cwd=CHILD.parents[2], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    # none skipped
+    assert re.search(r"^\d+ passed, \d+ deselected in", result.stdout, re.MULTILINE), result.stdout

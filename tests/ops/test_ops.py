@@ -1,0 +1,297 @@
+"""Every public op against the reference in float64, on every case; gradients, determinism, compilation, tracing."""
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.support import cases
+from tests.support.agreement import assert_agrees, assert_survives_loss_scale, flat, tensors
+from wilson import ops
+from wilson.ops import _library, reference
+
+NAMES = [op for family in _library.OPS.values() for op in family]
+DIFFERENTIABLE = [
+    "ngwp_focal_pool",
+    "localization_prior_loss",
+    "soft_margin_loss",
+    "pseudo_label_loss",
+    "balanced_cross_entropy",
+    "upsampled_soft_margin_loss",
+    "upsampled_cross_entropy",
+]
+EVERY = {dtype: cases.every(dtype) for dtype in cases.DTYPES}
+
+
+def of(op, dtype=torch.float64, name="odd"):
+    return next(case for case in EVERY[dtype] if case.op == op and case.name == name)
+
+
+@pytest.mark.parametrize("case", list(itertools.chain(*EVERY.values())), ids=lambda c: f"{c}-{c.args[0].dtype}"[:80])
+def test_agrees_with_the_reference(case):
+    assert_agrees(case, getattr(ops, case.op))
+
+
+@pytest.mark.parametrize("op", NAMES)
+@pytest.mark.parametrize("name", ["odd", "long", "channels_last", "empty_batch"])
+def test_writes_the_whole_of_its_outputs(op, name):
+    """New tensors come filled with NaN (integers with their largest value) while the op runs."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+        assert_agrees(of(op, torch.float32, name), getattr(ops, op))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_survive_a_large_loss_scale(op, dtype):
+    assert_survives_loss_scale(of(op, dtype), getattr(ops, op))
+
+
+@pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradcheck(op, module):
+    small = cases.Shape(2, 4, 3, 3, old=2, scale=2)
+    build = next(c for c in EVERY[torch.float64] if c.op == op and c.name == "odd")
+    draw = cases.Draw(op, small, torch.float64, spread=1.0)
+    others = {
+        "ngwp_focal_pool": (),
+        "localization_prior_loss": (draw.old_logits(),),
+        "soft_margin_loss": (draw.probabilities(),),
+        "pseudo_label_loss": (draw.scores(), draw.old_logits(), torch.tensor([[0, 1, 1], [0, 0, 1]])),
+        "balanced_cross_entropy": (
+            torch.tensor([0, 0, 0, 2, 2, 255, 3, 3, 3]).view(1, 3, 3).repeat(2, 1, 1),
+            torch.tensor([[3, 0, 2, 3]]).repeat(2, 1),
+            torch.tensor([[0, 1, 1], [0, 0, 1]]),
+        ),
+    }.get(op, (draw.label_map(),))
+    z = draw.scores().requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: getattr(module, op)(z, *others, **build.kwargs), z)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_second_backward_gives_the_same_bits(op):
+    case = of(op, torch.float32)
+    z = case.args[0].detach().requires_grad_()
+    loss = getattr(ops, op)(z, *case.args[1:], **case.kwargs).sum()
+    first, second = (torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_gradient_penalty_is_refused(op):
+    case = of(op)
+    z = case.args[0].detach().requires_grad_()
+    loss = getattr(ops, op)(z, *case.args[1:], **case.kwargs).sum()
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"wilson.ops.reference.{op}"):
+        grad.pow(2).sum().backward()
+
+
+KERNELS = [op for op in NAMES if _library.has_kernel(op, "CPU")]  # the reference has the guarantees of PyTorch
+
+
+@pytest.mark.skipif(not KERNELS, reason="installed without compiled kernels")
+@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("name", ["long", "many_classes", "channels_last"])
+def test_same_bits_for_any_threads_and_neighbours(op, name):
+    case = of(op, torch.float32, name)
+    function = getattr(ops, op)
+    expected = flat(case.value_and_grad(function))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        again = flat(case.value_and_grad(function))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+    if expected[0].dim():  # one image alone; a loss is a mean over the batch
+        last = case.args[0].shape[0] - 1
+        alone = function(*(a[last:] if isinstance(a, torch.Tensor) else a for a in case.args), **case.kwargs)
+        assert all(torch.equal(a, b[last:]) for a, b in zip(tensors(alone), expected, strict=False))
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_four_threads_at_once(op):
+    case = of(op, torch.float32, "long")
+    expected = flat(case.value_and_grad(getattr(ops, op)))
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(case.value_and_grad, getattr(ops, op)) for _ in range(12)]
+        for run in runs:
+            assert all(torch.equal(a, b) for a, b in zip(flat(run.result()), expected, strict=True))
+
+
+FAR = 2**31 + 64  # elements between the images: 64-bit offsets or bust
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_offsets_beyond_32_bits(op):
+    case = of(op, torch.float16)
+    far = torch.empty(FAR + 4096, dtype=torch.float16)  # of which only a few pages are ever touched
+    args = list(case.args)
+    first = args[0]
+    args[0] = far.as_strided(first.shape, (FAR, *first.stride()[1:])).copy_(first)
+    near = case.value_and_grad(getattr(ops, op))
+    apart = cases.replace(case, args=tuple(args)).value_and_grad(getattr(ops, op))
+    assert all(torch.equal(a, b) for a, b in zip(flat(near), flat(apart), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 14 * 2**30, reason="needs 14 GiB of free memory"
+)
+def test_more_than_2_31_elements():
+    side = 32800
+    scores = torch.zeros(1, 2, side, side, dtype=torch.bfloat16)
+    assert scores.numel() > 2**31
+    scores[0, 1, -1, -1] = 8.0  # the very last of them
+    scores.requires_grad_()
+    pooled = ops.ngwp_focal_pool(scores, focal=False)  # S of class 1 is P/2, T is 8 at one pixel
+    torch.testing.assert_close(pooled[0, 1].item(), 8.0 / (1 + side * side / 2), rtol=1e-3, atol=0)
+    (grad,) = torch.autograd.grad(pooled[0, 1] * side * side, scores)
+    assert grad[0, 1, -1, -1] != grad[0, 1, 0, 0] and grad[0, 1, -1, -2] == grad[0, 1, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", NAMES)
+def test_compiles_with_inductor(op):
+    case = of(op, torch.float32)
+    torch.compiler.reset()
+    compiled = torch.compile(getattr(ops, op), fullgraph=True)
+    for got, expected in zip(
+        flat(case.value_and_grad(compiled)), flat(case.value_and_grad(getattr(ops, op))), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("op", NAMES)
+def test_compiles_whole(op, backend):
+    case = of(op, torch.float32)
+    compiled = torch.compile(getattr(ops, op), fullgraph=True, backend=backend)
+    expected, grad = case.value_and_grad(getattr(ops, op))
+    actual, compiled_grad = case.value_and_grad(compiled)
+    torch.testing.assert_close(actual, expected)
+    if grad is not None:
+        torch.testing.assert_close(compiled_grad, grad)
+
+
+def test_compiles_with_inductor_and_dynamic_shapes():
+    compiled = torch.compile(lambda z: ops.ngwp_focal_pool(z).sum(), fullgraph=True, dynamic=True)
+    for size in (6, 9):
+        z = torch.randn(2, 5, size, size + 1, requires_grad=True)
+        (actual,) = torch.autograd.grad(compiled(z), z)
+        (expected,) = torch.autograd.grad(ops.ngwp_focal_pool(z).sum(), z)
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_exports(op):
+    case = of(op, torch.float32)
+
+    class Module(torch.nn.Module):
+        def forward(self, *args):
+            return getattr(ops, op)(*args, **case.kwargs)
+
+    exported = torch.export.export(Module(), case.args).module()
+    torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
+
+
+RAW = {  # registered op: inputs with non-default values of every argument
+    "ngwp_focal_pool": lambda d: (d.scores(), 0.5, 2.0, 0.1, False),
+    "ngwp_focal_pool_backward": lambda d: (
+        d.scores()[:, :, 0, 0],
+        x := d.scores(),
+        *torch.ops.wilson.ngwp_focal_pool(x, 0.5, 2.0, 0.1, True)[1:],
+        0.5,
+        2.0,
+        0.1,
+        True,
+    ),
+    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
+    "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
+    "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
+    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
+    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
+    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3, True),
+    "pseudo_label_loss_backward": lambda d: (torch.tensor(2.0), torch.tensor([1.0, 0.5]), d.scores()),
+    "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
+    "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
+    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
+    "balanced_cross_entropy_backward": lambda d: (
+        torch.tensor(2.0),
+        d.scores(),
+        d.label_map(1),
+        torch.full((2, 7), 5),
+        d.image_labels(),
+        -1,
+    ),
+    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
+    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
+    "upsampled_argmax": lambda d: (d.scores(), 20, 24),
+}
+
+
+@pytest.mark.parametrize("op", RAW)
+def test_registration(op):
+    draw = cases.Draw(op, cases.SHAPES["odd"], torch.float32)
+    # raw ops carry no autograd formula: the public functions do
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(getattr(torch.ops.wilson, op).default, RAW[op](draw), test_utils=checks)
+
+
+def test_every_registered_op_is_checked():
+    registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
+                  if name.startswith("wilson::")}  # fmt: skip
+    assert registered == set(RAW)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_autocast(op):
+    case = of(op, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, grad = case.value_and_grad(getattr(ops, op))
+    expected, expected_grad = case.value_and_grad(getattr(ops, op))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+def test_mixed_dtypes_compute_in_the_widest():
+    z = torch.randn(2, 5, 4, 4, dtype=torch.bfloat16, requires_grad=True)
+    loss = ops.localization_prior_loss(z, torch.randn(2, 3, 4, 4, dtype=torch.float64))
+    assert loss.dtype == torch.float64
+    loss.backward()
+    assert z.grad.dtype == torch.bfloat16 and z.grad[:, :3].abs().sum() > 0 and z.grad[:, 3:].abs().sum() == 0
+
+
+def test_empty_batches_are_zero():
+    z, labels = torch.zeros(0, 3, 4, 4, requires_grad=True), torch.zeros(0, 8, 8, dtype=torch.long)
+    for loss in (
+        ops.localization_prior_loss(z, z[:, :2]),
+        ops.soft_margin_loss(z, z),
+        ops.pseudo_label_loss(z, z, z[:, :2], torch.zeros(0, 2)),
+        ops.upsampled_soft_margin_loss(z, labels),
+        ops.upsampled_cross_entropy(z, labels),
+    ):
+        assert loss.item() == 0
+        assert torch.autograd.grad(loss, z)[0].shape == z.shape
+    assert ops.ngwp_focal_pool(z).shape == (0, 3)
+
+
+def test_no_counted_pixel_gives_zero():
+    z = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = ops.upsampled_cross_entropy(z, torch.full((2, 8, 8), 255))
+    loss.backward()
+    assert loss.item() == 0 and z.grad.abs().max() == 0
+
+
+def test_argmax_above_255_classes_is_int64():
+    logits = torch.zeros(1, 300, 2, 2)
+    logits[:, 299] = 1
+    assert ops.upsampled_argmax(logits, (3, 3)).dtype == torch.int64
+    assert (ops.upsampled_argmax(logits, (3, 3)) == 299).all()
+    assert ops.upsampled_argmax(logits[:, :255], (3, 3)).dtype == torch.uint8
