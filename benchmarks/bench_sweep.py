@@ -15,8 +15,9 @@ from benchmarks import measure
 from tests.support import cases
 from wilson import ops
 from wilson.ops import _library
+from wilson.ops._registry import OPS
 
-NAMES = [op for family in _library.OPS.values() for op in family]
+NAMES = list(OPS)
 SIDES = (16, 32, 64, 128, 256)
 CLASSES = (2, 3, 5, 9, 17, 21, 33, 61, 64, 65, 81, 128, 129, 257, 513, 1001)
 BATCHES = (1, 2, 4, 8, 16, 32)

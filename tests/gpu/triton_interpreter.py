@@ -21,7 +21,8 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, 
 from tests.support import cases
 from tests.support.agreement import assert_agrees, assert_survives_loss_scale, flat, tensors
 from wilson import ops
-from wilson.ops import _library, reference
+from wilson.ops import reference
+from wilson.ops._registry import OPS
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run through test_triton.py"
 
@@ -69,11 +70,10 @@ def _noting(name: str, launcher):
     return launch
 
 
-for family, names in _library.OPS.items():
-    launchers = importlib.import_module(f"wilson.kernels.{family}")
-    for op in names:
-        for name, definition in _library._raw_ops(importlib.import_module(f"wilson.ops.{family}"), op):
-            definition.register_kernel("cpu")(_noting(name, getattr(launchers, name)))
+for op in OPS.values():
+    launchers = importlib.import_module(f"wilson.kernels.{op.family}")
+    for name, definition in op.raw().items():
+        definition.register_kernel("cpu")(_noting(name, getattr(launchers, name)))
 
 # The ops with the most launches or programs take the interpreter seconds for each case: they have no large maps, and
 # fewer layouts. Several tiles and blocks of classes they have in the case "blocks", which is small.

@@ -11,17 +11,10 @@ from tests.support import cases
 from tests.support.agreement import assert_agrees, assert_survives_loss_scale, flat, tensors
 from wilson import ops
 from wilson.ops import _library, reference
+from wilson.ops._registry import OPS, families
 
-NAMES = [op for family in _library.OPS.values() for op in family]
-DIFFERENTIABLE = [
-    "ngwp_focal_pool",
-    "localization_prior_loss",
-    "soft_margin_loss",
-    "pseudo_label_loss",
-    "balanced_cross_entropy",
-    "upsampled_soft_margin_loss",
-    "upsampled_cross_entropy",
-]
+NAMES = list(OPS)
+DIFFERENTIABLE = [op.name for op in OPS.values() if op.differentiable]
 EVERY = {dtype: cases.every(dtype) for dtype in cases.DTYPES}
 
 
@@ -55,22 +48,10 @@ def test_gradients_survive_a_large_loss_scale(op, dtype):
 @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_gradcheck(op, module):
-    small = cases.Shape(2, 4, 3, 3, old=2, scale=2)
-    build = next(c for c in EVERY[torch.float64] if c.op == op and c.name == "odd")
-    draw = cases.Draw(op, small, torch.float64, spread=1.0)
-    others = {
-        "ngwp_focal_pool": (),
-        "localization_prior_loss": (draw.old_logits(),),
-        "soft_margin_loss": (draw.probabilities(),),
-        "pseudo_label_loss": (draw.scores(), draw.old_logits(), torch.tensor([[0, 1, 1], [0, 0, 1]])),
-        "balanced_cross_entropy": (
-            torch.tensor([0, 0, 0, 2, 2, 255, 3, 3, 3]).view(1, 3, 3).repeat(2, 1, 1),
-            torch.tensor([[3, 0, 2, 3]]).repeat(2, 1),
-            torch.tensor([[0, 1, 1], [0, 0, 1]]),
-        ),
-    }.get(op, (draw.label_map(),))
-    z = draw.scores().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: getattr(module, op)(z, *others, **build.kwargs), z)
+    small = cases.case(op, "gradcheck", cases.Shape(2, 4, 3, 3, old=2, scale=2), torch.float64, spread=1.0)
+    z, *others = small.args
+    function = getattr(module, op)
+    assert torch.autograd.gradcheck(lambda z: function(z, *others, **small.kwargs), z.requires_grad_())
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -201,53 +182,29 @@ def test_exports(op):
     torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
 
 
-RAW = {  # registered op: inputs with non-default values of every argument
-    "ngwp_focal_pool": lambda d: (d.scores(), 0.5, 2.0, 0.1, False),
-    "ngwp_focal_pool_backward": lambda d: (
-        d.scores()[:, :, 0, 0],
-        x := d.scores(),
-        *torch.ops.wilson.ngwp_focal_pool(x, 0.5, 2.0, 0.1, True)[1:],
-        0.5,
-        2.0,
-        0.1,
-        True,
-    ),
-    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
-    "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
-    "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
-    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3, True),
-    "pseudo_label_loss_backward": lambda d: (torch.tensor(2.0), torch.tensor([1.0, 0.5]), d.scores()),
-    "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
-    "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
-    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
-    "balanced_cross_entropy_backward": lambda d: (
-        torch.tensor(2.0),
-        d.scores(),
-        d.label_map(1),
-        torch.full((2, 7), 5),
-        d.image_labels(),
-        -1,
-    ),
-    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_argmax": lambda d: (d.scores(), 20, 24),
-}
-
-
-@pytest.mark.parametrize("op", RAW)
+@pytest.mark.parametrize("op", cases.RAW)
 def test_registration(op):
     draw = cases.Draw(op, cases.SHAPES["odd"], torch.float32)
     # raw ops carry no autograd formula: the public functions do
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(getattr(torch.ops.wilson, op).default, RAW[op](draw), test_utils=checks)
+    torch.library.opcheck(getattr(torch.ops.wilson, op).default, cases.RAW[op](draw), test_utils=checks)
 
 
-def test_every_registered_op_is_checked():
+def test_every_list_of_ops_is_complete():
+    """An op that is registered has cases, raw cases, and counts; what torch knows is what the registry knows."""
     registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
                   if name.startswith("wilson::")}  # fmt: skip
-    assert registered == set(RAW)
+    assert {name for op in OPS.values() for name in op.raw()} == registered
+    assert set(cases.RAW) == registered, "tests/support/cases.py: RAW"
+    assert list(cases.INPUTS) == NAMES, "tests/support/cases.py: INPUTS"
+    assert list(cases.WORK) == NAMES, "tests/support/cases.py: WORK"
+    assert set(cases.FAMILIES) == set(families()), "tests/support/cases.py: FAMILIES"
+    assert {case.op for case in EVERY[torch.float32]} == set(NAMES), "tests/support/cases.py: an op without a case"
+    assert set(ops.__all__) == {"providers", "reference", *NAMES}
+    for name, op in OPS.items():
+        assert callable(getattr(ops, name)) and callable(getattr(reference, name)), name
+        backward = f"{name}_backward" in op.raw()
+        assert op.differentiable or not backward, f"{name} has a backward, but is registered as not differentiable"
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)

@@ -44,10 +44,19 @@ def test_recipe(tmp_path):
         ({"seeds": [0, 0]}, "different seeds"),
         ({"seeds": 3}, "list of different seeds"),
         ({"base": {"recipe": "nothing"}}, "voc or demo"),
-        ({"rows": {"a": {"losses": {"priors": "none"}}}}, r"rows\.a\.losses\.priors: no such option; did you mean prior\?"),
+        (
+            {"rows": {"a": {"losses": {"priors": "none"}}}},
+            r"rows\.a\.losses\.priors: no such option; did you mean prior\?",
+        ),
         ({"rows": {"a": {"losses": {"prior": "all"}}}}, r"prior: expected loc, softmax.*got 'all'"),
-        ({"rows": {"a": {"losses": {"alpha": "much"}}}}, r"alpha: expected a number, at least 0 and at most 1, got 'much'"),
-        ({"rows": {"a": {"losses": {"background": []}}}}, r"background: expected a number.*or None \(null in YAML\), got \[\]"),
+        (
+            {"rows": {"a": {"losses": {"alpha": "much"}}}},
+            r"alpha: expected a number, at least 0 and at most 1, got 'much'",
+        ),
+        (
+            {"rows": {"a": {"losses": {"background": []}}}},
+            r"background: expected a number.*or None \(null in YAML\), got \[\]",
+        ),
         ({"rows": {"a": {"losses": 3}}}, "expected options"),
         ({"rows": {"a": {"all_labels": "yes"}}}, "all_labels: expected true or false"),
         ({"rows": {"a": {"step": {"epochs": 1.5}}}}, "epochs: expected a whole number"),

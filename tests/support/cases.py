@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wilson.ops._registry import OPS
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -32,6 +34,26 @@ class Shape:
     def scaled(self, scale: float | None = None) -> tuple[int, int]:
         scale = self.scale if scale is None else scale
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.height * self.width
+
+    @property
+    def scores(self) -> int:
+        """Elements of a map of all classes."""
+        return self.pixels * self.classes
+
+    @property
+    def old_scores(self) -> int:
+        """Elements of a map of the old classes."""
+        return self.pixels * self.old
+
+    @property
+    def large_pixels(self) -> int:
+        """Pixels at the size of the labels."""
+        height, width = self.scaled()
+        return self.batch * height * width
 
 
 # The grids of the published settings, and small ones for CI
@@ -197,7 +219,78 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
     "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
 }
-NOT_DIFFERENTIABLE = ("merge_pseudo_labels", "pamr", "confident_labels", "upsampled_argmax")
+RAW: dict[str, Callable[[Draw], tuple]] = {  # registered op: inputs with non-default values of every argument
+    "ngwp_focal_pool": lambda d: (d.scores(), 0.5, 2.0, 0.1, False),
+    "ngwp_focal_pool_backward": lambda d: (
+        d.scores()[:, :, 0, 0],
+        x := d.scores(),
+        *torch.ops.wilson.ngwp_focal_pool(x, 0.5, 2.0, 0.1, True)[1:],
+        0.5,
+        2.0,
+        0.1,
+        True,
+    ),
+    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
+    "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
+    "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
+    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
+    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
+    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3, True),
+    "pseudo_label_loss_backward": lambda d: (torch.tensor(2.0), torch.tensor([1.0, 0.5]), d.scores()),
+    "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
+    "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
+    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
+    "balanced_cross_entropy_backward": lambda d: (
+        torch.tensor(2.0),
+        d.scores(),
+        d.label_map(1),
+        torch.full((2, 7), 5),
+        d.image_labels(),
+        -1,
+    ),
+    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
+    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
+    "upsampled_argmax": lambda d: (d.scores(), 20, 24),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Forward and backward of one call: exponentials, multiply-adds (where they rule), and bytes in float32.
+
+    Counts of the formulas, not of an implementation: each input read once in forward, the gradient written once.
+    """
+
+    exps: int
+    multiply_adds: int
+    bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.exps + other.exps, self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+
+
+PAMR_ITERATIONS, PAMR_NEIGHBOURS = 10, 40
+WORK: dict[str, Callable[[Shape], Work]] = {  # op: what it has to do at least; labels are int64
+    "ngwp_focal_pool": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores),
+    "localization_prior_loss": lambda s: Work(4 * s.old_scores, 0, 4 * (2 * s.old_scores + s.scores)),
+    "soft_margin_loss": lambda s: Work(2 * s.scores, 0, 4 * 3 * s.scores),
+    "merge_pseudo_labels": lambda s: Work(s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores)),
+    "pseudo_label_loss": lambda s: Work(2 * s.scores + s.old_scores, 0, 4 * (3 * s.scores + s.old_scores)),
+    "pamr": lambda s: Work(
+        PAMR_NEIGHBOURS * s.pixels,
+        PAMR_ITERATIONS * PAMR_NEIGHBOURS * s.scores,
+        4 * (3 * s.pixels + 2 * s.scores),
+    ),
+    "confident_labels": lambda s: Work(0, 0, 4 * s.scores + 8 * s.pixels),
+    "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores + 8 * s.pixels),
+    **dict.fromkeys(
+        ("upsampled_soft_margin_loss", "upsampled_cross_entropy"),
+        lambda s: Work(
+            s.large_pixels * s.classes, 2 * s.large_pixels * s.classes, 4 * 2 * s.scores + 8 * s.large_pixels
+        ),
+    ),
+    "upsampled_argmax": lambda s: Work(0, 2 * s.large_pixels * s.classes, 4 * s.scores + s.large_pixels),
+}
 
 
 # Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
@@ -210,7 +303,7 @@ def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -
     kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
     if op in ("confident_labels", "balanced_cross_entropy") and shape.classes > 255:
         kwargs["ignore_index"] = -1  # 255, the default, is a class
-    return Case(op, name, args, kwargs, differentiable=op not in NOT_DIFFERENTIABLE)
+    return Case(op, name, args, kwargs, differentiable=OPS[op].differentiable)
 
 
 def pooling(dtype: torch.dtype) -> Iterator[Case]:
