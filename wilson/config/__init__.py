@@ -1,4 +1,7 @@
-"""What a run is configured by: `options`, named `recipes`, and both as `plain` values. Imports no torch."""
+"""What a run is configured by: `options`, named `recipes`, and both as `plain` values. Imports no torch.
+
+`ranges` holds what values an option may have, `validation` how a wrong one is told.
+"""
 
 from .options import (
     Activation,
