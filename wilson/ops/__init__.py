@@ -8,15 +8,15 @@ works under autocast and `torch.compile(fullgraph=True)`; the kernels give the s
 
 from . import _registry, reference
 from ._library import load, providers
-from .confident import *
-from .pamr import *
 
-# isort: off  (the families in the order of the documentation; each names its ops in __all__)
+# The families in the order of the documentation. Each names its ops in its __all__.
+# isort: off
 from .pooling import *
-from .pseudo_labels import *
 from .soft_margin import *
+from .pseudo_labels import *
+from .pamr import *
+from .confident import *
 from .upsampled import *
-
 # isort: on
 
 load()  # the compiled kernels take over the dispatch keys that they serve
