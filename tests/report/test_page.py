@@ -3,7 +3,7 @@
 from tests.support.run_folders import NEW, make_run, page_of
 from wilson import report
 from wilson.report import drawing
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 
 
 def test_class_names_are_escaped(page):

@@ -8,7 +8,7 @@ from PIL import Image
 from tests.support.run_folders import BASE, MINUS, NEW, OLD, after, make_run, page_of, write_panels
 from wilson.pictures import palette
 from wilson.report import panels
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 
 
 def test_predictions_of_all_runs_stand_beside_one_localizer(page):

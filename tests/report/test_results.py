@@ -3,7 +3,7 @@
 from tests.support.run_folders import BASE, MINUS, NEW, after, course_of, make_run, page_of
 from wilson.report import results
 from wilson.report.reading import read
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 
 
 def test_the_table_shows_every_step_and_the_forgetting(page):

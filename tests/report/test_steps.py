@@ -7,7 +7,7 @@ from PIL import Image
 from tests.support.run_folders import course_of, page_of
 from wilson.report import steps
 from wilson.report.reading import read
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 from wilson.run_folder import RunFolder
 
 

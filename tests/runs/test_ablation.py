@@ -10,7 +10,7 @@ from tests.support.tiny_runs import QUICK, changes
 from wilson.cli import main
 from wilson.errors import UserError
 from wilson.report.grid import Outcome, write
-from wilson.report.results import DASH
+from wilson.report.text import DASH
 from wilson.runs import ablation
 from wilson.runs.ablation import ablate, read
 

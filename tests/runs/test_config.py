@@ -220,7 +220,7 @@ def test_a_malformed_grid_is_one_line(text, tmp_path, capsys):
     (tmp_path / "grid.yaml").write_text(text)
     assert main(["ablate", "--grid", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out")]) == 2
     line = one_line(capsys)
-    assert line.startswith("recipe ") and "grid.yaml" in line and len(line) < 500
+    assert line.startswith("grid ") and "grid.yaml" in line and len(line) < 500
     assert not (tmp_path / "out").exists()
 
 
