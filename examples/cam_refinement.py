@@ -59,7 +59,7 @@ def usual_pamr(image: Tensor, mask: Tensor, iterations: int = 10) -> Tensor:
 
 
 def main(size: int = 128, batch: int = 3) -> tuple[dict[str, float], dict[str, float]]:
-    """Refine and train; returns how many pixels of the labels are right before and after, and what is saved."""
+    """Refine and train; returns how many percent of the labels are right, before and after, and what is saved."""
     torch.manual_seed(0)
     image, mask, labels = scene(batch, size)
     maps = activation_maps(image)
