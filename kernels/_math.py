@@ -66,14 +66,15 @@ def focal_penalty_slope(S, P, GAMMA: tl.constexpr, LAM: tl.constexpr):
 
 @triton.jit
 def pseudo_label(m, hard, ALPHA: tl.constexpr):
-    """alpha h + (1 - alpha) m; h is 1 where the class is the pixel's largest."""
+    """alpha h + (1 - alpha) m, where h is 1 if `hard`."""
     return ALPHA * hard.to(m.dtype) + (1.0 - ALPHA) * m
 
 
 @triton.jit
 def merged_targets(omega, q, c, old, BACKGROUND_WEIGHT: tl.constexpr):
-    """Targets (classes, pixels): the old model's sigmoid of an old class, the pseudo-label of a new one; of the
-    background the smaller of the two, or their mean if the pseudo-label has a weight.
+    """Targets (classes, pixels) of the old model's sigmoid and the pseudo-label q.
+
+    An old class has the sigmoid, a new one q, the background the smaller of both or, with a weight, their mean.
     """
     if BACKGROUND_WEIGHT is None:
         background = tl.minimum(omega, q)
@@ -99,7 +100,7 @@ def class_weight(n_c, n, ACC: tl.constexpr):
 
 @triton.jit
 def threshold(peak, c, BACKGROUND_RATIO: tl.constexpr, CLASS_RATIO: tl.constexpr, FLOOR: tl.constexpr):
-    """The score above which a class claims a pixel: a share of its peak in the image, at least FLOOR."""
+    """The score above which a class claims a pixel: a share of the class's peak in the image, at least FLOOR."""
     background = tl.full(peak.shape, BACKGROUND_RATIO, peak.dtype)
     others = tl.full(peak.shape, CLASS_RATIO, peak.dtype)
     return tl.maximum(tl.where(c == 0, background, others) * peak, tl.full(peak.shape, FLOOR, peak.dtype))
@@ -107,7 +108,10 @@ def threshold(peak, c, BACKGROUND_RATIO: tl.constexpr, CLASS_RATIO: tl.constexpr
 
 @triton.jit
 def steepness(sum, sum_of_squares, COUNT: tl.constexpr):
-    """-1 / (3 (1e-8 + 0.1 sigma)), a colour's part in an affinity of PAMR, given COUNT values less their centre."""
+    """A colour's share of -1 / (1e-8 + 0.1 sigma) in PAMR.
+
+    sigma is the deviation of COUNT values, given by the sums of their differences from the centre and of the squares.
+    """
     variance = (sum_of_squares - sum * sum / COUNT) / (COUNT - 1)
     return -1.0 / (3.0 * (1e-8 + 0.1 * tl.sqrt(tl.maximum(variance, 0.0))))
 
@@ -117,9 +121,9 @@ def steepness(sum, sum_of_squares, COUNT: tl.constexpr):
 
 @triton.jit
 def aligned_corners(i, small, large, ACC: tl.constexpr):
-    """Which of `small` points lie before and after point i of `large`, and the weight of the latter.
+    """Which of `small` points lie before and after point i of `large`, and the weight of the latter. Corners aligned.
 
-    The corners are aligned. In integers, which are exact.
+    Integers find the points, because they are exact.
     """
     steps = i.to(tl.int64) * (small - 1)
     before = steps // tl.maximum(large - 1, 1)
@@ -138,7 +142,7 @@ def half_pixels(i, small, large, ACC: tl.constexpr):
 
 @triton.jit
 def first_from(k, small, large):
-    """The first of `large` points that lies at point k of `small` or after it, corners not aligned."""
+    """The first of `large` points that lies at point k of `small` or after it. Corners not aligned."""
     twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
     return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-BLOCK_IMAGES = tl.constexpr(128)
+BLOCK_IMAGES = tl.constexpr(128)  # whose weights a program adds up at a time
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def load_labels(labels, b, p, P, width, C, ignore_index, LINEAR: tl.constexpr):
 
 @triton.jit
 def load_gates(image_labels, b, c, C, ACC: tl.constexpr):
-    """What the image-level labels (B, C-1) multiply the classes by: the background by 1. 0 outside of the classes."""
+    """The image-level labels (B, C-1), with 1 for the background before them; 0 outside of the classes."""
     row = image_labels.data + b * image_labels.batch + (c - 1).to(tl.int64) * image_labels.channel
     label = tl.load(row, mask=(c > 0) & (c < C), other=0).to(ACC)
     return tl.where(c == 0, 1.0, label)
@@ -83,7 +83,7 @@ def exp_scores(z, peak, c, C):
 
 @triton.jit
 def softmax_step(peak, norm, z, c, C):
-    """Takes more classes into each pixel's highest score and sum of exp(score - highest); -inf and 0 to begin with."""
+    """Each pixel's highest score and sum of exp(score - highest), with more classes; -inf and 0 of none."""
     higher = tl.maximum(peak, peak_of(z, c, C))
     return higher, norm * tl.exp(peak - higher) + tl.sum(exp_scores(z, higher, c, C), axis=0)
 

@@ -23,13 +23,12 @@ from ._tiles import (
     store_tile,
 )
 
-# Scores that a program of confident_labels holds: 16 per thread of 4 warps.
+# A thread of confident_labels holds 16 scores.
 CONFIDENT_CLASSES = 16
 CONFIDENT_PIXELS = 128
-# The peaks of each run of pixels are read by all programs of the image: at most so many runs.
+# All programs of an image read the peaks of all its runs of pixels: at most so many.
 MAX_RUNS = 64
-# A program of the cross-entropy holds 16 scores per thread of 4 or 8 warps. Up to MAX_HELD_CLASSES the backward reads
-# them once, above twice.
+# A thread of the cross-entropy holds 16 scores. The backward reads up to MAX_HELD_CLASSES classes once, more twice.
 EIGHT_WARPS_ABOVE = 32
 MAX_HELD_CLASSES = 128
 BLOCK_CLASSES = 64

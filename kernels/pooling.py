@@ -4,8 +4,8 @@ With m the softmax of the scores z over classes, S = sum_i m_i and T = sum_i m_i
 
     pooled = T / (eps + S) + (1 - S/P)^gamma * log(lam + S/P)
 
-Each program adds up a fixed run of pixels of one image, and the runs are added in order, without atomics: the same bits
-in every run and in any batch.
+Each program adds up a fixed run of pixels of one image. The runs are added in order, without atomics: every call and
+every batch gives the same bits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from ._math import focal_penalty, focal_penalty_slope
 from ._tiles import exp_scores, load_tile, peak_of, softmax_of, softmax_step, store_tile
 
 # Pixels that one program of the forward adds up, by bytes of a score. Every run costs 4 numbers per class (two written,
-# two read back): with these, 3 % of the bytes of the scores.
+# two read back), which is 3 % of the bytes of the scores.
 RUN = {2: 256, 4: 128, 8: 128}
-# Scores that a thread holds at a time; this leaves room for their exponentials (57 to 128 registers a thread on sm_80
-# and sm_90, no spills).
+# A thread holds 32 scores at a time, which leaves room for their exponentials (57 to 128 registers on sm_80 and sm_90,
+# no spills).
 PER_THREAD = 32
 EIGHT_WARPS_ABOVE = 64
-# Up to this many classes are held at once and read once; above, they go by in blocks and are read twice.
+# Up to this many classes are held at once and read once. More go by in blocks and are read twice.
 MAX_HELD_CLASSES = 256
 BLOCK_CLASSES = 128
 # Classes and runs that a program of the finish adds up at a time.
@@ -177,7 +177,7 @@ def _ngwp_focal_pool_bwd_kernel(
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             before = peak
             peak, norm = softmax_step(peak, norm, z, c, C)
-            # The step's own two exponentials, which the compiler computes once.
+            # The step takes the same exponentials: the compiler computes them once.
             rescale, e = tl.exp(before - peak), exp_scores(z, peak, c, C)
             inner = inner * rescale + tl.sum(e * (A[:, None] + B[:, None] * z), axis=0)
         weight = 1.0 / norm

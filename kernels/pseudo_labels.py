@@ -5,7 +5,7 @@ of the old model's logits::
 
     q = alpha h + (1 - alpha) m        target: min(omega_0, q_0), omega_c for old c, q_c for new c
 
-One pass over the inputs gives the targets, the loss and its derivative; an image's weight is known once all of its
+One pass over the inputs gives the targets, the loss and its derivative. An image's weight is known once all of its
 tiles have said which new classes they found.
 """
 
@@ -29,15 +29,15 @@ from ._tiles import (
     sum_of_weights,
 )
 
-# 16 elements of each map per thread of 4 warps: three maps and the exponentials of one are held at once. (4096 elements
-# with 8 warps need as many registers per thread, and spill on sm_80 in bfloat16.)
-# Up to this many classes are held at once and read once; above, they go by in blocks and the localizer's are read
+# A thread holds 16 elements of each map: three maps and the exponentials of one at once. 8 warps instead of 4 need as
+# many registers per thread, and spill on sm_80 in bfloat16.
+# Up to this many classes are held at once and read once. More go by in blocks, and the localizer's scores are read
 # three times: for the sum of exponentials, for the largest gated one, for the targets.
 MAX_HELD_CLASSES = 128
 BLOCK_CLASSES = 64
 # Classes of the gradient that a program scales at a time.
 SCALED_CLASSES = 16
-# Classes and tiles that a program of an image's weight looks at a time.
+# Classes and tiles that a program looks through at a time for the weight of an image.
 WEIGHT_CLASSES = 32
 WEIGHT_TILES = 64
 

@@ -1,7 +1,7 @@
 """Binary cross-entropy with logits in Triton: the prior of the old model (LOC) and soft targets (SEG).
 
-With logits s and targets q, loss max(s, 0) - s q + log(1 + exp(-|s|)) and derivative sigmoid(s) - q. The two ops differ
-in their targets (the sigmoid of the old model's logits, or as given) and in what each image is multiplied by.
+With logits s and targets q the loss is max(s, 0) - s q + log(1 + exp(-|s|)), its derivative sigmoid(s) - q. The two ops
+differ in their targets (the sigmoid of the old model's logits, or as given) and in what each image is multiplied by.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ._launch import accumulator, linear, map_of, on_device_of, tile_for
 from ._math import image_factor, sigmoid, soft_margin
 from ._tiles import load_tile, store_tile, sum_of_weights
 
-# Few classes at a time, so that the pixels of each are many in a row. 16 elements of each map per thread are 16 bytes
-# per load in any dtype and leave room for two maps.
+# Few classes at a time, so that the pixels of each are many in a row. A thread holds 16 elements of each map, which it
+# loads by 16 bytes in any dtype, and which leave room for two maps.
 BLOCK_CLASSES = 16
 
 

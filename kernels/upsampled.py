@@ -16,13 +16,13 @@ from ._launch import accumulator, class_block, map_of, on_device_of, tile_for
 from ._math import first_from, half_pixels, log1p, mix, sigmoid, soft_margin
 from ._tiles import carries_class, class_rows, exp_scores, load_labels, peak_of, softmax_step
 
-# Upsampled logits that a program holds: 16 per thread of 4 warps, each made of four low-resolution ones; fewer where it
-# visits what a low-resolution pixel influences, and keeps sums and four addresses of each.
-MAX_PIXELS = 256
+# A thread holds 16 upsampled logits, each made of four low-resolution ones.
 BLOCK_CLASSES = 16
-# Low-resolution pixels times pixels of the image that they influence, of the soft-margin loss and of the cross-entropy,
-# and classes. With 128, the cross-entropy takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128
-# classes); with 64, the soft-margin loss spills on sm_90, where the compiler then aims at 64 to 80 registers.
+MAX_PIXELS = 256
+# A thread holds fewer where it visits what a low-resolution pixel influences, because it keeps sums and four addresses
+# of each. Visits are low-resolution pixels times pixels of the image that they influence. With 128, the cross-entropy
+# takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128 classes); with 64, the soft-margin loss
+# spills on sm_90, where the compiler then aims at 64 to 80 registers.
 VISITS = 128
 CROSS_ENTROPY_VISITS = 64
 GRAD_CLASSES = 4
@@ -32,8 +32,9 @@ BLOCK_SUMS = tl.constexpr(1024)
 
 @triton.jit
 def _upsampled_tile(logits, b, c, C, rows, columns, inside, ACC: tl.constexpr):
-    """Upsampled logits (classes, pixels) at rows and columns as `half_pixels` gives them; 0 from class C on and for
-    pixels not inside.
+    """Upsampled logits (classes, pixels), 0 from class C on and for pixels not inside.
+
+    `rows` and `columns` say where the pixels lie, as `half_pixels` does.
     """
     top, bottom, down = rows
     left, right, along = columns
@@ -241,8 +242,9 @@ def _upsampled_argmax_fwd_kernel(
 
 
 def _visits(logits: Tensor, labels: Tensor, visits: int, both_sides: bool) -> tuple[int, dict[str, int]]:
-    """The programs of a launch that visits the pixels right behind the low-resolution ones, or on both sides, and what
-    they divide.
+    """How many programs visit the pixels behind the low-resolution ones, or on both sides; and what each of them takes.
+
+    `visits` is the most that a program visits at a time.
     """
     batch, classes, height, width = logits.shape
     large_width = labels.shape[2]

@@ -186,6 +186,12 @@ GRID = [
 
 
 @needs_triton
+def test_streaming_kernels_exist():
+    kernels = {name for family in FAMILIES for name in vars(importlib.import_module(f"wilson.kernels.{family}"))}
+    assert set(STREAMING) <= kernels
+
+
+@needs_triton
 @pytest.mark.parametrize(("classes", "dtype", "arch"), GRID)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_triton_kernels(family, classes, dtype, arch, tmp_path, monkeypatch):
