@@ -1,41 +1,72 @@
-"""What the kernels share: tiles (classes, pixels) of a map, and the functions that the losses are made of."""
+"""How the kernels read and write maps: tiles (classes, pixels), labels, and the softmax over classes.
+
+Maps and matrices come as the tuples of `_launch`. A tile has the classes `c` of image `b` at its pixels `p`; `C` and
+`P` are the classes and pixels of the map.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+BLOCK_IMAGES = tl.constexpr(128)  # whose weights a program adds up at a time
+
 
 @triton.jit
-def pixel_offset(p, width, row_stride, pixel_stride, LINEAR: tl.constexpr):
+def pixel_offset(m, p, width, LINEAR: tl.constexpr):
+    """How far the pixels p lie behind the first one."""
     if LINEAR:
-        return p.to(tl.int64) * pixel_stride
-    return (p // width).to(tl.int64) * row_stride + (p % width).to(tl.int64) * pixel_stride
+        return p.to(tl.int64) * m.pixel
+    return (p // width).to(tl.int64) * m.row + (p % width).to(tl.int64) * m.pixel
 
 
 @triton.jit
-def _tile_at(data, b, c, p, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR: tl.constexpr):
-    """Where the classes c at the pixels p of image b of a (B, C, H, W) map lie, by the strides of `_launch.strides`."""
-    offset = pixel_offset(p, width, row_stride, pixel_stride, LINEAR)
-    return data + b * batch_stride + c[:, None].to(tl.int64) * class_stride + offset[None, :]
+def class_rows(m, b, c):
+    """Where the classes begin, as a column."""
+    return m.data + b * m.batch + c[:, None].to(tl.int64) * m.channel
 
 
 @triton.jit
-def load_tile(
-    data, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride,
-    LINEAR: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """A tile (classes, pixels) of a map, 0 from class C and pixel P on."""
-    at = _tile_at(data, b, c, p, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR)
+def load_tile(m, b, c, C, p, P, width, LINEAR: tl.constexpr, ACC: tl.constexpr):
+    """A tile of a map, 0 from class C and pixel P on."""
+    at = class_rows(m, b, c) + pixel_offset(m, p, width, LINEAR)[None, :]
     return tl.load(at, mask=(c < C)[:, None] & (p < P)[None, :], other=0.0).to(ACC)
 
 
 @triton.jit
-def store_tile(
-    data, values, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR: tl.constexpr
-):  # fmt: skip
-    at = _tile_at(data, b, c, p, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR)
-    tl.store(at, values.to(data.dtype.element_ty), mask=(c < C)[:, None] & (p < P)[None, :])
+def store_tile(m, values, b, c, C, p, P, width, LINEAR: tl.constexpr):
+    at = class_rows(m, b, c) + pixel_offset(m, p, width, LINEAR)[None, :]
+    tl.store(at, values.to(m.data.dtype.element_ty), mask=(c < C)[:, None] & (p < P)[None, :])
+
+
+@triton.jit
+def carries_class(label, C, ignore_index):
+    return (label != ignore_index) & (label >= 0) & (label < C)
+
+
+@triton.jit
+def load_labels(labels, b, p, P, width, C, ignore_index, LINEAR: tl.constexpr):
+    """The classes of pixels of a map of integers of any width, -1 for a pixel that carries none."""
+    at = labels.data + b * labels.batch + pixel_offset(labels, p, width, LINEAR)
+    label = tl.load(at, mask=p < P, other=0).to(tl.int64)
+    return tl.where((p < P) & carries_class(label, C, ignore_index), label, -1).to(tl.int32)
+
+
+@triton.jit
+def load_gates(image_labels, b, c, C, ACC: tl.constexpr):
+    """The image-level labels (B, C-1), with 1 for the background before them; 0 outside of the classes."""
+    row = image_labels.data + b * image_labels.batch + (c - 1).to(tl.int64) * image_labels.channel
+    label = tl.load(row, mask=(c > 0) & (c < C), other=0).to(ACC)
+    return tl.where(c == 0, 1.0, label)
+
+
+@triton.jit
+def sum_of_weights(image_weight, images, stride, ACC: tl.constexpr):
+    total = tl.zeros((BLOCK_IMAGES,), ACC)
+    for start in range(0, images, BLOCK_IMAGES):
+        i = start + tl.arange(0, BLOCK_IMAGES)
+        total += tl.load(image_weight + i.to(tl.int64) * stride, mask=i < images, other=0.0).to(ACC)
+    return tl.sum(total, axis=0)
 
 
 @triton.jit
@@ -46,42 +77,25 @@ def peak_of(z, c, C):
 
 @triton.jit
 def exp_scores(z, peak, c, C):
+    """exp(z - peak), 0 for classes that fill up the block."""
     return tl.exp(tl.where((c < C)[:, None], z - peak[None, :], -float("inf")))
 
 
 @triton.jit
-def gates(image_labels, b, c, C, batch_stride, class_stride, ACC: tl.constexpr):
-    """What the image-level labels (B, C-1) multiply the classes by: the background by 1. 0 outside of the classes."""
-    row = image_labels + b * batch_stride + (c - 1).to(tl.int64) * class_stride
-    label = tl.load(row, mask=(c > 0) & (c < C), other=0).to(ACC)
-    return tl.where(c == 0, 1.0, label)
+def softmax_step(peak, norm, z, c, C):
+    """Each pixel's highest score and sum of exp(score - highest), with more classes; -inf and 0 of none."""
+    higher = tl.maximum(peak, peak_of(z, c, C))
+    return higher, norm * tl.exp(peak - higher) + tl.sum(exp_scores(z, higher, c, C), axis=0)
 
 
 @triton.jit
-def sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for x >= 0. What 1 + x rounds off is given back to first order: exact for small x."""
-    u = 1.0 + x
-    return tl.log(u) + (x - (u - 1.0)) / u
-
-
-@triton.jit
-def soft_margin(s, q):
-    """Binary cross-entropy with logits s against q, as max(s, 0) - s q + log(1 + exp(-|s|))."""
-    return tl.maximum(s, 0.0) - s * q + log1p(tl.exp(-tl.abs(s)))
-
-
-@triton.jit
-def read_labels(
-    labels, b, p, P, width, batch_stride, row_stride, pixel_stride, C, ignore_index, LINEAR: tl.constexpr
-):  # fmt: skip
-    """The classes of pixels of a (B, H, W) map of integers of any width, -1 for a pixel that carries none."""
-    at = labels + b * batch_stride + pixel_offset(p, width, row_stride, pixel_stride, LINEAR)
-    label = tl.load(at, mask=p < P, other=0).to(tl.int64)
-    carries = (p < P) & (label != ignore_index) & (label >= 0) & (label < C)
-    return tl.where(carries, label, -1).to(tl.int32)
+def softmax_of(
+    m, b, C, p, P, width, LINEAR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr
+):
+    """Each pixel's highest score and sum of exp(score - highest), of classes that go by in blocks."""
+    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
+    norm = tl.zeros((BLOCK_P,), ACC)
+    for block in range(0, C, BLOCK_C):
+        c = block + tl.arange(0, BLOCK_C)
+        peak, norm = softmax_step(peak, norm, load_tile(m, b, c, C, p, P, width, LINEAR, ACC), c, C)
+    return peak, norm

@@ -1,4 +1,4 @@
-"""Choosing the pixels that exactly one class claims and the loss on them (SSS) in Triton.
+"""Choosing the pixels that exactly one class claims, and the loss on them (SSS), in Triton.
 
 Published code of WILSON (arXiv 2112.01882).
 """
@@ -10,18 +10,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, linear, numbers, on_device_of, strides
-from ._tiles import exp_scores, gates, load_tile, peak_of, read_labels, store_tile
+from ._launch import accumulator, linear, map_of, matrix_of, on_device_of, tile_for
+from ._math import class_weight, threshold
+from ._tiles import (
+    exp_scores,
+    load_gates,
+    load_labels,
+    load_tile,
+    peak_of,
+    softmax_of,
+    softmax_step,
+    store_tile,
+)
 
-# Scores that a program of confident_labels holds: 16 per thread of 4 warps.
+# A thread of confident_labels holds 16 scores.
 CONFIDENT_CLASSES = 16
 CONFIDENT_PIXELS = 128
-# The peaks of each run of pixels are read by all programs of the image: at most so many runs.
+# All programs of an image read the peaks of all its runs of pixels: at most so many.
 MAX_RUNS = 64
-# Scores that a program of the cross-entropy holds: 16 per thread of 4 or 8 warps. Up to MAX_HELD_CLASSES the backward
-# reads them once, above twice.
-TILE = 2048
-TILE_MANY_CLASSES = 4096
+# A thread of the cross-entropy holds 16 scores. The backward reads up to MAX_HELD_CLASSES classes once, more twice.
+EIGHT_WARPS_ABOVE = 32
 MAX_HELD_CLASSES = 128
 BLOCK_CLASSES = 64
 BLOCK_COUNTS = tl.constexpr(128)
@@ -31,7 +39,7 @@ BLOCK_COUNTS = tl.constexpr(128)
 
 
 @triton.jit
-def _confident_peaks_kernel(
+def _confident_labels_peaks_kernel(
     refined,  # (B, C, H, W), any strides
     image_labels,  # (B, C-1), any strides
     peaks,  # (B, runs, C): the highest gated score of each run of pixels
@@ -40,12 +48,6 @@ def _confident_peaks_kernel(
     runs,
     run,
     width,
-    labels_batch,
-    labels_class,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     LINEAR: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -56,19 +58,17 @@ def _confident_peaks_kernel(
     first = program % runs * run
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        gate = gates(image_labels, b, c, C, labels_batch, labels_class, ACC)
+        gate = load_gates(image_labels, b, c, C, ACC)
         highest = tl.full((BLOCK_C, BLOCK_P), -float("inf"), ACC)
         for start in range(0, run, BLOCK_P):
             p = first + start + tl.arange(0, BLOCK_P)
-            r = load_tile(
-                refined, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-            )  # fmt: skip
+            r = load_tile(refined, b, c, C, p, P, width, LINEAR, ACC)
             highest = tl.maximum(highest, tl.where((p < P)[None, :], r * gate[:, None], -float("inf")))
         tl.store(peaks + program.to(tl.int64) * C + c, tl.max(highest, axis=1), mask=c < C)
 
 
 @triton.jit
-def _confident_labels_kernel(
+def _confident_labels_fwd_kernel(
     refined,  # (B, C, H, W), any strides
     image_labels,  # (B, C-1), any strides
     peaks,  # (B, runs, C)
@@ -80,12 +80,6 @@ def _confident_labels_kernel(
     tiles,
     ignore_index,
     width,
-    labels_batch,
-    labels_class,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     BACKGROUND_RATIO: tl.constexpr,
     CLASS_RATIO: tl.constexpr,
     FLOOR: tl.constexpr,
@@ -106,13 +100,10 @@ def _confident_labels_kernel(
         in_classes = c < C
         row = peaks + ((b * runs + t) * C)[:, None] + c[None, :]
         of_runs = tl.load(row, mask=(t < runs)[:, None] & in_classes[None, :], other=-float("inf"))
-        ratio = tl.where(c == 0, tl.full((BLOCK_C,), BACKGROUND_RATIO, ACC), tl.full((BLOCK_C,), CLASS_RATIO, ACC))
-        threshold = tl.maximum(ratio * tl.max(of_runs, axis=0), tl.full((BLOCK_C,), FLOOR, ACC))
-        r = load_tile(
-            refined, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-        )  # fmt: skip
-        gate = gates(image_labels, b, c, C, labels_batch, labels_class, ACC)
-        claimed = (r * gate[:, None] > threshold[:, None]) & in_classes[:, None] & (p < P)[None, :]
+        least = threshold(tl.max(of_runs, axis=0), c, BACKGROUND_RATIO, CLASS_RATIO, FLOOR)
+        r = load_tile(refined, b, c, C, p, P, width, LINEAR, ACC)
+        gate = load_gates(image_labels, b, c, C, ACC)
+        claimed = (r * gate[:, None] > least[:, None]) & in_classes[:, None] & (p < P)[None, :]
         claims += tl.sum(claimed.to(tl.int32), axis=0)
         owner = tl.maximum(owner, tl.max(tl.where(claimed, c[:, None], 0), axis=0))
     owner = tl.where(claims == 1, owner, -1)
@@ -134,21 +125,20 @@ def confident_labels(
         return labels, labels.new_empty((batch, classes))
     pixels = height * width
     dtype, acc = accumulator(refined)
-    tile = {"BLOCK_C": class_block(classes, CONFIDENT_CLASSES), "BLOCK_P": CONFIDENT_PIXELS, "ACC": acc, "num_warps": 4}
+    tile = tile_for(classes, CONFIDENT_PIXELS, most=CONFIDENT_CLASSES)
     run = max(CONFIDENT_PIXELS, triton.next_power_of_2(triton.cdiv(pixels, MAX_RUNS)))
     runs, tiles = triton.cdiv(pixels, run), triton.cdiv(pixels, CONFIDENT_PIXELS)
     peaks = refined.new_empty((batch, runs, classes), dtype=dtype)
     counts = torch.empty((batch, tiles, classes), dtype=torch.int32, device=refined.device)
-    gates = numbers(image_labels)
-    lie = (width, *gates.stride(), *strides(refined))
+    r, gates = map_of(refined), matrix_of(image_labels)
     with on_device_of(refined):
-        _confident_peaks_kernel[(batch * runs,)](
-            refined, gates, peaks, classes, pixels, runs, run, *lie, LINEAR=linear(refined), **tile
+        _confident_labels_peaks_kernel[(batch * runs,)](
+            r, gates, peaks, classes, pixels, runs, run, width, LINEAR=linear(r), ACC=acc, **tile
         )
-        _confident_labels_kernel[(batch * tiles,)](
-            refined, gates, peaks, labels, counts, classes, pixels, runs, tiles, ignore_index, *lie,
-            BACKGROUND_RATIO=background_ratio, CLASS_RATIO=class_ratio, FLOOR=floor, LINEAR=linear(refined),
-            BLOCK_R=triton.next_power_of_2(runs), **tile,
+        _confident_labels_fwd_kernel[(batch * tiles,)](
+            r, gates, peaks, labels, counts, classes, pixels, runs, tiles, ignore_index, width,
+            BACKGROUND_RATIO=background_ratio, CLASS_RATIO=class_ratio, FLOOR=floor,
+            LINEAR=linear(r), BLOCK_R=triton.next_power_of_2(runs), ACC=acc, **tile,
         )  # fmt: skip
     return labels, counts.sum(1)
 
@@ -163,26 +153,22 @@ def _pixel_weight(
     image_labels,  # (B, C-1), any strides
     b,
     C,
-    counts_batch,
-    counts_class,
-    labels_batch,
-    labels_class,
     ACC: tl.constexpr,
 ):
-    """(n - n_c) / (1 + n) of each pixel's class; 0 if the image's classes are not the labelled ones and background."""
-    of_image = counts + b * counts_batch
+    """The weight of each pixel's class; 0 if the image's classes are not the labelled ones and background."""
+    of_image = counts.data + b * counts.batch
     count = tl.zeros((BLOCK_COUNTS,), tl.int64)
     extra = tl.zeros((BLOCK_COUNTS,), tl.int32)  # classes found, less those expected
     for block in range(0, C, BLOCK_COUNTS):
         c = block + tl.arange(0, BLOCK_COUNTS)
-        n_c = tl.load(of_image + c.to(tl.int64) * counts_class, mask=c < C, other=0).to(tl.int64)
-        expected = (gates(image_labels, b, c, C, labels_batch, labels_class, ACC) > 0) & (c < C)
+        n_c = tl.load(of_image + c.to(tl.int64) * counts.channel, mask=c < C, other=0).to(tl.int64)
+        expected = (load_gates(image_labels, b, c, C, ACC) > 0) & (c < C)
         count += n_c
         extra += (n_c > 0).to(tl.int32) - expected.to(tl.int32)
     n = tl.sum(count, axis=0)
     complete = tl.sum(extra, axis=0) == 0
-    own = tl.load(of_image + label.to(tl.int64) * counts_class, mask=label >= 0, other=0).to(tl.int64)
-    return tl.where((label >= 0) & complete, (n - own).to(ACC) / (1 + n).to(ACC), 0.0)
+    own = tl.load(of_image + label.to(tl.int64) * counts.channel, mask=label >= 0, other=0).to(tl.int64)
+    return tl.where((label >= 0) & complete, class_weight(own, n, ACC), 0.0)
 
 
 @triton.jit
@@ -198,17 +184,6 @@ def _balanced_cross_entropy_fwd_kernel(
     total,
     ignore_index,
     width,
-    labels_batch,
-    labels_row,
-    labels_pixel,
-    counts_batch,
-    counts_class,
-    image_labels_batch,
-    image_labels_class,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     LINEAR: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -217,24 +192,15 @@ def _balanced_cross_entropy_fwd_kernel(
     program = tl.program_id(0)
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    label = read_labels(
-        labels, b, p, P, width, labels_batch, labels_row, labels_pixel, C, ignore_index, LINEAR
-    )  # fmt: skip
-    weight = _pixel_weight(
-        label, counts, image_labels, b, C,
-        counts_batch, counts_class, image_labels_batch, image_labels_class, ACC,
-    )  # fmt: skip
+    label = load_labels(labels, b, p, P, width, C, ignore_index, LINEAR)
+    weight = _pixel_weight(label, counts, image_labels, b, C, ACC)
     peak = tl.full((BLOCK_P,), -float("inf"), ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     own = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        z = load_tile(
-            scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-        )  # fmt: skip
-        new_peak = tl.maximum(peak, peak_of(z, c, C))
-        norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(z, new_peak, c, C), axis=0)
-        peak = new_peak
+        z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+        peak, norm = softmax_step(peak, norm, z, c, C)
         own += tl.sum(tl.where(c[:, None] == label[None, :], z, 0.0), axis=0)
     loss = tl.where(label >= 0, weight * (tl.log(norm) + (peak - own)), 0.0)
     tl.store(sums + program, tl.sum(loss, axis=0) / total)
@@ -254,21 +220,6 @@ def _balanced_cross_entropy_bwd_kernel(
     total,
     ignore_index,
     width,
-    labels_batch,
-    labels_row,
-    labels_pixel,
-    counts_batch,
-    counts_class,
-    image_labels_batch,
-    image_labels_class,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
-    grad_batch,
-    grad_class,
-    grad_row,
-    grad_pixel,
     LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -279,73 +230,44 @@ def _balanced_cross_entropy_bwd_kernel(
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     first = tl.arange(0, BLOCK_C)
-    label = read_labels(
-        labels, b, p, P, width, labels_batch, labels_row, labels_pixel, C, ignore_index, LINEAR
-    )  # fmt: skip
-    weight = _pixel_weight(
-        label, counts, image_labels, b, C,
-        counts_batch, counts_class, image_labels_batch, image_labels_class, ACC,
-    )  # fmt: skip
+    label = load_labels(labels, b, p, P, width, C, ignore_index, LINEAR)
+    weight = _pixel_weight(label, counts, image_labels, b, C, ACC)
     weight *= tl.load(grad).to(ACC) / total
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
-    norm = tl.zeros((BLOCK_P,), ACC)
     if HELD:
-        z = load_tile(
-            scores, b, first, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-        )  # fmt: skip
+        z = load_tile(scores, b, first, C, p, P, width, LINEAR, ACC)
         e = exp_scores(z, peak_of(z, first, C), first, C)
-        norm += tl.sum(e, axis=0)
+        norm = tl.sum(e, axis=0)
     else:
-        for block in range(0, C, BLOCK_C):
-            c = block + first
-            z = load_tile(
-                scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-            )  # fmt: skip
-            new_peak = tl.maximum(peak, peak_of(z, c, C))
-            norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(z, new_peak, c, C), axis=0)
-            peak = new_peak
+        peak, norm = softmax_of(scores, b, C, p, P, width, LINEAR, BLOCK_C, BLOCK_P, ACC)
     for block in range(0, C, BLOCK_C):  # once if HELD
         c = block + first
         if not HELD:
-            z = load_tile(
-                scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-            )  # fmt: skip
-            e = exp_scores(z, peak, c, C)
+            e = exp_scores(load_tile(scores, b, c, C, p, P, width, LINEAR, ACC), peak, c, C)
         derivative = e / norm[None, :] - (c[:, None] == label[None, :]).to(ACC)
-        store_tile(
-            grad_scores, derivative * weight[None, :], b, c, C, p, P, width,
-            grad_batch, grad_class, grad_row, grad_pixel, LINEAR,
-        )  # fmt: skip
+        store_tile(grad_scores, derivative * weight[None, :], b, c, C, p, P, width, LINEAR)
 
 
-def _tile(classes: int, pixels: int) -> tuple[dict[str, int], int]:
-    """How many classes and pixels a program holds at a time and by how many warps; and the tiles of an image."""
-    block_c = class_block(classes, MAX_HELD_CLASSES if classes <= MAX_HELD_CLASSES else BLOCK_CLASSES)
-    many = block_c > 32
-    block_p = min((TILE_MANY_CLASSES if many else TILE) // block_c, max(32, triton.next_power_of_2(pixels)))
-    return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8 if many else 4}, triton.cdiv(pixels, block_p)
-
-
-def _labels_lie(scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor) -> tuple[int, ...]:
-    """Width of the map; strides of labels, counts and image-level labels."""
-    batch_stride, _, row_stride, pixel_stride = strides(labels[:, None])
-    return scores.shape[3], batch_stride, row_stride, pixel_stride, *counts.stride(), *image_labels.stride()
+def _tile(classes: int, pixels: int) -> dict[str, int]:
+    return tile_for(
+        classes, pixels, most=BLOCK_CLASSES, held=MAX_HELD_CLASSES, eight_warps_above=EIGHT_WARPS_ABOVE
+    )  # fmt: skip
 
 
 def balanced_cross_entropy(
     scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int
 ) -> Tensor:
     batch, classes, height, width = scores.shape
+    pixels = height * width
     dtype, acc = accumulator(scores)
-    tile, tiles = _tile(classes, height * width)
+    tile = _tile(classes, pixels)
+    tiles = triton.cdiv(pixels, tile["BLOCK_P"])
     sums = scores.new_empty((batch, tiles), dtype=dtype)
-    gates = numbers(image_labels)
     if batch:
+        z, own = map_of(scores), map_of(labels)
         with on_device_of(scores):
             _balanced_cross_entropy_fwd_kernel[(batch * tiles,)](
-                scores, labels, counts, gates, sums, classes, height * width, tiles, labels.numel(), ignore_index,
-                *_labels_lie(scores, labels, counts, gates), *strides(scores),
-                LINEAR=linear(scores, labels[:, None]), ACC=acc, **tile,
+                z, own, matrix_of(counts), matrix_of(image_labels), sums, classes, pixels, tiles, labels.numel(),
+                ignore_index, width, LINEAR=linear(z, own), ACC=acc, **tile,
             )  # fmt: skip
     return sums.sum()
 
@@ -355,15 +277,17 @@ def balanced_cross_entropy_backward(
 ) -> Tensor:
     """grad_scores, laid out as `torch.empty_like(scores)`."""
     batch, classes, height, width = scores.shape
+    pixels = height * width
     grad_scores = torch.empty_like(scores)
     _, acc = accumulator(grad, scores)
-    tile, tiles = _tile(classes, height * width)
-    gates = numbers(image_labels)
+    tile = _tile(classes, pixels)
+    tiles = triton.cdiv(pixels, tile["BLOCK_P"])
     if batch:
+        z, own, grad_z = map_of(scores), map_of(labels), map_of(grad_scores)
         with on_device_of(scores):
             _balanced_cross_entropy_bwd_kernel[(batch * tiles,)](
-                grad, scores, labels, counts, gates, grad_scores, classes, height * width, tiles, labels.numel(),
-                ignore_index, *_labels_lie(scores, labels, counts, gates), *strides(scores), *strides(grad_scores),
-                LINEAR=linear(scores, labels[:, None], grad_scores), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
+                grad, z, own, matrix_of(counts), matrix_of(image_labels), grad_z, classes, pixels, tiles,
+                labels.numel(), ignore_index, width,
+                LINEAR=linear(z, own, grad_z), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
             )  # fmt: skip
     return grad_scores

@@ -1,4 +1,8 @@
-"""Refining masks by the image (PAMR) in Triton. Araslanov and Roth, CVPR 2020, as in WILSON's published code."""
+"""Refining masks by the image (PAMR) in Triton. Araslanov and Roth, CVPR 2020, as in WILSON's published code.
+
+A pixel has 8 neighbours at each dilation, their coordinates clamped to the image. Its affinities to them are worked out
+once; an iteration gives it the mean of their masks, weighted by the affinities.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, on_device_of
+from ._launch import accumulator, class_block, map_of, on_device_of
+from ._math import aligned_corners, steepness
+from ._tiles import class_rows
 
 # One pixel per thread, so that its affinities and the sums of its classes are in the registers of one thread.
 # Two warps: enough programs for all processors at 24 maps of 32 x 32.
@@ -19,12 +25,12 @@ PAMR_CLASSES = 32  # as many sums per thread; more classes read the affinities a
 
 
 @triton.jit
-def _neighbour(y, x, H, W, row_stride, pixel_stride, DISTANCE: tl.constexpr, j):
-    """Where neighbour j of 8 lies: row by row, the centre left out, coordinates clamped to the image."""
+def _neighbour(m, y, x, H, W, DISTANCE: tl.constexpr, j):
+    """How far neighbour j of 8 lies behind the first pixel: row by row, the centre left out."""
     k = j + j // 4
     row = tl.minimum(tl.maximum(y + (k // 3 - 1) * DISTANCE, 0), H - 1)
     pixel = tl.minimum(tl.maximum(x + (k % 3 - 1) * DISTANCE, 0), W - 1)
-    return row.to(tl.int64) * row_stride + pixel.to(tl.int64) * pixel_stride
+    return row.to(tl.int64) * m.row + pixel.to(tl.int64) * m.pixel
 
 
 @triton.jit
@@ -34,10 +40,6 @@ def _pamr_affinity_kernel(
     H,
     W,
     tiles,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     DILATIONS: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -47,10 +49,10 @@ def _pamr_affinity_kernel(
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     y, x = p // W, p % W
-    channel = tl.arange(0, 4)[:, None]  # three colours; blocks are powers of two
-    inside = (channel < 3) & (p < H * W)[None, :]
-    colours = image + b * batch_stride + channel.to(tl.int64) * class_stride
-    at = y.to(tl.int64) * row_stride + x.to(tl.int64) * pixel_stride
+    channel = tl.arange(0, 4)  # three colours; blocks are powers of two
+    inside = (channel < 3)[:, None] & (p < H * W)[None, :]
+    colours = class_rows(image, b, channel)
+    at = y.to(tl.int64) * image.row + x.to(tl.int64) * image.pixel
     centre = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC)
 
     # Deviation of the neighbours and, once per dilation, the centre. Taken from the centre, differences of close
@@ -59,32 +61,63 @@ def _pamr_affinity_kernel(
     sum_of_squares = tl.zeros((4, BLOCK_P), ACC)
     for i in tl.static_range(COUNT):
         for j in range(8):
-            at = _neighbour(y, x, H, W, row_stride, pixel_stride, DILATIONS[i], j)
+            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
             d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
             sum += d
             sum_of_squares += d * d
-    variance = (sum_of_squares - sum * sum / (9 * COUNT)) / (9 * COUNT - 1)
-    steepness = -1.0 / (3.0 * (1e-8 + 0.1 * tl.sqrt(tl.maximum(variance, 0.0))))
+    steep = steepness(sum, sum_of_squares, 9 * COUNT)
 
     peak = tl.full((BLOCK_P,), -float("inf"), ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     for i in tl.static_range(COUNT):
         for j in range(8):
-            at = _neighbour(y, x, H, W, row_stride, pixel_stride, DILATIONS[i], j)
+            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
             d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
-            k = tl.sum(tl.abs(d) * steepness, axis=0)
-            new_peak = tl.maximum(peak, k)
-            norm = norm * tl.exp(peak - new_peak) + tl.exp(k - new_peak)
-            peak = new_peak
+            k = tl.sum(tl.abs(d) * steep, axis=0)
+            higher = tl.maximum(peak, k)
+            norm = norm * tl.exp(peak - higher) + tl.exp(k - higher)
+            peak = higher
     weight = 1.0 / norm
     plane = tl.zeros((), tl.int64) + H * W
     to = affinity + b * (8 * COUNT) * plane + p
     for i in tl.static_range(COUNT):
         for j in range(8):
-            at = _neighbour(y, x, H, W, row_stride, pixel_stride, DILATIONS[i], j)
+            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
             d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
-            k = tl.sum(tl.abs(d) * steepness, axis=0)
+            k = tl.sum(tl.abs(d) * steep, axis=0)
             tl.store(to + (8 * i + j) * plane, tl.exp(k - peak) * weight, mask=p < H * W)
+
+
+@triton.jit
+def _pamr_resize_kernel(
+    mask,  # (B, C, h, w), any strides
+    resized,  # (B, C, P)
+    C,
+    small_height,
+    small_width,
+    H,
+    W,
+    tiles,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    program = tl.program_id(0)
+    b = (program // tiles).to(tl.int64)
+    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    top, bottom, down = aligned_corners(p // W, small_height, H, ACC)
+    left, right, along = aligned_corners(p % W, small_width, W, ACC)
+    top, bottom, left, right = top * mask.row, bottom * mask.row, left * mask.pixel, right * mask.pixel
+    for block in range(0, C, BLOCK_C):
+        c = block + tl.arange(0, BLOCK_C)
+        inside = (c < C)[:, None] & (p < H * W)[None, :]
+        rows = class_rows(mask, b, c)
+        first = tl.load(rows + (top + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
+        first += tl.load(rows + (top + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
+        second = tl.load(rows + (bottom + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
+        second += tl.load(rows + (bottom + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
+        value = first * (1.0 - down)[None, :] + second * down[None, :]
+        tl.store(resized + (b * C + c[:, None]) * (tl.zeros((), tl.int64) + H * W) + p[None, :], value, mask=inside)
 
 
 @triton.jit
@@ -96,10 +129,6 @@ def _pamr_step_kernel(
     H,
     W,
     tiles,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     DILATIONS: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -115,62 +144,14 @@ def _pamr_step_kernel(
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
         inside = (c < C)[:, None] & (p < H * W)[None, :]
-        rows = mask + b * batch_stride + c[:, None].to(tl.int64) * class_stride
+        rows = class_rows(mask, b, c)
         mean = tl.zeros((BLOCK_C, BLOCK_P), ACC)
         for i in tl.static_range(COUNT):
             for j in range(8):
                 a = tl.load(weights + (8 * i + j) * plane, mask=p < H * W, other=0.0)
-                at = _neighbour(y, x, H, W, row_stride, pixel_stride, DILATIONS[i], j)
+                at = _neighbour(mask, y, x, H, W, DILATIONS[i], j)
                 mean += a[None, :] * tl.load(rows + at[None, :], mask=inside, other=0.0).to(ACC)
         tl.store(refined + (b * C + c[:, None]) * plane + p[None, :], mean, mask=inside)
-
-
-@triton.jit
-def _between(i, small, large, ACC: tl.constexpr):
-    """Which of `small` points lie before and after point i of `large` (corners aligned), and the weight of the latter.
-
-    In integers, which are exact.
-    """
-    steps = i.to(tl.int64) * (small - 1)
-    before = steps // tl.maximum(large - 1, 1)
-    weight = (steps - before * tl.maximum(large - 1, 1)).to(ACC) / tl.maximum(large - 1, 1)
-    return before, tl.minimum(before + 1, small - 1), weight
-
-
-@triton.jit
-def _pamr_resize_kernel(
-    mask,  # (B, C, h, w), any strides
-    resized,  # (B, C, P)
-    C,
-    small_height,
-    small_width,
-    H,
-    W,
-    tiles,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    program = tl.program_id(0)
-    b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    top, bottom, down = _between(p // W, small_height, H, ACC)
-    left, right, along = _between(p % W, small_width, W, ACC)
-    top, bottom, left, right = top * row_stride, bottom * row_stride, left * pixel_stride, right * pixel_stride
-    for block in range(0, C, BLOCK_C):
-        c = block + tl.arange(0, BLOCK_C)
-        inside = (c < C)[:, None] & (p < H * W)[None, :]
-        rows = mask + b * batch_stride + c[:, None].to(tl.int64) * class_stride
-        first = tl.load(rows + (top + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-        first += tl.load(rows + (top + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-        second = tl.load(rows + (bottom + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-        second += tl.load(rows + (bottom + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-        value = first * (1.0 - down)[None, :] + second * down[None, :]
-        tl.store(resized + (b * C + c[:, None]) * (tl.zeros((), tl.int64) + H * W) + p[None, :], value, mask=inside)
 
 
 def pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
@@ -189,21 +170,18 @@ def pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int])
     resized = small != image.shape[2:]
     other = torch.empty_like(refined) if iterations > 1 or resized else refined
     with on_device_of(image):
-        _pamr_affinity_kernel[(batch * tiles,)](
-            image, affinity, height, width, tiles, *image.stride(), **neighbours, **block
-        )
+        _pamr_affinity_kernel[(batch * tiles,)](map_of(image), affinity, height, width, tiles, **neighbours, **block)
         # The last iteration ends in `refined`, the one before in `other`, and so on.
         buffers = (refined, other) if iterations % 2 else (other, refined)
         if resized:
             _pamr_resize_kernel[(batch * tiles,)](
-                mask, buffers[1], classes, *small, height, width, tiles, *mask.stride(), BLOCK_C=block_c, **block
+                map_of(mask), buffers[1], classes, *small, height, width, tiles, BLOCK_C=block_c, **block
             )
             mask = buffers[1]
         for k in range(iterations):
             to = buffers[k % 2]
             _pamr_step_kernel[(batch * tiles,)](
-                mask, affinity, to, classes, height, width, tiles, *mask.stride(),
-                BLOCK_C=block_c, **neighbours, **block,
-            )  # fmt: skip
+                map_of(mask), affinity, to, classes, height, width, tiles, BLOCK_C=block_c, **neighbours, **block
+            )
             mask = to
     return refined

@@ -4,8 +4,8 @@ With m the softmax of the scores z over classes, S = sum_i m_i and T = sum_i m_i
 
     pooled = T / (eps + S) + (1 - S/P)^gamma * log(lam + S/P)
 
-Each program adds up a fixed run of pixels of one image, and the runs are added in order, without atomics: the same bits
-in every run and in any batch.
+Each program adds up a fixed run of pixels of one image. The runs are added in order, without atomics: every call and
+every batch gives the same bits.
 """
 
 from __future__ import annotations
@@ -15,31 +15,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, linear, on_device_of, strides
-from ._tiles import exp_scores, load_tile, peak_of, store_tile
+from ._launch import accumulator, class_block, linear, map_of, matrix_of, on_device_of, tile_for
+from ._math import focal_penalty, focal_penalty_slope
+from ._tiles import exp_scores, load_tile, peak_of, softmax_of, softmax_step, store_tile
 
 # Pixels that one program of the forward adds up, by bytes of a score. Every run costs 4 numbers per class (two written,
-# two read back): with these, 3 % of the bytes of the scores.
+# two read back), which is 3 % of the bytes of the scores.
 RUN = {2: 256, 4: 128, 8: 128}
-# Scores that a program holds at a time: 32 per thread of 4 or 8 warps, which leaves room for their exponentials
-# (57 to 128 registers a thread on sm_80 and sm_90, no spills).
-TILE = 4096
-TILE_MANY_CLASSES = 8192
-# Up to this many classes are held at once and read once; above, they go by in blocks and are read twice.
+# A thread holds 32 scores at a time, which leaves room for their exponentials (57 to 128 registers on sm_80 and sm_90,
+# no spills).
+PER_THREAD = 32
+EIGHT_WARPS_ABOVE = 64
+# Up to this many classes are held at once and read once. More go by in blocks and are read twice.
 MAX_HELD_CLASSES = 256
 BLOCK_CLASSES = 128
-
-
-@triton.jit
-def _power(x, EXPONENT: tl.constexpr):
-    """x ** EXPONENT for x in 0..1, EXPONENT >= 0; cheap for gamma = 3, as each thread needs it for all its classes."""
-    if EXPONENT == 0:
-        return tl.full(x.shape, 1.0, x.dtype)
-    if EXPONENT == 2:
-        return x * x
-    if EXPONENT == 3:
-        return x * x * x
-    return tl.where(x > 0, tl.exp(EXPONENT * tl.log(tl.where(x > 0, x, 1.0))), 0.0)
+# Classes and runs that a program of the finish adds up at a time.
+FINISH_CLASSES = 32
+FINISH_RUNS = 32
 
 
 @triton.jit
@@ -50,10 +42,6 @@ def _ngwp_focal_pool_fwd_kernel(
     P,
     runs,
     width,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     RUN: tl.constexpr,
@@ -65,43 +53,29 @@ def _ngwp_focal_pool_fwd_kernel(
     b = (program // runs).to(tl.int64)
     first = program % runs * RUN
     run_sums = sums + program.to(tl.int64) * 2 * C
-    c = tl.arange(0, BLOCK_C)
-    mass = tl.zeros((BLOCK_C,), ACC)
-    total = tl.zeros((BLOCK_C,), ACC)
-    for start in range(0, RUN, BLOCK_P):  # once if not HELD
-        p = first + start + tl.arange(0, BLOCK_P)
-        in_image = p < P
-        if HELD:
-            z = load_tile(
-                scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-            )  # fmt: skip
+    if HELD:
+        c = tl.arange(0, BLOCK_C)
+        mass = tl.zeros((BLOCK_C,), ACC)
+        total = tl.zeros((BLOCK_C,), ACC)
+        for start in range(0, RUN, BLOCK_P):
+            p = first + start + tl.arange(0, BLOCK_P)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             e = exp_scores(z, peak_of(z, c, C), c, C)
-            m = e * tl.where(in_image, 1.0 / tl.sum(e, axis=0), 0.0)[None, :]
+            m = e * tl.where(p < P, 1.0 / tl.sum(e, axis=0), 0.0)[None, :]
             mass += tl.sum(m, axis=1)
             total += tl.sum(m * z, axis=1)
-        else:
-            peak = tl.full((BLOCK_P,), -float("inf"), ACC)
-            norm = tl.zeros((BLOCK_P,), ACC)
-            for block in range(0, C, BLOCK_C):
-                z = load_tile(
-                    scores, b, block + c, C, p, P, width,
-                    batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
-                )  # fmt: skip
-                new_peak = tl.maximum(peak, peak_of(z, block + c, C))
-                norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(z, new_peak, block + c, C), axis=0)
-                peak = new_peak
-            weight = tl.where(in_image, 1.0 / norm, 0.0)
-            for block in range(0, C, BLOCK_C):
-                z = load_tile(
-                    scores, b, block + c, C, p, P, width,
-                    batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
-                )  # fmt: skip
-                m = exp_scores(z, peak, block + c, C) * weight[None, :]
-                tl.store(run_sums + block + c, tl.sum(m, axis=1), mask=block + c < C)
-                tl.store(run_sums + C + block + c, tl.sum(m * z, axis=1), mask=block + c < C)
-    if HELD:
         tl.store(run_sums + c, mass, mask=c < C)
         tl.store(run_sums + C + c, total, mask=c < C)
+    else:  # a run is one tile
+        p = first + tl.arange(0, BLOCK_P)
+        peak, norm = softmax_of(scores, b, C, p, P, width, LINEAR, BLOCK_C, BLOCK_P, ACC)
+        weight = tl.where(p < P, 1.0 / norm, 0.0)
+        for block in range(0, C, BLOCK_C):
+            c = block + tl.arange(0, BLOCK_C)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            m = exp_scores(z, peak, c, C) * weight[None, :]
+            tl.store(run_sums + c, tl.sum(m, axis=1), mask=c < C)
+            tl.store(run_sums + C + c, tl.sum(m * z, axis=1), mask=c < C)
 
 
 @triton.jit
@@ -138,63 +112,38 @@ def _ngwp_focal_pool_finish_kernel(
     tl.store(mass + out, S, mask=in_classes)
     tl.store(score + out, value, mask=in_classes)
     if FOCAL:
-        share = tl.minimum(S / P, 1.0)  # S can pass P by rounding
-        value += _power(1.0 - share, GAMMA) * tl.log(LAM + share)
+        value += focal_penalty(S, P, GAMMA, LAM)
     tl.store(pooled + out, value, mask=in_classes)
 
 
 @triton.jit
 def _slopes(
-    grad_pooled,
-    mass,
-    score,
-    b,
-    c,
-    C,
-    P,
-    grad_batch_stride,
-    grad_class_stride,
-    EPS: tl.constexpr,
-    GAMMA: tl.constexpr,
-    LAM: tl.constexpr,
-    FOCAL: tl.constexpr,
-    ACC: tl.constexpr,
-):
+    grad_pooled, mass, score, b, c, C, P,
+    EPS: tl.constexpr, GAMMA: tl.constexpr, LAM: tl.constexpr, FOCAL: tl.constexpr,
+):  # fmt: skip
     """A = dL/dS at fixed T and B = dL/dT of a block of classes, so that dL/dm = A + B z."""
     in_classes = c < C
-    g = tl.load(grad_pooled + b * grad_batch_stride + c.to(tl.int64) * grad_class_stride, mask=in_classes, other=0.0)
+    row = grad_pooled.data + b * grad_pooled.batch + c.to(tl.int64) * grad_pooled.channel
+    g = tl.load(row, mask=in_classes, other=0.0)
     S = tl.load(mass + b * C + c, mask=in_classes, other=0.0)
     by_total = 1.0 / (EPS + S)
     by_mass = -tl.load(score + b * C + c, mask=in_classes, other=0.0) * by_total
     if FOCAL:
-        share = tl.minimum(S / P, 1.0)
-        rest = 1.0 - share
-        focal = _power(rest, GAMMA - 1) * (rest / (LAM + share) - GAMMA * tl.log(LAM + share)) / P
-        by_mass += tl.where(S > P, 0.0, focal)  # beyond P the share is held at 1
+        by_mass += focal_penalty_slope(S, P, GAMMA, LAM)
     return g * by_mass, g * by_total
 
 
 @triton.jit
 def _ngwp_focal_pool_bwd_kernel(
     grad_pooled,  # (B, C), any strides
-    scores,  # (B, C, H, W), any strides
+    scores,  # (B, C, H, W), any strides, as grad_scores
     mass,  # (B, C), as score
     score,
-    grad_scores,  # (B, C, H, W), any strides
+    grad_scores,
     C,
     P,
     tiles,
     width,
-    grad_pooled_batch_stride,
-    grad_pooled_class_stride,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
-    grad_batch_stride,
-    grad_class_stride,
-    grad_row_stride,
-    grad_pixel_stride,
     EPS: tl.constexpr,
     GAMMA: tl.constexpr,
     LAM: tl.constexpr,
@@ -208,71 +157,52 @@ def _ngwp_focal_pool_bwd_kernel(
     program = tl.program_id(0)
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    c = tl.arange(0, BLOCK_C)
     if HELD:
-        A, B = _slopes(
-            grad_pooled, mass, score, b, c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
-            EPS, GAMMA, LAM, FOCAL, ACC,
-        )  # fmt: skip
-        z = load_tile(
-            scores, b, c, C, p, P, width, batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC
-        )  # fmt: skip
+        c = tl.arange(0, BLOCK_C)
+        A, B = _slopes(grad_pooled, mass, score, b, c, C, P, EPS, GAMMA, LAM, FOCAL)
+        z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
         e = exp_scores(z, peak_of(z, c, C), c, C)
         weight = 1.0 / tl.sum(e, axis=0)
         slope = A[:, None] + B[:, None] * z
         inner = tl.sum(e * slope, axis=0) * weight
         grad = e * weight[None, :] * (slope - inner[None, :] + B[:, None])
-        store_tile(
-            grad_scores, grad, b, c, C, p, P, width,
-            grad_batch_stride, grad_class_stride, grad_row_stride, grad_pixel_stride, LINEAR,
-        )  # fmt: skip
+        store_tile(grad_scores, grad, b, c, C, p, P, width, LINEAR)
     else:
         peak = tl.full((BLOCK_P,), -float("inf"), ACC)
         norm = tl.zeros((BLOCK_P,), ACC)
         inner = tl.zeros((BLOCK_P,), ACC)
         for block in range(0, C, BLOCK_C):
-            A, B = _slopes(
-                grad_pooled, mass, score, b, block + c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
-                EPS, GAMMA, LAM, FOCAL, ACC,
-            )  # fmt: skip
-            z = load_tile(
-                scores, b, block + c, C, p, P, width,
-                batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
-            )  # fmt: skip
-            new_peak = tl.maximum(peak, peak_of(z, block + c, C))
-            rescale = tl.exp(peak - new_peak)
-            e = exp_scores(z, new_peak, block + c, C)
-            norm = norm * rescale + tl.sum(e, axis=0)
+            c = block + tl.arange(0, BLOCK_C)
+            A, B = _slopes(grad_pooled, mass, score, b, c, C, P, EPS, GAMMA, LAM, FOCAL)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            before = peak
+            peak, norm = softmax_step(peak, norm, z, c, C)
+            # The step takes the same exponentials: the compiler computes them once.
+            rescale, e = tl.exp(before - peak), exp_scores(z, peak, c, C)
             inner = inner * rescale + tl.sum(e * (A[:, None] + B[:, None] * z), axis=0)
-            peak = new_peak
         weight = 1.0 / norm
         inner *= weight
         for block in range(0, C, BLOCK_C):
-            A, B = _slopes(
-                grad_pooled, mass, score, b, block + c, C, P, grad_pooled_batch_stride, grad_pooled_class_stride,
-                EPS, GAMMA, LAM, FOCAL, ACC,
-            )  # fmt: skip
-            z = load_tile(
-                scores, b, block + c, C, p, P, width,
-                batch_stride, class_stride, row_stride, pixel_stride, LINEAR, ACC,
-            )  # fmt: skip
-            e = exp_scores(z, peak, block + c, C)
+            c = block + tl.arange(0, BLOCK_C)
+            A, B = _slopes(grad_pooled, mass, score, b, c, C, P, EPS, GAMMA, LAM, FOCAL)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            e = exp_scores(z, peak, c, C)
             grad = e * weight[None, :] * (A[:, None] + B[:, None] * z - inner[None, :] + B[:, None])
-            store_tile(
-                grad_scores, grad, b, block + c, C, p, P, width,
-                grad_batch_stride, grad_class_stride, grad_row_stride, grad_pixel_stride, LINEAR,
-            )  # fmt: skip
+            store_tile(grad_scores, grad, b, c, C, p, P, width, LINEAR)
 
 
-def _tile(scores: Tensor) -> tuple[dict[str, int | bool], int]:
-    """How many classes and pixels a program holds at a time and by how many warps; and the pixels of a run."""
+def _tile(scores: Tensor) -> tuple[dict[str, int], int]:
+    """The tile that a program holds, and the pixels that a program of the forward adds up."""
     classes, run = scores.shape[1], RUN[scores.element_size()]
-    held = classes <= MAX_HELD_CLASSES
-    block_c = triton.next_power_of_2(classes) if held else BLOCK_CLASSES
-    many = block_c > 64
-    block_p = min(run, (TILE_MANY_CLASSES if many else TILE) // block_c)
-    tile = {"HELD": held, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 8 if many else 4}
-    return tile, run if held else block_p
+    tile = tile_for(
+        classes,
+        run,
+        most=BLOCK_CLASSES,
+        held=MAX_HELD_CLASSES,
+        per_thread=PER_THREAD,
+        eight_warps_above=EIGHT_WARPS_ABOVE,
+    )
+    return tile, run if classes <= MAX_HELD_CLASSES else tile["BLOCK_P"]
 
 
 def ngwp_focal_pool(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,15 +216,16 @@ def ngwp_focal_pool(scores: Tensor, eps: float, gamma: float, lam: float, focal:
     tile, run = _tile(scores)
     runs = triton.cdiv(pixels, run)
     sums = scores.new_empty((batch, runs, 2, classes), dtype=dtype)
+    z = map_of(scores)
     with on_device_of(scores):
         _ngwp_focal_pool_fwd_kernel[(batch * runs,)](
-            scores, sums, classes, pixels, runs, width, *strides(scores),
-            LINEAR=linear(scores), RUN=run, ACC=acc, **tile,
+            z, sums, classes, pixels, runs, width,
+            LINEAR=linear(z), HELD=classes <= MAX_HELD_CLASSES, RUN=run, ACC=acc, **tile,
         )  # fmt: skip
-        block_c = min(32, triton.next_power_of_2(classes))
+        block_c = class_block(classes, FINISH_CLASSES)
         _ngwp_focal_pool_finish_kernel[(batch, triton.cdiv(classes, block_c))](
             sums, pooled, mass, score, classes, pixels, runs,
-            EPS=eps, GAMMA=gamma, LAM=lam, FOCAL=focal, BLOCK_C=block_c, BLOCK_R=32, ACC=acc, num_warps=4,
+            EPS=eps, GAMMA=gamma, LAM=lam, FOCAL=focal, BLOCK_C=block_c, BLOCK_R=FINISH_RUNS, ACC=acc, num_warps=4,
         )  # fmt: skip
     return pooled, mass, score
 
@@ -318,11 +249,11 @@ def ngwp_focal_pool_backward(
     _, acc = accumulator(scores)
     tile, _ = _tile(scores)
     tiles = triton.cdiv(pixels, tile["BLOCK_P"])
+    z, grad_z = map_of(scores), map_of(grad_scores)
     with on_device_of(scores):
         _ngwp_focal_pool_bwd_kernel[(batch * tiles,)](
-            grad_pooled, scores, mass, score, grad_scores, classes, pixels, tiles, width, *grad_pooled.stride(),
-            *strides(scores), *strides(grad_scores),
+            matrix_of(grad_pooled), z, mass, score, grad_z, classes, pixels, tiles, width,
             EPS=eps, GAMMA=gamma, LAM=lam, FOCAL=focal,
-            LINEAR=linear(scores, grad_scores), ACC=acc, **tile,
+            LINEAR=linear(z, grad_z), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
         )  # fmt: skip
     return grad_scores

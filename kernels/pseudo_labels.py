@@ -5,7 +5,7 @@ of the old model's logits::
 
     q = alpha h + (1 - alpha) m        target: min(omega_0, q_0), omega_c for old c, q_c for new c
 
-One pass over the inputs gives the targets, the loss and its derivative; an image's weight is known once all of its
+One pass over the inputs gives the targets, the loss and its derivative. An image's weight is known once all of its
 tiles have said which new classes they found.
 """
 
@@ -16,78 +16,48 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, linear, numbers, on_device_of, strides
-from ._tiles import exp_scores, gates, load_tile, peak_of, sigmoid, soft_margin, store_tile
+from ._launch import accumulator, linear, map_of, matrix_of, on_device_of, tile_for
+from ._math import IMAGE_WEIGHT_EPS, merged_targets, pseudo_label, sigmoid, soft_margin
+from ._tiles import (
+    BLOCK_IMAGES,
+    exp_scores,
+    load_gates,
+    load_tile,
+    peak_of,
+    softmax_of,
+    store_tile,
+    sum_of_weights,
+)
 
-# Elements of each map that a program holds at a time: 16 per thread of 4 warps. Three maps and the exponentials of one
-# are held at once. (4096 elements with 8 warps need as many registers per thread, and spill on sm_80 in bfloat16.)
-TILE = 2048
-# Up to this many classes are held at once and read once; above, they go by in blocks and the localizer's are read
+# A thread holds 16 elements of each map: three maps and the exponentials of one at once. 8 warps instead of 4 need as
+# many registers per thread, and spill on sm_80 in bfloat16.
+# Up to this many classes are held at once and read once. More go by in blocks, and the localizer's scores are read
 # three times: for the sum of exponentials, for the largest gated one, for the targets.
 MAX_HELD_CLASSES = 128
 BLOCK_CLASSES = 64
-# Elements of the gradient that a program scales at a time: 16 per thread of 4 warps.
-SCALED_TILE = 2048
+# Classes of the gradient that a program scales at a time.
 SCALED_CLASSES = 16
-IMAGE_WEIGHT_EPS = tl.constexpr(1e-5)  # keeps the weighted mean over images finite when no image counts
-BLOCK_IMAGES = tl.constexpr(128)
+# Classes and tiles that a program looks through at a time for the weight of an image.
+WEIGHT_CLASSES = 32
+WEIGHT_TILES = 64
 
 
 @triton.jit
-def _targets(
-    gated,  # exponentials times labels (classes, pixels)
-    best,  # the largest of them (pixels)
-    weight,  # 1 / sum of the exponentials (pixels)
-    omega,
-    c,
-    old,
-    ALPHA: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    BACKGROUND: tl.constexpr,
-):
-    hard = (gated == best[None, :]).to(gated.dtype)
-    q = ALPHA * hard + (1.0 - ALPHA) * (gated * weight[None, :])
-    background = tl.minimum(omega, q) if MINIMUM else (1.0 - BACKGROUND) * omega + BACKGROUND * q
-    return tl.where((c == 0)[:, None], background, tl.where((c < old)[:, None], omega, q))
-
-
-@triton.jit
-def _pseudo_label_fwd_kernel(
-    logits,  # (B, C, H, W), any strides, as scores and out; not read if not LOSS
+def _pseudo_label_loss_fwd_kernel(
+    logits,  # (B, C, H, W), any strides, as scores and out; or None
     scores,  # (B, C, H, W)
     old_logits,  # (B, old, H, W), any strides
     image_labels,  # (B, C-1), any strides
-    sums,  # (B, tiles): the loss of a tile, if LOSS
+    sums,  # (B, tiles): the loss of a tile, if there are logits
     found,  # (B, tiles, C): whether a new class has a target above 0 in a tile
-    out,  # (B, C, H, W): the derivative of the loss if DERIVATIVE, the targets if not LOSS
+    out,  # (B, C, H, W): the derivative of the loss if there are logits, else the targets; or None
     C,
     old,
     P,
     tiles,
     width,
-    labels_batch,
-    labels_class,
-    logits_batch,
-    logits_class,
-    logits_row,
-    logits_pixel,
-    scores_batch,
-    scores_class,
-    scores_row,
-    scores_pixel,
-    old_batch,
-    old_class,
-    old_row,
-    old_pixel,
-    out_batch,
-    out_class,
-    out_row,
-    out_pixel,
     ALPHA: tl.constexpr,
-    MINIMUM: tl.constexpr,
-    BACKGROUND: tl.constexpr,
-    LOSS: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
+    BACKGROUND_WEIGHT: tl.constexpr,
     LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -98,75 +68,55 @@ def _pseudo_label_fwd_kernel(
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     first = tl.arange(0, BLOCK_C)
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
-    norm = tl.zeros((BLOCK_P,), ACC)
-    best = tl.zeros((BLOCK_P,), ACC)  # of the gated exponentials, which are not negative
     if HELD:
-        z = load_tile(
-            scores, b, first, C, p, P, width, scores_batch, scores_class, scores_row, scores_pixel, LINEAR, ACC
-        )  # fmt: skip
+        z = load_tile(scores, b, first, C, p, P, width, LINEAR, ACC)
         gated = exp_scores(z, peak_of(z, first, C), first, C)
-        norm += tl.sum(gated, axis=0)
-        gated *= gates(image_labels, b, first, C, labels_batch, labels_class, ACC)[:, None]
+        norm = tl.sum(gated, axis=0)
+        gated *= load_gates(image_labels, b, first, C, ACC)[:, None]
         best = tl.max(gated, axis=0)
     else:
+        peak, norm = softmax_of(scores, b, C, p, P, width, LINEAR, BLOCK_C, BLOCK_P, ACC)
+        best = tl.zeros((BLOCK_P,), ACC)  # of the gated exponentials, which are not negative
         for block in range(0, C, BLOCK_C):
             c = block + first
-            z = load_tile(
-                scores, b, c, C, p, P, width, scores_batch, scores_class, scores_row, scores_pixel, LINEAR, ACC
-            )  # fmt: skip
-            new_peak = tl.maximum(peak, peak_of(z, c, C))
-            norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(z, new_peak, c, C), axis=0)
-            peak = new_peak
-        for block in range(0, C, BLOCK_C):
-            c = block + first
-            z = load_tile(
-                scores, b, c, C, p, P, width, scores_batch, scores_class, scores_row, scores_pixel, LINEAR, ACC
-            )  # fmt: skip
-            gate = gates(image_labels, b, c, C, labels_batch, labels_class, ACC)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            gate = load_gates(image_labels, b, c, C, ACC)
             best = tl.maximum(best, tl.max(exp_scores(z, peak, c, C) * gate[:, None], axis=0))
     weight = 1.0 / norm
     loss = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):  # once if HELD
         c = block + first
         if not HELD:
-            z = load_tile(
-                scores, b, c, C, p, P, width, scores_batch, scores_class, scores_row, scores_pixel, LINEAR, ACC
-            )  # fmt: skip
-            gate = gates(image_labels, b, c, C, labels_batch, labels_class, ACC)
-            gated = exp_scores(z, peak, c, C) * gate[:, None]
-        o = load_tile(old_logits, b, c, old, p, P, width, old_batch, old_class, old_row, old_pixel, LINEAR, ACC)
-        q = _targets(gated, best, weight, sigmoid(o), c, old, ALPHA, MINIMUM, BACKGROUND)
+            z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            gated = exp_scores(z, peak, c, C) * load_gates(image_labels, b, c, C, ACC)[:, None]
+        omega = sigmoid(load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC))
+        q = pseudo_label(gated * weight[None, :], gated == best[None, :], ALPHA)
+        q = merged_targets(omega, q, c, old, BACKGROUND_WEIGHT)
         inside = (c < C)[:, None] & (p < P)[None, :]
         new = tl.max((inside & (q > 0)).to(tl.int32), axis=1)
         row = found + program.to(tl.int64) * C + c
         tl.store(row, new.to(tl.int8), mask=c < C)
-        if LOSS:
-            s = load_tile(
-                logits, b, c, C, p, P, width, logits_batch, logits_class, logits_row, logits_pixel, LINEAR, ACC
-            )  # fmt: skip
+        if logits is not None:
+            s = load_tile(logits, b, c, C, p, P, width, LINEAR, ACC)
             loss += tl.sum(tl.where(inside, soft_margin(s, q), 0.0), axis=0)
-            if DERIVATIVE:
-                q = sigmoid(s) - q
-        if DERIVATIVE or not LOSS:
-            store_tile(out, q, b, c, C, p, P, width, out_batch, out_class, out_row, out_pixel, LINEAR)
-    if LOSS:
+            if out is not None:
+                store_tile(out, sigmoid(s) - q, b, c, C, p, P, width, LINEAR)
+        else:
+            store_tile(out, q, b, c, C, p, P, width, LINEAR)
+    if logits is not None:
         tl.store(sums + program, tl.sum(loss, axis=0))
 
 
 @triton.jit
-def _image_weight_kernel(
+def _merge_pseudo_labels_finish_kernel(
     found,  # (B, tiles, C)
     image_labels,  # (B, C-1), any strides
-    sums,  # (B, tiles), if LOSS
+    sums,  # (B, tiles) or None
     image_weight,  # (B,): 1 if the new classes found are the labelled ones, else 0
-    image_loss,  # (B,), if LOSS
+    image_loss,  # (B,), if there are sums
     C,
     old,
     tiles,
-    labels_batch,
-    labels_class,
-    LOSS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
     ACC: tl.constexpr,
@@ -180,11 +130,11 @@ def _image_weight_kernel(
             t = start + tl.arange(0, BLOCK_T)
             row = found + ((b * tiles + t) * C)[:, None] + c[None, :]
             anywhere |= tl.load(row, mask=(t < tiles)[:, None] & (c < C)[None, :], other=0)
-        labelled = gates(image_labels, b, c, C, labels_batch, labels_class, ACC) > 0
+        labelled = load_gates(image_labels, b, c, C, ACC) > 0
         there = tl.max(anywhere.to(tl.int32), axis=0) > 0
         wrong |= ((there != labelled) & (c < C)).to(tl.int32)
     tl.store(image_weight + b, 1.0 - tl.max(wrong, axis=0).to(ACC))
-    if LOSS:
+    if sums is not None:
         loss = tl.zeros((BLOCK_T,), ACC)
         for start in range(0, tiles, BLOCK_T):
             t = start + tl.arange(0, BLOCK_T)
@@ -193,7 +143,7 @@ def _image_weight_kernel(
 
 
 @triton.jit
-def _pseudo_label_finish_kernel(
+def _pseudo_label_loss_finish_kernel(
     image_weight,  # (B,), as image_loss and factor
     image_loss,
     factor,  # g_b / (sum g + 1e-5) / P
@@ -202,11 +152,7 @@ def _pseudo_label_finish_kernel(
     P,
     ACC: tl.constexpr,
 ):
-    g = tl.zeros((BLOCK_IMAGES,), ACC)
-    for start in range(0, images, BLOCK_IMAGES):
-        i = start + tl.arange(0, BLOCK_IMAGES)
-        g += tl.load(image_weight + i, mask=i < images, other=0.0)
-    norm = (tl.sum(g, axis=0) + IMAGE_WEIGHT_EPS) * P
+    norm = (sum_of_weights(image_weight, images, 1, ACC) + IMAGE_WEIGHT_EPS) * P
     total = tl.zeros((BLOCK_IMAGES,), ACC)
     for start in range(0, images, BLOCK_IMAGES):
         i = start + tl.arange(0, BLOCK_IMAGES)
@@ -217,7 +163,7 @@ def _pseudo_label_finish_kernel(
 
 
 @triton.jit
-def _pseudo_label_bwd_kernel(
+def _pseudo_label_loss_bwd_kernel(
     grad,  # of the loss, a scalar
     factor,  # (B,)
     derivative,  # (B, C, H, W), any strides, as grad_logits
@@ -227,14 +173,6 @@ def _pseudo_label_bwd_kernel(
     tiles,
     width,
     factor_stride,
-    from_batch,
-    from_class,
-    from_row,
-    from_pixel,
-    to_batch,
-    to_class,
-    to_row,
-    to_pixel,
     LINEAR: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -246,50 +184,42 @@ def _pseudo_label_bwd_kernel(
     scale = tl.load(grad).to(ACC) * tl.load(factor + b * factor_stride).to(ACC)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        d = load_tile(derivative, b, c, C, p, P, width, from_batch, from_class, from_row, from_pixel, LINEAR, ACC)
-        store_tile(grad_logits, d * scale, b, c, C, p, P, width, to_batch, to_class, to_row, to_pixel, LINEAR)
-
-
-def _tile(classes: int, pixels: int) -> tuple[dict[str, int | bool], int]:
-    """How many classes and pixels a program holds at a time; and the tiles of an image."""
-    held = classes <= MAX_HELD_CLASSES
-    block_c = class_block(classes, MAX_HELD_CLASSES if held else BLOCK_CLASSES)
-    block_p = min(TILE // block_c, max(32, triton.next_power_of_2(pixels)))
-    tile = {"HELD": held, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4}
-    return tile, triton.cdiv(pixels, block_p)
+        d = load_tile(derivative, b, c, C, p, P, width, LINEAR, ACC)
+        store_tile(grad_logits, d * scale, b, c, C, p, P, width, LINEAR)
 
 
 def _run(
     logits: Tensor | None,
-    scores: Tensor,
+    localizer_scores: Tensor,
     old_logits: Tensor,
     image_labels: Tensor,
     out: Tensor | None,
-    acc: tl.dtype,
     image_weight: Tensor,
+    acc: tl.dtype,
     alpha: float,
     background_weight: float | None,
-) -> Tensor:
-    """Fills `out`, if any, and `image_weight`; returns the loss of each image (B,), where there are logits."""
-    batch, classes, height, width = scores.shape
-    tile, tiles = _tile(classes, height * width)
-    labels = numbers(image_labels)
-    loss = logits is not None
-    logits = scores if logits is None else logits
-    sums, image_loss = image_weight.new_empty((batch, tiles)), torch.empty_like(image_weight)
-    found = torch.empty((batch, tiles, classes), dtype=torch.int8, device=scores.device)
-    maps = [m for m in (logits, scores, old_logits, out) if m is not None]
-    with on_device_of(scores):
-        _pseudo_label_fwd_kernel[(batch * tiles,)](
-            logits, scores, old_logits, labels, sums, found, sums if out is None else out,
-            classes, old_logits.shape[1], height * width, tiles, width, *labels.stride(),
-            *strides(logits), *strides(scores), *strides(old_logits), *strides(scores if out is None else out),
-            ALPHA=alpha, MINIMUM=background_weight is None, BACKGROUND=background_weight or 0.0,
-            LOSS=loss, DERIVATIVE=loss and out is not None, LINEAR=linear(*maps), ACC=acc, **tile,
+) -> Tensor | None:
+    """Fills `out`, if any, and `image_weight`; returns the loss of each image (B,), if there are logits."""
+    batch, classes, height, width = localizer_scores.shape
+    old, pixels = old_logits.shape[1], height * width
+    tile = tile_for(classes, pixels, most=BLOCK_CLASSES, held=MAX_HELD_CLASSES)
+    tiles = triton.cdiv(pixels, tile["BLOCK_P"])
+    found = torch.empty((batch, tiles, classes), dtype=torch.int8, device=localizer_scores.device)
+    sums = None if logits is None else image_weight.new_empty((batch, tiles))
+    image_loss = None if logits is None else torch.empty_like(image_weight)
+    z, o = map_of(localizer_scores), map_of(old_logits)
+    s, to = (None if m is None else map_of(m) for m in (logits, out))
+    maps = [m for m in (s, z, o, to) if m is not None]
+    labels = matrix_of(image_labels)
+    with on_device_of(localizer_scores):
+        _pseudo_label_loss_fwd_kernel[(batch * tiles,)](
+            s, z, o, labels, sums, found, to, classes, old, pixels, tiles, width,
+            ALPHA=alpha, BACKGROUND_WEIGHT=background_weight,
+            LINEAR=linear(*maps), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
         )  # fmt: skip
-        _image_weight_kernel[(batch,)](
-            found, labels, sums, image_weight, image_loss, classes, old_logits.shape[1], tiles, *labels.stride(),
-            LOSS=loss, BLOCK_C=32, BLOCK_T=64, ACC=acc, num_warps=4,
+        _merge_pseudo_labels_finish_kernel[(batch,)](
+            found, labels, sums, image_weight, image_loss, classes, old, tiles,
+            BLOCK_C=WEIGHT_CLASSES, BLOCK_T=WEIGHT_TILES, ACC=acc, num_warps=4,
         )  # fmt: skip
     return image_loss
 
@@ -302,7 +232,7 @@ def merge_pseudo_labels(
     targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
     weight = localizer_scores.new_empty(localizer_scores.shape[0], dtype=dtype)
     if len(weight):
-        _run(None, localizer_scores, old_logits, image_labels, targets, acc, weight, alpha, background_weight)
+        _run(None, localizer_scores, old_logits, image_labels, targets, weight, acc, alpha, background_weight)
     return targets, weight
 
 
@@ -321,34 +251,32 @@ def pseudo_label_loss(
     derivative = torch.empty_like(logits) if with_derivative else None
     empty = logits.new_empty(0, dtype=dtype)
     weight, factor = (logits.new_empty(batch, dtype=dtype) for _ in range(2))
+    loss = logits.new_zeros((), dtype=dtype) if batch == 0 else logits.new_empty((), dtype=dtype)
     if batch:
-        loss = logits.new_empty((), dtype=dtype)
         image_loss = _run(
-            logits, localizer_scores, old_logits, image_labels, derivative, acc, weight, alpha, background_weight
+            logits, localizer_scores, old_logits, image_labels, derivative, weight, acc, alpha, background_weight
         )
         with on_device_of(logits):
-            _pseudo_label_finish_kernel[(1,)](
+            _pseudo_label_loss_finish_kernel[(1,)](
                 weight, image_loss, factor, loss, batch, height * width, ACC=acc, num_warps=4
             )
-    else:
-        loss = logits.new_zeros((), dtype=dtype)
     return loss, factor, empty if derivative is None else derivative
 
 
 def pseudo_label_loss_backward(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
     """grad_logits, laid out as `torch.empty_like(derivative)`."""
     batch, classes, height, width = derivative.shape
+    pixels = height * width
     grad_logits = torch.empty_like(derivative)
     if batch == 0:
         return grad_logits
     _, acc = accumulator(grad, factor, derivative)
-    block_c = class_block(classes, SCALED_CLASSES)
-    block_p = min(SCALED_TILE // block_c, max(32, triton.next_power_of_2(height * width)))
-    tiles = triton.cdiv(height * width, block_p)
+    tile = tile_for(classes, pixels, most=SCALED_CLASSES)
+    tiles = triton.cdiv(pixels, tile["BLOCK_P"])
+    d, grad_s = map_of(derivative), map_of(grad_logits)
     with on_device_of(derivative):
-        _pseudo_label_bwd_kernel[(batch * tiles,)](
-            grad, factor, derivative, grad_logits, classes, height * width, tiles, width, factor.stride(0),
-            *strides(derivative), *strides(grad_logits), LINEAR=linear(derivative, grad_logits),
-            BLOCK_C=block_c, BLOCK_P=block_p, ACC=acc, num_warps=4,
+        _pseudo_label_loss_bwd_kernel[(batch * tiles,)](
+            grad, factor, d, grad_s, classes, pixels, tiles, width, factor.stride(0),
+            LINEAR=linear(d, grad_s), ACC=acc, **tile,
         )  # fmt: skip
     return grad_logits

@@ -12,16 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, on_device_of
-from ._tiles import exp_scores, log1p, peak_of, read_labels, sigmoid, soft_margin
+from ._launch import accumulator, class_block, map_of, on_device_of, tile_for
+from ._math import first_from, half_pixels, log1p, mix, sigmoid, soft_margin
+from ._tiles import carries_class, class_rows, exp_scores, load_labels, peak_of, softmax_step
 
-# Upsampled logits that a program holds: 16 per thread of 4 warps, each made of four low-resolution ones; fewer where it
-# visits what a low-resolution pixel influences, and keeps sums and four addresses of each.
-TILE = 2048
+# A thread holds 16 upsampled logits, each made of four low-resolution ones.
 BLOCK_CLASSES = 16
-# Low-resolution pixels times pixels of the image that they influence, of the soft-margin loss and of the cross-entropy,
-# and classes. With 128, the cross-entropy takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128
-# classes); with 64, the soft-margin loss spills on sm_90, where the compiler then aims at 64 to 80 registers.
+MAX_PIXELS = 256
+# A thread holds fewer where it visits what a low-resolution pixel influences, because it keeps sums and four addresses
+# of each. Visits are low-resolution pixels times pixels of the image that they influence. With 128, the cross-entropy
+# takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128 classes); with 64, the soft-margin loss
+# spills on sm_90, where the compiler then aims at 64 to 80 registers.
 VISITS = 128
 CROSS_ENTROPY_VISITS = 64
 GRAD_CLASSES = 4
@@ -30,19 +31,27 @@ BLOCK_SUMS = tl.constexpr(1024)
 
 
 @triton.jit
-def _source(i, small, large, ACC: tl.constexpr):
-    """Which of `small` points come before and after point i of `large`, and the weight of the latter; in integers."""
-    twice = tl.maximum((2 * i.to(tl.int64) + 1) * small - large, 0)
-    before = twice // (2 * large)
-    weight = (twice - before * (2 * large)).to(ACC) / (2 * large)
-    return before, tl.minimum(before + 1, small - 1), weight
+def _upsampled_tile(logits, b, c, C, rows, columns, inside, ACC: tl.constexpr):
+    """Upsampled logits (classes, pixels), 0 from class C on and for pixels not inside.
 
-
-@triton.jit
-def _first(k, small, large):
-    """The first of `large` points whose source lies at point k of `small` or after it."""
-    twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
-    return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
+    `rows` and `columns` say where the pixels lie, as `half_pixels` does.
+    """
+    top, bottom, down = rows
+    left, right, along = columns
+    top, bottom, left, right = top * logits.row, bottom * logits.row, left * logits.pixel, right * logits.pixel
+    of_class = class_rows(logits, b, c)
+    there = (c < C)[:, None] & inside[None, :]
+    near = mix(
+        tl.load(of_class + (top + left)[None, :], mask=there, other=0.0).to(ACC),
+        tl.load(of_class + (bottom + left)[None, :], mask=there, other=0.0).to(ACC),
+        down[None, :],
+    )
+    far = mix(
+        tl.load(of_class + (top + right)[None, :], mask=there, other=0.0).to(ACC),
+        tl.load(of_class + (bottom + right)[None, :], mask=there, other=0.0).to(ACC),
+        down[None, :],
+    )
+    return mix(near, far, along[None, :])
 
 
 @triton.jit
@@ -51,79 +60,45 @@ def _reach(k, small, large, BOTH_SIDES: tl.constexpr):
 
     Those before point 0 count as behind it.
     """
-    begin = _first(k - 1, small, large) if BOTH_SIDES else _first(k, small, large)
-    return tl.where(k == 0, 0, begin), _first(k + 1, small, large)
+    begin = first_from(k - 1, small, large) if BOTH_SIDES else first_from(k, small, large)
+    return tl.where(k == 0, 0, begin), first_from(k + 1, small, large)
 
 
 @triton.jit
-def _mix(a, b, weight):
-    """a + (b - a) weight, rounded in one way everywhere: a logit has the same bits in every kernel."""
-    return tl.fma(tl.broadcast_to(weight, a.shape), b - a, a)
-
-
-@triton.jit
-def _upsampled_tile(
-    logits, b, c, C, top, bottom, down, left, right, along, inside,
-    batch_stride, class_stride, row_stride, pixel_stride, ACC: tl.constexpr,
-):  # fmt: skip
-    """Upsampled logits (classes, pixels) between rows and columns; 0 from class C on and for pixels not inside."""
-    rows = logits + b * batch_stride + c[:, None].to(tl.int64) * class_stride
-    top, bottom, left, right = top * row_stride, bottom * row_stride, left * pixel_stride, right * pixel_stride
-    there = (c < C)[:, None] & inside[None, :]
-    near = _mix(
-        tl.load(rows + (top + left)[None, :], mask=there, other=0.0).to(ACC),
-        tl.load(rows + (bottom + left)[None, :], mask=there, other=0.0).to(ACC),
-        down[None, :],
-    )
-    far = _mix(
-        tl.load(rows + (top + right)[None, :], mask=there, other=0.0).to(ACC),
-        tl.load(rows + (bottom + right)[None, :], mask=there, other=0.0).to(ACC),
-        down[None, :],
-    )
-    return _mix(near, far, along[None, :])
-
-
-@triton.jit
-def _share(k, before, after, weight):
-    """What the low-resolution point k contributes to the points that lie between `before` and `after`."""
+def _share(k, between):
+    """What the low-resolution point k contributes to points that lie as `half_pixels` says."""
+    before, after, weight = between
     return tl.where(before == k, 1.0 - weight, 0.0) + tl.where(after == k, weight, 0.0)
 
 
 @triton.jit
-def _upsampled_loss_kernel(
+def _upsampled_loss_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, H', W') integers, any strides
-    peaks,  # (B, P'): highest logit of each pixel, as norms; not read if SOFT_MARGIN
-    norms,  # 1 / sum of exponentials, 0 for pixels without a class
-    sums,  # (programs,): what the pixels owned by a program add to the loss, if SOFT_MARGIN
-    derivative,  # (B, C, H, W) of the sum over pixels, if DERIVATIVE
+    peaks,  # (B, P'): highest logit of each pixel, as norms; None for the soft-margin loss
+    norms,  # 1 / sum of exponentials
+    sums,  # (programs,): what the pixels owned by a program add to the soft-margin loss, else None
+    derivative,  # (B, C, H, W) of the sum over pixels, or None
     C,
     height,
     width,
     large_height,
     large_width,
+    total,
+    ignore_index,
     column_blocks,
     class_blocks,
     columns,
-    total,
-    ignore_index,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
-    labels_batch,
-    labels_row,
-    labels_pixel,
-    SOFT_MARGIN: tl.constexpr,
-    DERIVATIVE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """A program takes BLOCK_X pixels of a low-resolution row and BLOCK_C classes, and visits the pixels of the image
-    that these influence, BLOCK_K columns of each at a time. Those whose source lies right behind a low-resolution
-    pixel are owned by it: they add to its loss. Without DERIVATIVE, only these are visited.
+    """The soft-margin loss and its derivative, or the derivative of the cross-entropy.
+
+    A program takes BLOCK_X pixels of a low-resolution row and BLOCK_C classes, and visits the pixels of the image that
+    these influence, BLOCK_K columns of each at a time. A low-resolution pixel owns those whose source lies right behind
+    it: they add to its loss. Without a derivative, only these are visited.
     """
     program = tl.program_id(0)
     c = program % class_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -133,28 +108,26 @@ def _upsampled_loss_kernel(
     b = (row // height).to(tl.int64)
     visit = tl.arange(0, BLOCK_X * BLOCK_K)
     j = column_block * BLOCK_X + visit // BLOCK_K
-    begin, end = _reach(j, width, large_width, DERIVATIVE)
+    begin, end = _reach(j, width, large_width, derivative is not None)
     end = tl.where(j < width, end, begin)
-    first_row, end_row = _reach(i, height, large_height, DERIVATIVE)
+    first_row, end_row = _reach(i, height, large_height, derivative is not None)
     loss = tl.zeros((BLOCK_C, BLOCK_X * BLOCK_K), ACC)
     gradient = tl.zeros((BLOCK_C, BLOCK_X * BLOCK_K), ACC)
     for large_row in range(first_row, end_row):
         y = tl.zeros((), tl.int64) + large_row
-        top, bottom, down = _source(y, height, large_height, ACC)
+        top, bottom, down = half_pixels(y, height, large_height, ACC)
         for start in range(0, columns, BLOCK_K):
             x = begin + start + visit % BLOCK_K
-            left, right, along = _source(x, width, large_width, ACC)
+            left, right, along = half_pixels(x, width, large_width, ACC)
             visited = x < end
-            at = labels + b * labels_batch + y * labels_row + x * labels_pixel
+            at = labels.data + b * labels.batch + y * labels.row + x * labels.pixel
             label = tl.load(at, mask=visited, other=0).to(tl.int64)
-            visited = visited & (label != ignore_index) & (label >= 0) & (label < C)
-            s = _upsampled_tile(
-                logits, b, c, C, top, bottom, down + tl.zeros_like(along), left, right, along, visited,
-                batch_stride, class_stride, row_stride, pixel_stride, ACC,
-            )  # fmt: skip
+            visited = visited & carries_class(label, C, ignore_index)
+            rows = (top, bottom, down + tl.zeros_like(along))
+            s = _upsampled_tile(logits, b, c, C, rows, (left, right, along), visited, ACC)
             own = (c[:, None] == label[None, :]).to(ACC)
             counted = (c < C)[:, None] & visited[None, :]
-            if SOFT_MARGIN:
+            if peaks is None:
                 owned = counted & ((left == j) & (top == i))[None, :]
                 loss += tl.where(owned, soft_margin(s, own), 0.0)
                 d = sigmoid(s) - own
@@ -163,12 +136,12 @@ def _upsampled_loss_kernel(
                 peak = tl.load(peaks + pixel, mask=visited, other=0.0)
                 norm = tl.load(norms + pixel, mask=visited, other=0.0)
                 d = exp_scores(s, peak, c, C) * norm[None, :] - own
-            if DERIVATIVE:
-                share = _share(j, left, right, along) * _share(i, top, bottom, down)
+            if derivative is not None:
+                share = _share(j, (left, right, along)) * _share(i, (top, bottom, down))
                 gradient += tl.where(counted, d * share[None, :], 0.0)
-    if SOFT_MARGIN:
+    if sums is not None:
         tl.store(sums + program, tl.sum(tl.sum(loss, axis=1), axis=0) / total)
-    if DERIVATIVE:
+    if derivative is not None:
         gathered = tl.sum(tl.reshape(gradient, (BLOCK_C, BLOCK_X, BLOCK_K)), axis=2)
         j = column_block * BLOCK_X + tl.arange(0, BLOCK_X)
         to = derivative + ((b * C + c[:, None]) * height + i) * width + j[None, :]
@@ -176,11 +149,11 @@ def _upsampled_loss_kernel(
 
 
 @triton.jit
-def _upsampled_softmax_kernel(
+def _upsampled_cross_entropy_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, H', W') integers, any strides
-    peaks,  # (B, P'), as norms; if STATISTICS
-    norms,
+    peaks,  # (B, P'): highest logit of each pixel, as norms; or None
+    norms,  # 1 / sum of exponentials
     sums,  # (B, tiles, 2): sum of the losses of a tile, and pixels with a class
     C,
     height,
@@ -189,14 +162,6 @@ def _upsampled_softmax_kernel(
     large_width,
     tiles,
     ignore_index,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
-    labels_batch,
-    labels_row,
-    labels_pixel,
-    STATISTICS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
@@ -205,35 +170,28 @@ def _upsampled_softmax_kernel(
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     P = large_height * large_width
-    top, bottom, down = _source(p // large_width, height, large_height, ACC)
-    left, right, along = _source(p % large_width, width, large_width, ACC)
-    label = read_labels(
-        labels, b, p, P, large_width, labels_batch, labels_row, labels_pixel, C, ignore_index, LINEAR=False
-    )  # fmt: skip
+    rows = half_pixels(p // large_width, height, large_height, ACC)
+    columns = half_pixels(p % large_width, width, large_width, ACC)
+    label = load_labels(labels, b, p, P, large_width, C, ignore_index, LINEAR=False)
     peak = tl.full((BLOCK_P,), -float("inf"), ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     own = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        s = _upsampled_tile(
-            logits, b, c, C, top, bottom, down, left, right, along, p < P,
-            batch_stride, class_stride, row_stride, pixel_stride, ACC,
-        )  # fmt: skip
-        new_peak = tl.maximum(peak, peak_of(s, c, C))
-        norm = norm * tl.exp(peak - new_peak) + tl.sum(exp_scores(s, new_peak, c, C), axis=0)
-        peak = new_peak
+        s = _upsampled_tile(logits, b, c, C, rows, columns, p < P, ACC)
+        peak, norm = softmax_step(peak, norm, s, c, C)
         own += tl.sum(tl.where(c[:, None] == label[None, :], s, 0.0), axis=0)
     counted = label >= 0
     loss = tl.where(counted, log1p(norm - 1.0) + (peak - own), 0.0)
     tl.store(sums + program.to(tl.int64) * 2, tl.sum(loss, axis=0))
     tl.store(sums + program.to(tl.int64) * 2 + 1, tl.sum(counted.to(ACC), axis=0))
-    if STATISTICS:
+    if peaks is not None:
         tl.store(peaks + b * P + p, peak, mask=p < P)
         tl.store(norms + b * P + p, 1.0 / norm, mask=p < P)
 
 
 @triton.jit
-def _upsampled_mean_kernel(
+def _upsampled_cross_entropy_finish_kernel(
     sums,  # (tiles, 2)
     loss,  # sum of the losses / counted
     counted,  # pixels with a class, at least 1
@@ -252,7 +210,7 @@ def _upsampled_mean_kernel(
 
 
 @triton.jit
-def _upsampled_argmax_kernel(
+def _upsampled_argmax_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, P')
     C,
@@ -261,10 +219,6 @@ def _upsampled_argmax_kernel(
     large_height,
     large_width,
     tiles,
-    batch_stride,
-    class_stride,
-    row_stride,
-    pixel_stride,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
@@ -273,16 +227,13 @@ def _upsampled_argmax_kernel(
     b = (program // tiles).to(tl.int64)
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     P = large_height * large_width
-    top, bottom, down = _source(p // large_width, height, large_height, ACC)
-    left, right, along = _source(p % large_width, width, large_width, ACC)
+    rows = half_pixels(p // large_width, height, large_height, ACC)
+    columns = half_pixels(p % large_width, width, large_width, ACC)
     highest = tl.full((BLOCK_P,), -float("inf"), ACC)
     best = tl.zeros((BLOCK_P,), tl.int32)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        s = _upsampled_tile(
-            logits, b, c, C, top, bottom, down, left, right, along, p < P,
-            batch_stride, class_stride, row_stride, pixel_stride, ACC,
-        )  # fmt: skip
+        s = _upsampled_tile(logits, b, c, C, rows, columns, p < P, ACC)
         peak = peak_of(s, c, C)
         first = tl.min(tl.where((s == peak[None, :]) & (c < C)[:, None], c[:, None], C), axis=0)
         best = tl.where(peak > highest, first, best)
@@ -290,46 +241,28 @@ def _upsampled_argmax_kernel(
     tl.store(labels + b * P + p, best.to(labels.dtype.element_ty), mask=p < P)
 
 
-def _pixel_tile(classes: int, acc: tl.dtype) -> dict[str, object]:
-    block_c = class_block(classes, BLOCK_CLASSES)
-    return {"BLOCK_C": block_c, "BLOCK_P": min(TILE // block_c, 256), "ACC": acc, "num_warps": 4}
+def _visits(logits: Tensor, labels: Tensor, visits: int, both_sides: bool) -> tuple[int, dict[str, int]]:
+    """How many programs visit the pixels behind the low-resolution ones, or on both sides; and what each of them takes.
 
-
-def _visit(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int,
-    acc: tl.dtype,
-    statistics: tuple[Tensor, Tensor] | None,
-    derivative: Tensor | None,
-) -> Tensor | None:
-    """Fills `derivative`, if any. Returns what adds up to the soft-margin loss, if no statistics are given."""
+    `visits` is the most that a program visits at a time.
+    """
     batch, classes, height, width = logits.shape
-    large_height, large_width = labels.shape[1:]
-    soft_margin_loss = statistics is None
-    # The columns behind a low-resolution pixel, one and a half of the first, or on either side of it
-    columns = triton.cdiv(3 * large_width, 2 * width) if derivative is None else triton.cdiv(2 * large_width, width)
+    large_width = labels.shape[2]
+    # The columns on either side of a low-resolution pixel, or behind it: one and a half of the first.
+    columns = triton.cdiv(2 * large_width, width) if both_sides else triton.cdiv(3 * large_width, 2 * width)
     block_k = min(MAX_COLUMNS, triton.next_power_of_2(columns))
-    visits = VISITS if soft_margin_loss else CROSS_ENTROPY_VISITS
     block_x = min(visits // block_k, triton.next_power_of_2(width))
     block_c = class_block(classes, GRAD_CLASSES)
     column_blocks, class_blocks = triton.cdiv(width, block_x), triton.cdiv(classes, block_c)
-    programs = batch * height * column_blocks * class_blocks
-    sums = torch.empty(
-        programs if soft_margin_loss else 1,
-        dtype=torch.float64 if acc == tl.float64 else torch.float32,
-        device=logits.device,
-    )
-    peaks, norms = (sums, sums) if statistics is None else statistics
-    with on_device_of(logits):
-        _upsampled_loss_kernel[(programs,)](
-            logits, labels, peaks, norms, sums, sums if derivative is None else derivative,
-            classes, height, width, large_height, large_width, column_blocks, class_blocks, columns, labels.numel(),
-            ignore_index, *logits.stride(), *labels.stride(),
-            SOFT_MARGIN=soft_margin_loss, DERIVATIVE=derivative is not None,
-            BLOCK_C=block_c, BLOCK_X=block_x, BLOCK_K=block_k, ACC=acc, num_warps=4,
-        )  # fmt: skip
-    return sums if soft_margin_loss else None
+    return batch * height * column_blocks * class_blocks, {
+        "column_blocks": column_blocks,
+        "class_blocks": class_blocks,
+        "columns": columns,
+        "BLOCK_C": block_c,
+        "BLOCK_X": block_x,
+        "BLOCK_K": block_k,
+        "num_warps": 4,
+    }
 
 
 def upsampled_soft_margin_loss(
@@ -337,10 +270,16 @@ def upsampled_soft_margin_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the derivative of the sum over pixels (B, C, H, W) if asked."""
     dtype, acc = accumulator(logits)
-    derivative = torch.empty(logits.shape if with_derivative else 0, dtype=dtype, device=logits.device)
+    derivative = logits.new_empty(logits.shape if with_derivative else 0, dtype=dtype)
     if logits.shape[0] == 0:
         return logits.new_zeros((), dtype=dtype), derivative
-    sums = _visit(logits, labels, ignore_index, acc, None, derivative if with_derivative else None)
+    programs, blocks = _visits(logits, labels, VISITS, with_derivative)
+    sums = logits.new_empty(programs, dtype=dtype)
+    with on_device_of(logits):
+        _upsampled_loss_fwd_kernel[(programs,)](
+            map_of(logits), map_of(labels), None, None, sums, derivative if with_derivative else None,
+            *logits.shape[1:], *labels.shape[1:], labels.numel(), ignore_index, ACC=acc, **blocks,
+        )  # fmt: skip
     return sums.sum(), derivative
 
 
@@ -348,42 +287,42 @@ def upsampled_cross_entropy(
     logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; the pixels with a class, at least 1; the derivative of the sum over pixels (B, C, H, W) if asked."""
-    batch, classes, height, width = logits.shape
-    large_height, large_width = labels.shape[1:]
+    batch, classes, _, _ = logits.shape
     dtype, acc = accumulator(logits)
-    derivative = torch.empty(logits.shape if with_derivative else 0, dtype=dtype, device=logits.device)
+    derivative = logits.new_empty(logits.shape if with_derivative else 0, dtype=dtype)
     if batch == 0:
         return logits.new_zeros((), dtype=dtype), logits.new_ones((), dtype=dtype), derivative
     loss, counted = (logits.new_empty((), dtype=dtype) for _ in range(2))
-    tile = _pixel_tile(classes, acc)
-    tiles = triton.cdiv(large_height * large_width, tile["BLOCK_P"])
+    peaks, norms = (logits.new_empty(labels.shape, dtype=dtype) if with_derivative else None for _ in range(2))
+    tile = tile_for(classes, MAX_PIXELS, most=BLOCK_CLASSES)
+    tiles = triton.cdiv(labels.shape[1] * labels.shape[2], tile["BLOCK_P"])
     sums = logits.new_empty((batch * tiles, 2), dtype=dtype)
-    peaks, norms = (
-        logits.new_empty((batch, large_height, large_width) if with_derivative else 1, dtype=dtype) for _ in range(2)
-    )
+    s, own, sizes = map_of(logits), map_of(labels), (*logits.shape[1:], *labels.shape[1:])
     with on_device_of(logits):
-        _upsampled_softmax_kernel[(batch * tiles,)](
-            logits, labels, peaks, norms, sums, classes, height, width, large_height, large_width, tiles, ignore_index,
-            *logits.stride(), *labels.stride(), STATISTICS=with_derivative, **tile,
-        )  # fmt: skip
-        _upsampled_mean_kernel[(1,)](sums, loss, counted, batch * tiles, ACC=acc, num_warps=4)
-    if with_derivative:
-        _visit(logits, labels, ignore_index, acc, (peaks, norms), derivative)
+        _upsampled_cross_entropy_fwd_kernel[(batch * tiles,)](
+            s, own, peaks, norms, sums, *sizes, tiles, ignore_index, ACC=acc, **tile
+        )
+        _upsampled_cross_entropy_finish_kernel[(1,)](sums, loss, counted, batch * tiles, ACC=acc, num_warps=4)
+        if with_derivative:
+            programs, blocks = _visits(logits, labels, CROSS_ENTROPY_VISITS, both_sides=True)
+            _upsampled_loss_fwd_kernel[(programs,)](
+                s, own, peaks, norms, None, derivative, *sizes, labels.numel(), ignore_index, ACC=acc, **blocks
+            )
     return loss, counted, derivative
 
 
 def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     """Classes (B, height, width), uint8 up to 255 of them, else int64."""
-    batch, classes, low_height, low_width = logits.shape
+    batch, classes, _, _ = logits.shape
     dtype = torch.int64 if classes > 255 else torch.uint8
     labels = torch.empty((batch, height, width), dtype=dtype, device=logits.device)
     if batch == 0:
         return labels
     _, acc = accumulator(logits)
-    tile = _pixel_tile(classes, acc)
+    tile = tile_for(classes, MAX_PIXELS, most=BLOCK_CLASSES)
     tiles = triton.cdiv(height * width, tile["BLOCK_P"])
     with on_device_of(logits):
-        _upsampled_argmax_kernel[(batch * tiles,)](
-            logits, labels, classes, low_height, low_width, height, width, tiles, *logits.stride(), **tile
+        _upsampled_argmax_fwd_kernel[(batch * tiles,)](
+            map_of(logits), labels, *logits.shape[1:], height, width, tiles, ACC=acc, **tile
         )
     return labels

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -51,13 +51,22 @@ class _Launcher:
             raise RuntimeError("launch emulated kernels within emulator.kernel.session()")
         assert self.kernel is not None
         packed = []
-        for type_, value in zip(self.signature, arguments, strict=True):
+        for type_, value in _flat(self.signature, arguments):
             if type_ != "constexpr":
                 if isinstance(value, Tensor) and not session.memory.knows(value):
                     session.memory.add(value)
                 packed.append(_pack(type_, value))
         packed += [b""] * (len(self.kernel.parameters) - len(packed))  # scratch memory, which these kernels do not use
         self.kernel.launch(session, (x, y, z), (self.threads,), packed, self.shared)
+
+
+def _flat(types: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Types and values of arguments, where a tuple of arguments has a tuple of types."""
+    for type_, value in zip(types, values, strict=True):
+        if isinstance(type_, tuple):
+            yield from _flat(type_, value)
+        else:
+            yield type_, value
 
 
 def _pack(type_: str, value: Any) -> bytes:

@@ -37,31 +37,37 @@ TRITON_TYPES = {
 
 class Launch(NamedTuple):
     kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    attributes: dict[tuple[int], list]
+    signature: dict[str, Any]
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], list]
     options: dict[str, int]
 
 
 def noted(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> Launch:
-    """A launch as Triton specialises it: an integer 1 is a constant, multiples of 16 are known as such."""
+    """A launch as Triton specialises it: an integer 1 or None is a constant, multiples of 16 are known as such."""
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     bound = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k not in options}).arguments
     launch = Launch(kernel, {}, {}, {}, options)
-    for i, parameter in enumerate(kernel.params):
-        value = bound[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
-            launch.signature[parameter.name] = "constexpr"
-            launch.constants[parameter.name] = value
-            continue
+
+    def specialise(path: tuple[int, ...], value: Any, constant: bool) -> Any:
+        """The type of the argument, or of the tuple of arguments, that lies at `path`."""
+        if constant or value is None or (isinstance(value, int) and value == 1):
+            launch.constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return type(value)(*(specialise((*path, i), part, False) for i, part in enumerate(value)))
         if isinstance(value, Tensor):
-            launch.signature[parameter.name] = f"*{TRITON_TYPES[value.dtype]}"
+            type_ = f"*{TRITON_TYPES[value.dtype]}"
             value = value.storage_offset() * value.element_size()
         else:
-            assert isinstance(value, int), f"{parameter.name}: {value!r}"
-            launch.signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
+            assert isinstance(value, int), f"{kernel.params[path[0]].name}: {value!r}"
+            type_ = "i32" if abs(value) < 2**31 else "i64"
         if value % 16 == 0:
-            launch.attributes[(i,)] = [["tt.divisibility", 16]]
+            launch.attributes[path] = [["tt.divisibility", 16]]
+        return type_
+
+    for i, parameter in enumerate(kernel.params):
+        launch.signature[parameter.name] = specialise((i,), bound[parameter.name], parameter.is_constexpr)
     return launch
 
 
@@ -157,12 +163,12 @@ FAMILIES = {family.__name__: family for family in (pooling, soft_margin, pseudo_
 # Kernels that stream maps, which are to be read and written by 16 bytes; others read a few numbers, or pixel by pixel
 STREAMING = {
     "_ngwp_focal_pool_bwd_kernel": ("LDG", "STG"),
-    "_soft_margin_fwd_kernel": ("LDG",),
-    "_soft_margin_bwd_kernel": ("LDG", "STG"),
-    "_pseudo_label_fwd_kernel": ("LDG", "STG"),
-    "_pseudo_label_bwd_kernel": ("LDG", "STG"),
-    "_confident_peaks_kernel": ("LDG",),
-    "_confident_labels_kernel": ("LDG",),
+    "_soft_margin_loss_fwd_kernel": ("LDG",),
+    "_soft_margin_loss_bwd_kernel": ("LDG", "STG"),
+    "_pseudo_label_loss_fwd_kernel": ("LDG", "STG"),
+    "_pseudo_label_loss_bwd_kernel": ("LDG", "STG"),
+    "_confident_labels_peaks_kernel": ("LDG",),
+    "_confident_labels_fwd_kernel": ("LDG",),
     "_balanced_cross_entropy_fwd_kernel": ("LDG",),
     "_balanced_cross_entropy_bwd_kernel": ("LDG", "STG"),
 }
@@ -177,6 +183,12 @@ GRID = [
     pytest.param(*case, id="-".join(map(str, case)), marks=() if case in ALWAYS else pytest.mark.slow)
     for case in itertools.product((21, 81, 128, 1000), (torch.float32, torch.bfloat16), (80, 90, 100))
 ]
+
+
+@needs_triton
+def test_streaming_kernels_exist():
+    kernels = {name for family in FAMILIES for name in vars(importlib.import_module(f"wilson.kernels.{family}"))}
+    assert set(STREAMING) <= kernels
 
 
 @needs_triton

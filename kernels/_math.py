@@ -1,0 +1,153 @@
+"""The formulas of the ops, each once, as csrc/math has them for C++."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+IMAGE_WEIGHT_EPS = tl.constexpr(1e-5)  # keeps the weighted mean over images finite when no image counts
+
+
+# ------------------------------------------------------------------------------------------------- the logistic loss
+
+
+@triton.jit
+def sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0. What 1 + x rounds off is given back to first order: exact for small x."""
+    u = 1.0 + x
+    return tl.log(u) + (x - (u - 1.0)) / u
+
+
+@triton.jit
+def soft_margin(s, q):
+    """Binary cross-entropy with logits s against q, as max(s, 0) - s q + log(1 + exp(-|s|))."""
+    return tl.maximum(s, 0.0) - s * q + log1p(tl.exp(-tl.abs(s)))
+
+
+# --------------------------------------------------------------------- nGWP + focal pooling (arXiv 2112.01882, Eq. 2)
+
+
+@triton.jit
+def power(x, EXPONENT: tl.constexpr):
+    """x ** EXPONENT for x in 0..1, EXPONENT >= 0; cheap for gamma = 3, as each thread needs it for all its classes."""
+    if EXPONENT == 0:
+        return tl.full(x.shape, 1.0, x.dtype)
+    if EXPONENT == 2:
+        return x * x
+    if EXPONENT == 3:
+        return x * x * x
+    return tl.where(x > 0, tl.exp(EXPONENT * tl.log(tl.where(x > 0, x, 1.0))), 0.0)
+
+
+@triton.jit
+def focal_penalty(S, P, GAMMA: tl.constexpr, LAM: tl.constexpr):
+    """(1 - S/P)^gamma log(lam + S/P)."""
+    share = tl.minimum(S / P, 1.0)  # S can pass P by rounding
+    return power(1.0 - share, GAMMA) * tl.log(LAM + share)
+
+
+@triton.jit
+def focal_penalty_slope(S, P, GAMMA: tl.constexpr, LAM: tl.constexpr):
+    """The penalty's derivative by S; 0 beyond P, where the share is held at 1."""
+    share = tl.minimum(S / P, 1.0)
+    rest = 1.0 - share
+    slope = power(rest, GAMMA - 1) * (rest / (LAM + share) - GAMMA * tl.log(LAM + share)) / P
+    return tl.where(S > P, 0.0, slope)
+
+
+# ------------------------------------------------------------------- pseudo-labels (arXiv 2112.01882, Eq. 5 and 6)
+
+
+@triton.jit
+def pseudo_label(m, hard, ALPHA: tl.constexpr):
+    """alpha h + (1 - alpha) m, where h is 1 if `hard`."""
+    return ALPHA * hard.to(m.dtype) + (1.0 - ALPHA) * m
+
+
+@triton.jit
+def merged_targets(omega, q, c, old, BACKGROUND_WEIGHT: tl.constexpr):
+    """Targets (classes, pixels) of the old model's sigmoid and the pseudo-label q.
+
+    An old class has the sigmoid, a new one q, the background the smaller of both or, with a weight, their mean.
+    """
+    if BACKGROUND_WEIGHT is None:
+        background = tl.minimum(omega, q)
+    else:
+        background = (1.0 - BACKGROUND_WEIGHT) * omega + BACKGROUND_WEIGHT * q
+    return tl.where((c == 0)[:, None], background, tl.where((c < old)[:, None], omega, q))
+
+
+# ------------------------------------- weights of images, pixels and neighbours (published code of arXiv 2112.01882)
+
+
+@triton.jit
+def image_factor(weight, sum_of_weights, pixels):
+    """What the sum over an image's pixels is multiplied by in a weighted mean over images."""
+    return weight / (sum_of_weights + IMAGE_WEIGHT_EPS) / pixels
+
+
+@triton.jit
+def class_weight(n_c, n, ACC: tl.constexpr):
+    """(n - n_c) / (1 + n), with n_c confident pixels of the class and n of all classes."""
+    return (n - n_c).to(ACC) / (1 + n).to(ACC)
+
+
+@triton.jit
+def threshold(peak, c, BACKGROUND_RATIO: tl.constexpr, CLASS_RATIO: tl.constexpr, FLOOR: tl.constexpr):
+    """The score above which a class claims a pixel: a share of the class's peak in the image, at least FLOOR."""
+    background = tl.full(peak.shape, BACKGROUND_RATIO, peak.dtype)
+    others = tl.full(peak.shape, CLASS_RATIO, peak.dtype)
+    return tl.maximum(tl.where(c == 0, background, others) * peak, tl.full(peak.shape, FLOOR, peak.dtype))
+
+
+@triton.jit
+def steepness(sum, sum_of_squares, COUNT: tl.constexpr):
+    """A colour's share of -1 / (1e-8 + 0.1 sigma) in PAMR.
+
+    sigma is the deviation of COUNT values, given by the sums of their differences from the centre and of the squares.
+    """
+    variance = (sum_of_squares - sum * sum / COUNT) / (COUNT - 1)
+    return -1.0 / (3.0 * (1e-8 + 0.1 * tl.sqrt(tl.maximum(variance, 0.0))))
+
+
+# ---------------------------------------------------------------------------------------------- bilinear interpolation
+
+
+@triton.jit
+def aligned_corners(i, small, large, ACC: tl.constexpr):
+    """Which of `small` points lie before and after point i of `large`, and the weight of the latter. Corners aligned.
+
+    Integers find the points, because they are exact.
+    """
+    steps = i.to(tl.int64) * (small - 1)
+    before = steps // tl.maximum(large - 1, 1)
+    weight = (steps - before * tl.maximum(large - 1, 1)).to(ACC) / tl.maximum(large - 1, 1)
+    return before, tl.minimum(before + 1, small - 1), weight
+
+
+@triton.jit
+def half_pixels(i, small, large, ACC: tl.constexpr):
+    """The same with corners not aligned: point i lies at (i + 1/2) small / large - 1/2, and not before the first."""
+    twice = tl.maximum((2 * i.to(tl.int64) + 1) * small - large, 0)
+    before = twice // (2 * large)
+    weight = (twice - before * (2 * large)).to(ACC) / (2 * large)
+    return before, tl.minimum(before + 1, small - 1), weight
+
+
+@triton.jit
+def first_from(k, small, large):
+    """The first of `large` points that lies at point k of `small` or after it. Corners not aligned."""
+    twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
+    return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
+
+
+@triton.jit
+def mix(near, far, weight):
+    """near + (far - near) weight, rounded in one way everywhere: a logit has the same bits in every kernel."""
+    return tl.fma(tl.broadcast_to(weight, near.shape), far - near, near)
