@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from wilson import distributed, ops
 from wilson.models import Localizer, Segmenter
 from wilson.models.segmenter import Prediction
-from wilson.ops.pseudo_labels import loss_and_factor
-from wilson.ops.reference import IMAGE_WEIGHT_EPS
+from wilson.ops.pseudo_labels import pseudo_label_loss_and_factor
 
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
@@ -197,8 +196,8 @@ class WeaklySupervised(Method):
         self, logits: Tensor, scores: Tensor, old_logits: Tensor, labels: Tensor, **settings: Any
     ) -> Tensor:
         """SEG (Eq. 7), its weighted mean over images taken over those of all processes."""
-        loss, factor = loss_and_factor(logits, scores, old_logits, labels, **settings)
-        return distributed.global_mean(loss, (factor > 0).sum(), len(factor), IMAGE_WEIGHT_EPS)
+        loss, factor = pseudo_label_loss_and_factor(logits, scores, old_logits, labels, **settings)
+        return distributed.global_mean(loss, (factor > 0).sum(), len(factor), ops.reference.IMAGE_WEIGHT_EPS)
 
     def weighted(self, **terms: Tensor) -> dict[str, Tensor]:
         return {name: getattr(self.config, name) * term for name, term in terms.items()}

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from wilson import ops
 from wilson.models.segmenter import Prediction
-from wilson.ops.reference import upsample
 
 from .base import Batch
 from .finetune_pixel import FinetunePixel
+from .upsampling import upsample
 
 WEIGHT = 100.0  # of the distillation, in the comparison that MiB published
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from wilson import ops
-from wilson.ops.reference import upsample
 
 from .base import Batch, Method
+from .upsampling import upsample
 
 WEIGHT = 10.0  # of the distillation, in the comparison that MiB published
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from wilson.data.sources import VOID
 from wilson.models import Segmenter
-from wilson.ops.reference import upsample
 
 from .base import Batch, Method, Settings
 from .lwf import distil
+from .upsampling import upsample
 
 WEIGHT = 10.0  # of the distillation, as published
 

@@ -17,10 +17,10 @@ from wilson.models import Segmenter
 from wilson.models.backbone import Backbone, TimmBackbone
 from wilson.models.small import ResidualBlock
 from wilson.models.wide_resnet import PreActivationBlock
-from wilson.ops.reference import upsample
 
 from .base import Batch, Method, Settings
 from .mib import start_from_background
+from .upsampling import upsample
 
 SCALES = (1, 2, 4)  # cells per side in which features are pooled
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published

@@ -13,18 +13,14 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-OPS = {  # family: its ops, in the order of the documentation
-    "pooling": ("ngwp_focal_pool",),
-    "soft_margin": ("localization_prior_loss", "soft_margin_loss"),
-    "pseudo_labels": ("merge_pseudo_labels", "pseudo_label_loss"),
-    "pamr": ("pamr",),
-    "confident": ("confident_labels", "balanced_cross_entropy"),
-    "upsampled": ("upsampled_soft_margin_loss", "upsampled_cross_entropy", "upsampled_argmax"),
-}
+from ._registry import OPS
+
 DEVICES = ("CPU", "CUDA")
 REFERENCE = "reference"
 
@@ -39,13 +35,13 @@ def load() -> None:
     _load_cuda()
 
 
-def build_info() -> dict[str, object] | None:
+def build_info() -> dict[str, Any] | None:
     """What was built, or None for an install without compiled kernels."""
     module = _compiled_module()
     return None if module is None else dict(module.build_info())
 
 
-def _compiled_module():  # type: ignore[no-untyped-def]  # an extension module, without stubs
+def _compiled_module() -> ModuleType | None:
     if _installed_without_kernels():
         _reason["CPU"] = "installed with WILSON_BUILD=none"
         return None
@@ -98,7 +94,7 @@ def _load_cuda_library() -> str:
         return f"the CUDA library was not built: {info.get('cuda', 'no compiled kernels')}"
     if torch.version.cuda is None:
         return "this torch has no CUDA"
-    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])  # type: ignore[attr-defined]
+    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         if 10 * major + minor < oldest:
@@ -114,23 +110,14 @@ def _register_triton() -> str:
     """Register the launchers of :mod:`wilson.kernels`; returns why they cannot serve, or nothing."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    for family, ops in OPS.items():
-        if importlib.util.find_spec(f"wilson.kernels.{family}") is None:
+    for op in OPS.values():
+        if importlib.util.find_spec(f"wilson.kernels.{op.family}") is None:
             continue
-        launchers = importlib.import_module(f"wilson.kernels.{family}")
-        definitions = importlib.import_module(f"wilson.ops.{family}")
-        for op in ops:
-            for name, definition in _raw_ops(definitions, op):
-                if hasattr(launchers, name):
-                    definition.register_kernel("cuda")(getattr(launchers, name))
+        launchers = importlib.import_module(f"wilson.kernels.{op.family}")
+        for name in op.raw:
+            if hasattr(launchers, name):
+                torch.library.register_kernel(f"wilson::{name}", "cuda", getattr(launchers, name))
     return ""
-
-
-def _raw_ops(module: object, op: str):  # type: ignore[no-untyped-def]
-    """The registered ops behind a public one: (name, definition)."""
-    for definition in vars(module).values():
-        if isinstance(definition, torch.library.CustomOpDef) and definition._name in (op, f"{op}_backward"):
-            yield definition._name, definition
 
 
 def has_kernel(op: str, device: str) -> bool:
@@ -147,14 +134,13 @@ def provider(op: str, device: str) -> tuple[str, str]:
 
 def providers() -> None:
     """Print which provider serves each op on each device, and why a better one is missing."""
-    width = max(len(op) for ops in OPS.values() for op in ops)
+    width = max(len(op) for op in OPS)
     print(f"{'op':{width}}  " + "  ".join(f"{device:10}" for device in DEVICES))
     missing: dict[str, None] = {}
-    for ops in OPS.values():
-        for op in ops:
-            served = [provider(op, device) for device in DEVICES]
-            print(f"{op:{width}}  " + "  ".join(f"{name:10}" for name, _ in served))
-            missing.update({f"{device}: {why}": None for device, (_, why) in zip(DEVICES, served, strict=True) if why})
+    for op in OPS:
+        served = [provider(op, device) for device in DEVICES]
+        print(f"{op:{width}}  " + "  ".join(f"{name:10}" for name, _ in served))
+        missing.update({f"{device}: {why}": None for device, (_, why) in zip(DEVICES, served, strict=True) if why})
     for line in missing:
         print(f"reference on {line}")
     info = build_info()

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
+from . import _checks, _library, _registry, reference
+
+__all__ = ["pamr"]
 
 PAMR = "pamr"
 
@@ -24,6 +26,7 @@ def _(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) ->
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))
 
 
+@_registry.op("masks refined by the image's colours")
 def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
     """Pixel-adaptive mask refinement: every pixel of the mask becomes a mean of neighbours of similar colour, repeated.
 
