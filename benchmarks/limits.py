@@ -10,41 +10,11 @@ import torch
 
 import cases
 
-ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
 
-
-@dataclass(frozen=True)
-class Work:
-    """Forward and backward of one call: exponentials, multiply-adds (where they rule), and bytes in float32."""
-
-    exps: int
-    multiply_adds: int
-    bytes: int
-
-
-def work(op: str, shape: cases.Shape) -> Work:
-    """Counts of the formulas, not of an implementation: each input read once in forward, the gradient written once."""
-    pixels = shape.batch * shape.height * shape.width
-    all_classes, old, up = pixels * shape.classes, pixels * shape.old, shape.batch * _area(shape.scaled())
-    labels = 8 * up  # int64
-    return {
-        "ngwp_focal_pool": Work(2 * all_classes, 0, 4 * 2 * all_classes),
-        "localization_prior_loss": Work(4 * old, 0, 4 * (2 * old + all_classes)),
-        "soft_margin_loss": Work(2 * all_classes, 0, 4 * 3 * all_classes),
-        "merge_pseudo_labels": Work(all_classes + old, 0, 4 * (2 * all_classes + old)),
-        "pseudo_label_loss": Work(2 * all_classes + old, 0, 4 * (3 * all_classes + old)),
-        "pamr": Work(NEIGHBOURS * pixels, ITERATIONS * NEIGHBOURS * all_classes, 4 * (3 * pixels + 2 * all_classes)),
-        "confident_labels": Work(0, 0, 4 * all_classes + 8 * pixels),
-        "balanced_cross_entropy": Work(2 * all_classes, 0, 4 * 2 * all_classes + 8 * pixels),
-        "confident_labels+balanced_cross_entropy": Work(2 * all_classes, 0, 4 * 3 * all_classes + 2 * 8 * pixels),
-        "upsampled_soft_margin_loss": Work(up * shape.classes, 2 * up * shape.classes, 4 * 2 * all_classes + labels),
-        "upsampled_cross_entropy": Work(up * shape.classes, 2 * up * shape.classes, 4 * 2 * all_classes + labels),
-        "upsampled_argmax": Work(0, 2 * up * shape.classes, 4 * all_classes + up),
-    }[op]
-
-
-def _area(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
+def work(op: str, shape: cases.Shape) -> cases.Work:
+    """The least that an op does at a shape; of several, joined by "+", their sum."""
+    first, *others = (cases.WORK[part](shape) for part in op.split("+"))
+    return sum(others, first)
 
 
 @dataclass(frozen=True)
@@ -55,7 +25,7 @@ class Machine:
     multiply_adds: float  # per second: a matrix product
     bytes: float  # per second: a copy of 12 MB, read and written
 
-    def seconds(self, work: Work) -> dict[str, float]:
+    def seconds(self, work: cases.Work) -> dict[str, float]:
         return {
             "exp": work.exps / self.exps,
             "arithmetic": work.multiply_adds / self.multiply_adds,

@@ -2,7 +2,8 @@
 
 A case is drawn in float64 from a fixed seed, rounded to its dtype, and laid out as its name says; `Case.double()` is
 the same values in float64. Every op has cases for layouts, an empty batch, single pixels, odd sizes, 1 to 1000 classes,
-extreme logits and, where it reads labels, none present, all ignored and ties.
+extreme logits and, where it reads labels, none present, all ignored and ties. A new op gets its inputs in `INPUTS`,
+its least work in `WORK`, and its cases in its family's function.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from wilson.ops._registry import OPS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +35,24 @@ class Shape:
     def scaled(self, scale: float | None = None) -> tuple[int, int]:
         scale = self.scale if scale is None else scale
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+
+    @property
+    def pixels(self) -> int:
+        """Of all images, at the resolution of the logits; at that of the labels: `label_pixels`."""
+        return self.batch * self.height * self.width
+
+    @property
+    def label_pixels(self) -> int:
+        height, width = self.scaled()
+        return self.batch * height * width
+
+    @property
+    def scores(self) -> int:
+        return self.pixels * self.classes
+
+    @property
+    def old_scores(self) -> int:
+        return self.pixels * self.old
 
 
 # The grids of the published settings, and small ones for CI
@@ -58,16 +79,19 @@ LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op: `args` and `kwargs`; the gradient is taken with respect to `args[0]` if `differentiable`."""
+    """One call of an op: `args` and `kwargs`; the gradient is taken with respect to `args[0]`, if the op has one."""
 
     op: str
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    differentiable: bool = True
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
+
+    @property
+    def differentiable(self) -> bool:
+        return OPS[self.op].differentiable
 
     def double(self) -> Case:
         """The same values with every floating tensor in float64."""
@@ -197,7 +221,44 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
     "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
 }
-NOT_DIFFERENTIABLE = ("merge_pseudo_labels", "pamr", "confident_labels", "upsampled_argmax")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What forward and backward of one call do at least: exponentials, multiply-adds where they rule, bytes."""
+
+    exps: int
+    multiply_adds: int
+    bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.exps + other.exps, self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+
+
+ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
+
+# Counts of the formulas in float32 with int64 labels, not of an implementation: each input is read once in forward, the
+# gradient written once
+WORK: dict[str, Callable[[Shape], Work]] = {
+    "ngwp_focal_pool": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores),
+    "localization_prior_loss": lambda s: Work(4 * s.old_scores, 0, 4 * (2 * s.old_scores + s.scores)),
+    "soft_margin_loss": lambda s: Work(2 * s.scores, 0, 4 * 3 * s.scores),
+    "merge_pseudo_labels": lambda s: Work(s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores)),
+    "pseudo_label_loss": lambda s: Work(2 * s.scores + s.old_scores, 0, 4 * (3 * s.scores + s.old_scores)),
+    "pamr": lambda s: Work(
+        NEIGHBOURS * s.pixels, ITERATIONS * NEIGHBOURS * s.scores, 4 * (3 * s.pixels + 2 * s.scores)
+    ),
+    "confident_labels": lambda s: Work(0, 0, 4 * s.scores + 8 * s.pixels),
+    "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores + 8 * s.pixels),
+    "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
+    "upsampled_cross_entropy": lambda s: _upsampled_loss(s),
+    "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores + s.label_pixels),
+}
+
+
+def _upsampled_loss(s: Shape) -> Work:
+    at_labels = s.label_pixels * s.classes
+    return Work(at_labels, 2 * at_labels, 4 * 2 * s.scores + 8 * s.label_pixels)
 
 
 # Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
@@ -210,7 +271,7 @@ def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -
     kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
     if op in ("confident_labels", "balanced_cross_entropy") and shape.classes > 255:
         kwargs["ignore_index"] = -1  # 255, the default, is a class
-    return Case(op, name, args, kwargs, differentiable=op not in NOT_DIFFERENTIABLE)
+    return Case(op, name, args, kwargs)
 
 
 def pooling(dtype: torch.dtype) -> Iterator[Case]:
@@ -242,7 +303,7 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         ("weighted_background", {"background": 0.25}),
         ("localizer_background", {"background": 1}),
     ):
-        yield Case("merge_pseudo_labels", name, merge(draw), options, differentiable=False)
+        yield Case("merge_pseudo_labels", name, merge(draw), options)
         yield Case("pseudo_label_loss", name, loss(draw), options)
     logits, scores, old, labels = loss(draw)
     yield Case("pseudo_label_loss", "no_label", (logits, scores, old, torch.zeros_like(labels)), {"alpha": 1.0})
@@ -253,9 +314,9 @@ def pamr(dtype: torch.dtype) -> Iterator[Case]:
     yield from _layouts("pamr", dtype)
     draw = Draw("pamr", SHAPES["odd"], dtype)
     options = {"iterations": 2, "dilations": [3]}
-    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options, differentiable=False)
+    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options)
     small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
-    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3}, differentiable=False)
+    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3})
 
 
 def confident(dtype: torch.dtype) -> Iterator[Case]:

@@ -1,27 +1,22 @@
 """Every public op against the reference in float64, on every case; gradients, determinism, compilation, tracing."""
 
+import inspect
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cases
 from agreement import assert_agrees, assert_survives_loss_scale, flat, tensors
 from wilson import ops
 from wilson.ops import _library, reference
+from wilson.ops._registry import OPS
 
-NAMES = [op for family in _library.OPS.values() for op in family]
-DIFFERENTIABLE = [
-    "ngwp_focal_pool",
-    "localization_prior_loss",
-    "soft_margin_loss",
-    "pseudo_label_loss",
-    "balanced_cross_entropy",
-    "upsampled_soft_margin_loss",
-    "upsampled_cross_entropy",
-]
+NAMES = list(OPS)
+DIFFERENTIABLE = [name for name, op in OPS.items() if op.differentiable]
 EVERY = {dtype: cases.every(dtype) for dtype in cases.DTYPES}
 
 
@@ -56,21 +51,10 @@ def test_gradients_survive_a_large_loss_scale(op, dtype):
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_gradcheck(op, module):
     small = cases.Shape(2, 4, 3, 3, old=2, scale=2)
-    build = next(c for c in EVERY[torch.float64] if c.op == op and c.name == "odd")
-    draw = cases.Draw(op, small, torch.float64, spread=1.0)
-    others = {
-        "ngwp_focal_pool": (),
-        "localization_prior_loss": (draw.old_logits(),),
-        "soft_margin_loss": (draw.probabilities(),),
-        "pseudo_label_loss": (draw.scores(), draw.old_logits(), torch.tensor([[0, 1, 1], [0, 0, 1]])),
-        "balanced_cross_entropy": (
-            torch.tensor([0, 0, 0, 2, 2, 255, 3, 3, 3]).view(1, 3, 3).repeat(2, 1, 1),
-            torch.tensor([[3, 0, 2, 3]]).repeat(2, 1),
-            torch.tensor([[0, 1, 1], [0, 0, 1]]),
-        ),
-    }.get(op, (draw.label_map(),))
-    z = draw.scores().requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: getattr(module, op)(z, *others, **build.kwargs), z)
+    case = cases.case(op, "gradcheck", small, torch.float64, spread=1.0)
+    z = case.args[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: getattr(module, op)(z, *case.args[1:], **case.kwargs), z)
+    assert case.value_and_grad(getattr(module, op))[1].abs().sum() > 0
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -201,53 +185,55 @@ def test_exports(op):
     torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
 
 
-RAW = {  # registered op: inputs with non-default values of every argument
-    "ngwp_focal_pool": lambda d: (d.scores(), 0.5, 2.0, 0.1, False),
-    "ngwp_focal_pool_backward": lambda d: (
-        d.scores()[:, :, 0, 0],
-        x := d.scores(),
-        *torch.ops.wilson.ngwp_focal_pool(x, 0.5, 2.0, 0.1, True)[1:],
-        0.5,
-        2.0,
-        0.1,
-        True,
-    ),
-    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
-    "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
-    "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
-    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3, True),
-    "pseudo_label_loss_backward": lambda d: (torch.tensor(2.0), torch.tensor([1.0, 0.5]), d.scores()),
-    "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
-    "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
-    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
-    "balanced_cross_entropy_backward": lambda d: (
-        torch.tensor(2.0),
-        d.scores(),
-        d.label_map(1),
-        torch.full((2, 7), 5),
-        d.image_labels(),
-        -1,
-    ),
-    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_argmax": lambda d: (d.scores(), 20, 24),
-}
+class RawCalls(TorchDispatchMode):
+    """Keeps the registered ops that run within, and their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "wilson":
+            self.found.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("op", RAW)
+def raw_calls(case):
+    with RawCalls() as calls:
+        case.run(getattr(ops, case.op))
+        if case.differentiable:
+            case.value_and_grad(getattr(ops, case.op))
+    return calls.found
+
+
+@pytest.mark.parametrize("op", NAMES)
 def test_registration(op):
-    draw = cases.Draw(op, cases.SHAPES["odd"], torch.float32)
-    # raw ops carry no autograd formula: the public functions do
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(getattr(torch.ops.wilson, op).default, RAW[op](draw), test_utils=checks)
+    """On an ordinary case, and on those that leave the default of an argument."""
+    reached = set()
+    for case in EVERY[torch.float32]:
+        if case.op == op and (case.name == "odd" or case.kwargs):
+            for raw, args in raw_calls(case):
+                reached.add(raw._opname)
+                # raw ops carry no autograd formula: the public functions do
+                torch.library.opcheck(raw, args, test_utils=("test_schema", "test_faketensor"))
+    assert reached == set(OPS[op].raw)
 
 
-def test_every_registered_op_is_checked():
+@pytest.mark.parametrize("op", NAMES)
+def test_cases_leave_the_default_of_every_argument(op):
+    given = [case.kwargs for case in EVERY[torch.float32] if case.op == op]
+    for name, parameter in inspect.signature(getattr(ops, op)).parameters.items():
+        default = parameter.default
+        values = [kwargs[name] for kwargs in given if name in kwargs]
+        assert default is parameter.empty or any(isinstance(v, torch.Tensor) or v != default for v in values), (
+            f"give {op} a case in cases.py with another {name} than {default!r}"
+        )
+
+
+def test_every_registered_op_belongs_to_a_public_one():
     registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
                   if name.startswith("wilson::")}  # fmt: skip
-    assert registered == set(RAW)
+    assert registered == {raw for op in OPS.values() for raw in op.raw}
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)

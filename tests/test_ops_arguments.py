@@ -1,9 +1,14 @@
 """Bad arguments are refused before any work, with a text that names op, argument, expected and got."""
 
+import inspect
+
 import pytest
 import torch
 
+import cases
 from wilson import ops
+from wilson.ops import reference
+from wilson.ops._registry import OPS
 
 Z = torch.zeros(2, 5, 4, 4)
 OLD = torch.zeros(2, 3, 4, 4)
@@ -57,13 +62,18 @@ def test_refused(error, text, call):
         call()
 
 
-def test_signatures_match_the_reference():
-    import inspect
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_looks_at_its_first_argument(op):
+    first, *others = cases.case(op, "refused", cases.SHAPES["odd"], torch.float32).args
+    for bad, error in ((first.tolist(), TypeError), (first.long(), TypeError), (first[0], ValueError)):
+        with pytest.raises(
+            error, match=f"^{op}: {next(iter(inspect.signature(getattr(ops, op)).parameters))} must be "
+        ):
+            getattr(ops, op)(bad, *others)
 
-    from wilson.ops import _library, reference
 
-    for family in _library.OPS.values():
-        for op in family:
-            public, definition = inspect.signature(getattr(ops, op)), inspect.signature(getattr(reference, op))
-            assert public == definition, op
-            assert getattr(ops, op).__doc__ and getattr(reference, op).__doc__
+@pytest.mark.parametrize("op", OPS)
+def test_signature_is_that_of_the_reference(op):
+    public, definition = getattr(ops, op), getattr(reference, op)
+    assert inspect.signature(public) == inspect.signature(definition)
+    assert public.__doc__ and definition.__doc__

@@ -11,12 +11,12 @@ import torch
 import cases
 from agreement import Expected, flat
 from wilson import ops
-from wilson.ops import _library
+from wilson.ops._registry import OPS
 
 from . import build, traffic
 from . import ops as emulated_ops
 
-FAMILY = {op: family for family, names in _library.OPS.items() for op in names}
+FAMILY = {name: op.family for name, op in OPS.items()}
 
 
 @functools.cache

@@ -25,7 +25,7 @@ if __name__ == "__main__":  # the folder of the tests, for `emulator` and `cases
 
 import cases
 from wilson import ops
-from wilson.ops import _library
+from wilson.ops._registry import OPS
 
 from . import ops as emulated_ops
 from .kernel import Launch, Session
@@ -53,7 +53,6 @@ class Call:
 
 def measure(provider: str, case: cases.Case, arch: int = 90) -> list[Call]:
     """The calls of a case: the forward, and the backward if there is one that launches kernels."""
-    family = next(family for family, names in _library.OPS.items() if case.op in names)
     calls: list[Call] = []
 
     def observe(session: Session, name: str, launcher: Any, args: tuple[Any, ...]) -> Any:
@@ -62,7 +61,7 @@ def measure(provider: str, case: cases.Case, arch: int = 90) -> list[Call]:
         calls.append(Call(name, least(name, args, result), tuple(session.launches[first:])))
         return result
 
-    with emulated_ops.emulated(provider, family, arch, observe=observe):
+    with emulated_ops.emulated(provider, OPS[case.op].family, arch, observe=observe):
         case.value_and_grad(getattr(ops, case.op))
     return calls
 
@@ -120,8 +119,8 @@ def example(op: str, dtype: torch.dtype = torch.float32, shape: cases.Shape = SH
 def table(provider: str, dtype: torch.dtype = torch.float32, arch: int = 90) -> list[dict[str, Any]]:
     """One row for each forward and backward of each op that the provider serves."""
     rows = []
-    for family in emulated_ops.families(provider):
-        for op in _library.OPS[family]:
+    for name, op in OPS.items():
+        if op.family in emulated_ops.families(provider):
             rows += [
                 {
                     "op": call.op,
@@ -132,7 +131,7 @@ def table(provider: str, dtype: torch.dtype = torch.float32, arch: int = 90) -> 
                     "requested bytes": call.requested,
                     "reuse": round(call.requested / call.distinct, 3),  # how often a byte is asked for
                 }
-                for call in measure(provider, example(op, dtype), arch)
+                for call in measure(provider, example(name, dtype), arch)
                 if call.launches
             ]
     return rows
