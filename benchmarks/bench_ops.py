@@ -44,7 +44,7 @@ def case_of(op: str, grid: str, dtype: torch.dtype) -> cases.Case:
     if op != PAIR:
         return cases.case(op, grid, shape, dtype)
     draw = cases.Draw(f"{op}{grid}", shape, dtype)
-    return cases.Case(op, grid, (draw.scores(), *cases.INPUTS["confident_labels"](draw)))
+    return cases.Case("balanced_cross_entropy", grid, (draw.scores(), *cases.INPUTS["confident_labels"](draw)))
 
 
 @functools.lru_cache(maxsize=1)

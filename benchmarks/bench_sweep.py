@@ -17,7 +17,6 @@ from wilson import ops
 from wilson.ops import _library
 from wilson.ops._registry import OPS
 
-NAMES = list(OPS)
 SIDES = (16, 32, 64, 128, 256)
 CLASSES = (2, 3, 5, 9, 17, 21, 33, 61, 64, 65, 81, 128, 129, 257, 513, 1001)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -58,7 +57,7 @@ def call_of(op: str, shape: cases.Shape):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("axis", ["pixels", "classes", "images"])
-@pytest.mark.parametrize("op", NAMES)
+@pytest.mark.parametrize("op", OPS)
 def test_growth(benchmark, op, axis):
     if not _library.has_kernel(op, measure.DEVICE.type.upper()):
         pytest.skip("served by the reference")

@@ -12,9 +12,9 @@ from tests.support import cases
 
 
 def work(op: str, shape: cases.Shape) -> cases.Work:
-    """What an op, or a pair of ops joined by +, has to do at least."""
-    first, *rest = (cases.WORK[name](shape) for name in op.split("+"))
-    return sum(rest, first)
+    """The least that an op does at a shape; of several, joined by "+", their sum."""
+    first, *others = (cases.WORK[part](shape) for part in op.split("+"))
+    return sum(others, first)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wilson.ops._registry import families as registered
+from wilson.ops._registry import OPS
 
 from . import kernel
 
@@ -20,16 +20,17 @@ PROVIDERS = ("triton", "cuda")
 
 def families(provider: str) -> list[str]:
     """The families that this provider has kernels of."""
+    every = dict.fromkeys(op.family for op in OPS.values())
     if provider == "cuda":
         from . import cuda_ops
 
-        return [family for family in registered() if family in cuda_ops.sources()]
-    return [family for family in registered() if importlib.util.find_spec(f"wilson.kernels.{family}")]
+        return [family for family in every if family in cuda_ops.sources()]
+    return [family for family in every if importlib.util.find_spec(f"wilson.kernels.{family}")]
 
 
 def launchers(provider: str, family: str, arch: int) -> dict[str, Callable[..., Any]]:
     """The raw ops of a family that the provider serves, by name."""
-    names = [name for op in registered()[family] for name in op.raw()]
+    names = [name for op in OPS.values() if op.family == family for name in op.raw]
     if provider == "triton":
         module = importlib.import_module(f"wilson.kernels.{family}")
         found = {name: getattr(module, name, None) for name in names}

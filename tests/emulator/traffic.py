@@ -113,9 +113,8 @@ def example(op: str, dtype: torch.dtype = torch.float32, shape: cases.Shape = SH
 def table(provider: str, dtype: torch.dtype = torch.float32, arch: int = 90) -> list[dict[str, Any]]:
     """One row for each forward and backward of each op that the provider serves."""
     rows = []
-    served = emulated_ops.families(provider)
-    for op in OPS.values():
-        if op.family in served:
+    for name, op in OPS.items():
+        if op.family in emulated_ops.families(provider):
             rows += [
                 {
                     "op": call.op,
@@ -126,7 +125,7 @@ def table(provider: str, dtype: torch.dtype = torch.float32, arch: int = 90) -> 
                     "requested bytes": call.requested,
                     "reuse": round(call.requested / call.distinct, 3),  # how often a byte is asked for
                 }
-                for call in measure(provider, example(op.name, dtype), arch)
+                for call in measure(provider, example(name, dtype), arch)
                 if call.launches
             ]
     return rows

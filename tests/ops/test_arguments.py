@@ -5,6 +5,7 @@ import inspect
 import pytest
 import torch
 
+from tests.support import cases
 from wilson import ops
 from wilson.ops import reference
 from wilson.ops._registry import OPS
@@ -61,8 +62,18 @@ def test_refused(error, text, call):
         call()
 
 
-def test_signatures_match_the_reference():
-    for op in OPS:
-        public, definition = inspect.signature(getattr(ops, op)), inspect.signature(getattr(reference, op))
-        assert public == definition, op
-        assert getattr(ops, op).__doc__ and getattr(reference, op).__doc__
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_looks_at_its_first_argument(op):
+    first, *others = cases.case(op, "refused", cases.SHAPES["odd"], torch.float32).args
+    for bad, error in ((first.tolist(), TypeError), (first.long(), TypeError), (first[0], ValueError)):
+        with pytest.raises(
+            error, match=f"^{op}: {next(iter(inspect.signature(getattr(ops, op)).parameters))} must be "
+        ):
+            getattr(ops, op)(bad, *others)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_signature_is_that_of_the_reference(op):
+    public, definition = getattr(ops, op), getattr(reference, op)
+    assert inspect.signature(public) == inspect.signature(definition)
+    assert public.__doc__ and definition.__doc__

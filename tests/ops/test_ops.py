@@ -1,20 +1,22 @@
 """Every public op against the reference in float64, on every case; gradients, determinism, compilation, tracing."""
 
+import inspect
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support import cases
 from tests.support.agreement import assert_agrees, assert_survives_loss_scale, flat, tensors
 from wilson import ops
 from wilson.ops import _library, reference
-from wilson.ops._registry import OPS, families
+from wilson.ops._registry import OPS
 
 NAMES = list(OPS)
-DIFFERENTIABLE = [op.name for op in OPS.values() if op.differentiable]
+DIFFERENTIABLE = [name for name, op in OPS.items() if op.differentiable]
 EVERY = {dtype: cases.every(dtype) for dtype in cases.DTYPES}
 
 
@@ -48,10 +50,11 @@ def test_gradients_survive_a_large_loss_scale(op, dtype):
 @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
 def test_gradcheck(op, module):
-    small = cases.case(op, "gradcheck", cases.Shape(2, 4, 3, 3, old=2, scale=2), torch.float64, spread=1.0)
-    z, *others = small.args
-    function = getattr(module, op)
-    assert torch.autograd.gradcheck(lambda z: function(z, *others, **small.kwargs), z.requires_grad_())
+    small = cases.Shape(2, 4, 3, 3, old=2, scale=2)
+    case = cases.case(op, "gradcheck", small, torch.float64, spread=1.0)
+    z = case.args[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: getattr(module, op)(z, *case.args[1:], **case.kwargs), z)
+    assert case.value_and_grad(getattr(module, op))[1].abs().sum() > 0
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)
@@ -182,29 +185,55 @@ def test_exports(op):
     torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
 
 
-@pytest.mark.parametrize("op", cases.RAW)
+class RawCalls(TorchDispatchMode):
+    """Keeps the registered ops that run within, and their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "wilson":
+            self.found.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+def raw_calls(case):
+    with RawCalls() as calls:
+        case.run(getattr(ops, case.op))
+        if case.differentiable:
+            case.value_and_grad(getattr(ops, case.op))
+    return calls.found
+
+
+@pytest.mark.parametrize("op", NAMES)
 def test_registration(op):
-    draw = cases.Draw(op, cases.SHAPES["odd"], torch.float32)
-    # raw ops carry no autograd formula: the public functions do
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(getattr(torch.ops.wilson, op).default, cases.RAW[op](draw), test_utils=checks)
+    """On an ordinary case, and on those that leave the default of an argument."""
+    reached = set()
+    for case in EVERY[torch.float32]:
+        if case.op == op and (case.name == "odd" or case.kwargs):
+            for raw, args in raw_calls(case):
+                reached.add(raw._opname)
+                # raw ops carry no autograd formula: the public functions do
+                torch.library.opcheck(raw, args, test_utils=("test_schema", "test_faketensor"))
+    assert reached == set(OPS[op].raw)
 
 
-def test_every_list_of_ops_is_complete():
-    """An op that is registered has cases, raw cases, and counts; what torch knows is what the registry knows."""
+@pytest.mark.parametrize("op", NAMES)
+def test_cases_leave_the_default_of_every_argument(op):
+    given = [case.kwargs for case in EVERY[torch.float32] if case.op == op]
+    for name, parameter in inspect.signature(getattr(ops, op)).parameters.items():
+        default = parameter.default
+        values = [kwargs[name] for kwargs in given if name in kwargs]
+        assert default is parameter.empty or any(isinstance(v, torch.Tensor) or v != default for v in values), (
+            f"give {op} a case in cases.py with another {name} than {default!r}"
+        )
+
+
+def test_every_registered_op_belongs_to_a_public_one():
     registered = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
                   if name.startswith("wilson::")}  # fmt: skip
-    assert {name for op in OPS.values() for name in op.raw()} == registered
-    assert set(cases.RAW) == registered, "tests/support/cases.py: RAW"
-    assert list(cases.INPUTS) == NAMES, "tests/support/cases.py: INPUTS"
-    assert list(cases.WORK) == NAMES, "tests/support/cases.py: WORK"
-    assert set(cases.FAMILIES) == set(families()), "tests/support/cases.py: FAMILIES"
-    assert {case.op for case in EVERY[torch.float32]} == set(NAMES), "tests/support/cases.py: an op without a case"
-    assert set(ops.__all__) == {"providers", "reference", *NAMES}
-    for name, op in OPS.items():
-        assert callable(getattr(ops, name)) and callable(getattr(reference, name)), name
-        backward = f"{name}_backward" in op.raw()
-        assert op.differentiable or not backward, f"{name} has a backward, but is registered as not differentiable"
+    assert registered == {raw for op in OPS.values() for raw in op.raw}
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)

@@ -2,7 +2,8 @@
 
 A case is drawn in float64 from a fixed seed, rounded to its dtype, and laid out as its name says; `Case.double()` is
 the same values in float64. Every op has cases for layouts, an empty batch, single pixels, odd sizes, 1 to 1000 classes,
-extreme logits and, where it reads labels, none present, all ignored and ties.
+extreme logits and, where it reads labels, none present, all ignored and ties. A new op gets its inputs in `INPUTS`,
+its least work in `WORK`, and its cases in its family's function.
 """
 
 from __future__ import annotations
@@ -37,23 +38,21 @@ class Shape:
 
     @property
     def pixels(self) -> int:
+        """Of all images, at the resolution of the logits; at that of the labels: `label_pixels`."""
         return self.batch * self.height * self.width
 
     @property
+    def label_pixels(self) -> int:
+        height, width = self.scaled()
+        return self.batch * height * width
+
+    @property
     def scores(self) -> int:
-        """Elements of a map of all classes."""
         return self.pixels * self.classes
 
     @property
     def old_scores(self) -> int:
-        """Elements of a map of the old classes."""
         return self.pixels * self.old
-
-    @property
-    def large_pixels(self) -> int:
-        """Pixels at the size of the labels."""
-        height, width = self.scaled()
-        return self.batch * height * width
 
 
 # The grids of the published settings, and small ones for CI
@@ -80,16 +79,19 @@ LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op: `args` and `kwargs`; the gradient is taken with respect to `args[0]` if `differentiable`."""
+    """One call of an op: `args` and `kwargs`; the gradient is taken with respect to `args[0]`, if the op has one."""
 
     op: str
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
-    differentiable: bool = True
 
     def __str__(self) -> str:
         return f"{self.op}-{self.name}"
+
+    @property
+    def differentiable(self) -> bool:
+        return OPS[self.op].differentiable
 
     def double(self) -> Case:
         """The same values with every floating tensor in float64."""
@@ -219,47 +221,11 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
     "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
 }
-RAW: dict[str, Callable[[Draw], tuple]] = {  # registered op: inputs with non-default values of every argument
-    "ngwp_focal_pool": lambda d: (d.scores(), 0.5, 2.0, 0.1, False),
-    "ngwp_focal_pool_backward": lambda d: (
-        d.scores()[:, :, 0, 0],
-        x := d.scores(),
-        *torch.ops.wilson.ngwp_focal_pool(x, 0.5, 2.0, 0.1, True)[1:],
-        0.5,
-        2.0,
-        0.1,
-        True,
-    ),
-    "localization_prior_loss": lambda d: (d.scores(), d.old_logits()),
-    "localization_prior_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.old_logits()),
-    "soft_margin_loss": lambda d: (d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "soft_margin_loss_backward": lambda d: (torch.tensor(2.0), d.scores(), d.probabilities(), torch.tensor([1.0, 0.5])),
-    "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3),
-    "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels(), 0.9, 0.3, True),
-    "pseudo_label_loss_backward": lambda d: (torch.tensor(2.0), torch.tensor([1.0, 0.5]), d.scores()),
-    "pamr": lambda d: (d.image(), d.probabilities(), 3, [1, 3]),
-    "confident_labels": lambda d: (d.probabilities(), d.image_labels(), 0.5, 0.4, 0.1, -1),
-    "balanced_cross_entropy": lambda d: (d.scores(), d.label_map(1), torch.full((2, 7), 5), d.image_labels(), -1),
-    "balanced_cross_entropy_backward": lambda d: (
-        torch.tensor(2.0),
-        d.scores(),
-        d.label_map(1),
-        torch.full((2, 7), 5),
-        d.image_labels(),
-        -1,
-    ),
-    "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map(), 2, True),
-    "upsampled_argmax": lambda d: (d.scores(), 20, 24),
-}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Forward and backward of one call: exponentials, multiply-adds (where they rule), and bytes in float32.
-
-    Counts of the formulas, not of an implementation: each input read once in forward, the gradient written once.
-    """
+    """What forward and backward of one call do at least: exponentials, multiply-adds where they rule, bytes."""
 
     exps: int
     multiply_adds: int
@@ -269,28 +235,30 @@ class Work:
         return Work(self.exps + other.exps, self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
 
 
-PAMR_ITERATIONS, PAMR_NEIGHBOURS = 10, 40
-WORK: dict[str, Callable[[Shape], Work]] = {  # op: what it has to do at least; labels are int64
+ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
+
+# Counts of the formulas in float32 with int64 labels, not of an implementation: each input is read once in forward, the
+# gradient written once
+WORK: dict[str, Callable[[Shape], Work]] = {
     "ngwp_focal_pool": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores),
     "localization_prior_loss": lambda s: Work(4 * s.old_scores, 0, 4 * (2 * s.old_scores + s.scores)),
     "soft_margin_loss": lambda s: Work(2 * s.scores, 0, 4 * 3 * s.scores),
     "merge_pseudo_labels": lambda s: Work(s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores)),
     "pseudo_label_loss": lambda s: Work(2 * s.scores + s.old_scores, 0, 4 * (3 * s.scores + s.old_scores)),
     "pamr": lambda s: Work(
-        PAMR_NEIGHBOURS * s.pixels,
-        PAMR_ITERATIONS * PAMR_NEIGHBOURS * s.scores,
-        4 * (3 * s.pixels + 2 * s.scores),
+        NEIGHBOURS * s.pixels, ITERATIONS * NEIGHBOURS * s.scores, 4 * (3 * s.pixels + 2 * s.scores)
     ),
     "confident_labels": lambda s: Work(0, 0, 4 * s.scores + 8 * s.pixels),
     "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores + 8 * s.pixels),
-    **dict.fromkeys(
-        ("upsampled_soft_margin_loss", "upsampled_cross_entropy"),
-        lambda s: Work(
-            s.large_pixels * s.classes, 2 * s.large_pixels * s.classes, 4 * 2 * s.scores + 8 * s.large_pixels
-        ),
-    ),
-    "upsampled_argmax": lambda s: Work(0, 2 * s.large_pixels * s.classes, 4 * s.scores + s.large_pixels),
+    "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
+    "upsampled_cross_entropy": lambda s: _upsampled_loss(s),
+    "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores + s.label_pixels),
 }
+
+
+def _upsampled_loss(s: Shape) -> Work:
+    at_labels = s.label_pixels * s.classes
+    return Work(at_labels, 2 * at_labels, 4 * 2 * s.scores + 8 * s.label_pixels)
 
 
 # Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
@@ -303,7 +271,7 @@ def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -
     kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
     if op in ("confident_labels", "balanced_cross_entropy") and shape.classes > 255:
         kwargs["ignore_index"] = -1  # 255, the default, is a class
-    return Case(op, name, args, kwargs, differentiable=OPS[op].differentiable)
+    return Case(op, name, args, kwargs)
 
 
 def pooling(dtype: torch.dtype) -> Iterator[Case]:
@@ -335,7 +303,7 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         ("weighted_background", {"background": 0.25}),
         ("localizer_background", {"background": 1}),
     ):
-        yield Case("merge_pseudo_labels", name, merge(draw), options, differentiable=False)
+        yield Case("merge_pseudo_labels", name, merge(draw), options)
         yield Case("pseudo_label_loss", name, loss(draw), options)
     logits, scores, old, labels = loss(draw)
     yield Case("pseudo_label_loss", "no_label", (logits, scores, old, torch.zeros_like(labels)), {"alpha": 1.0})
@@ -346,9 +314,9 @@ def pamr(dtype: torch.dtype) -> Iterator[Case]:
     yield from _layouts("pamr", dtype)
     draw = Draw("pamr", SHAPES["odd"], dtype)
     options = {"iterations": 2, "dilations": [3]}
-    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options, differentiable=False)
+    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options)
     small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
-    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3}, differentiable=False)
+    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3})
 
 
 def confident(dtype: torch.dtype) -> Iterator[Case]:

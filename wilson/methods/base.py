@@ -14,7 +14,7 @@ from wilson import distributed, ops
 from wilson.config import LossConfig
 from wilson.data.loading import Batch
 from wilson.models import Localizer, Prediction, SegmentationModel
-from wilson.ops.internal import IMAGE_WEIGHT_EPS, loss_and_factor
+from wilson.ops.pseudo_labels import pseudo_label_loss_and_factor
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ class WeaklySupervised(Method):
         self, logits: Tensor, scores: Tensor, old_logits: Tensor, labels: Tensor, **settings: Any
     ) -> Tensor:
         """SEG (Eq. 7), its weighted mean over images taken over all processes; see `ops.pseudo_label_loss`."""
-        loss, factor = loss_and_factor(logits, scores, old_logits, labels, **settings)
-        return distributed.global_mean(loss, (factor > 0).sum(), len(factor), IMAGE_WEIGHT_EPS)
+        loss, factor = pseudo_label_loss_and_factor(logits, scores, old_logits, labels, **settings)
+        return distributed.global_mean(loss, (factor > 0).sum(), len(factor), ops.reference.IMAGE_WEIGHT_EPS)
 
     def weighted(self, **terms: Tensor) -> dict[str, Tensor]:
         """Multiply each term by its weight in the configuration."""

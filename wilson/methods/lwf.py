@@ -9,9 +9,9 @@ from torch import Tensor
 from wilson import ops
 from wilson.data.loading import Batch
 from wilson.models import Prediction
-from wilson.ops.internal import upsample
 
 from .finetune_pixel import FinetunePixel
+from .upsampling import upsample
 
 WEIGHT = 100.0  # of the distillation, as in the comparison that MiB published
 

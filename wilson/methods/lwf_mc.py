@@ -8,9 +8,9 @@ from torch import Tensor
 
 from wilson import ops
 from wilson.data.loading import Batch
-from wilson.ops.internal import upsample
 
 from .base import Method
+from .upsampling import upsample
 
 WEIGHT = 10.0  # of the distillation, as in the comparison that MiB published
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from wilson.config.masks import VOID
 from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
-from wilson.ops.internal import upsample
 
 from .base import Method, Settings
 from .lwf import distil
+from .upsampling import upsample
 
 WEIGHT = 10.0  # of the distillation, as published
 

@@ -15,9 +15,9 @@ from wilson import distributed
 from wilson.config.masks import VOID
 from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
-from wilson.ops.internal import upsample
 
 from .base import Method, Settings
+from .upsampling import upsample
 
 SCALES = (1, 2, 4)  # number of pooling cells per side
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published

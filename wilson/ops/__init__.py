@@ -1,15 +1,17 @@
 """Fused ops of weakly incremental semantic segmentation, for any PyTorch code.
 
 Needs torch and numpy alone. `B, C, H, W` are images, classes (background first), height and width. Every op takes
-float64, float32, bfloat16 and float16 (mixed within a call, too) in any strides, computes in float32 or better, and
-works under autocast and `torch.compile(fullgraph=True)`; the kernels give the same bits in every run.
+float64, float32, bfloat16 and float16, also mixed within a call, in any strides. It computes in float32 or better, and
+works under autocast and `torch.compile(fullgraph=True)`. The kernels give the same bits in every run.
 :mod:`wilson.ops.reference` holds the definitions in plain PyTorch; :func:`providers` tells what runs where.
 """
+# a family's `__all__` names its ops
 
-from . import _registry, reference
+from . import reference
 from ._library import load, providers
+from ._registry import OPS
 
-# The families in the order of the documentation. Each names its ops in its __all__.
+# One line for each family, in the order of the documentation
 # isort: off
 from .pooling import *
 from .soft_margin import *
@@ -17,10 +19,10 @@ from .pseudo_labels import *
 from .pamr import *
 from .confident import *
 from .upsampled import *
+
 # isort: on
 
 load()  # the compiled kernels take over the dispatch keys that they serve
 
-__all__ = ["providers", "reference"]
-__all__ += list(_registry.OPS)
+__all__ = ["providers", "reference", *OPS]
 del load

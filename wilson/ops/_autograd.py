@@ -1,9 +1,18 @@
 """What the autograd Functions of all ops share.
 
-A backward has one of two shapes. Where the forward has the parts of the derivative at hand and would need several maps
-to make them again, it returns the unnormalised derivative (within -1..1, so that float16 keeps it), and backward
-multiplies that by factor and incoming gradient: `pseudo_label_loss` and the losses on upsampled logits. Where the
-derivative takes one map and its exponentials, backward makes it again, and nothing is stored but small statistics.
+Each op differentiable in its first argument has one Function, whose forward calls the registered op. Its backward has
+one of two shapes:
+
+- Recomputed: the inputs are saved, and the registered `<op>_backward` works the derivative out of them. So it is where
+  the derivative follows from inputs that are in memory anyway: keeping it would cost another map as large as they are.
+- Stored: the registered op also returns the derivative, if one is asked for, and backward multiplies it (`scaled`). So
+  it is where the forward has parts at hand that are dear to work out again: the merged targets of three inputs, or
+  maps at the image's size, whose derivative is as small as the logits. What is stored is the derivative of the plain
+  sum, sigmoid(s) - q^ or its sum over the pixels of the image: divided by B*P it would vanish in float16.
+
+The factor of a stored derivative and the incoming gradient meet in the accumulation dtype. They multiply it out of
+place, so that a second backward gives the same bits. Where the factor is one number, PyTorch multiplies; where each
+image has its own, `pseudo_label_loss_backward` does, in one launch.
 """
 
 from __future__ import annotations
@@ -39,3 +48,8 @@ def first_order(op: str, grad: Tensor, wrt: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return grad
     return _RefuseSecondDerivative.apply(grad, wrt, op)
+
+
+def scaled(derivative: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A stored derivative times `factor`, which is in the accumulation dtype; rounded to `dtype` once."""
+    return (derivative * factor).to(dtype)

@@ -29,6 +29,12 @@ def tensor(op: str, name: str, value: Tensor) -> None:
         raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
 
 
+def integers(op: str, name: str, value: Tensor) -> None:
+    tensor(op, name, value)
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{op}: {name} must be integers, got {value.dtype}; use {name}.long()")
+
+
 def same_grid(op: str, name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     """Same batch, height and width."""
     if value.shape[0] != like.shape[0] or value.shape[-2:] != like.shape[-2:]:
@@ -77,9 +83,7 @@ def image_labels(op: str, value: Tensor, batch: int, classes: int) -> None:
 
 def label_map(op: str, value: Tensor, batch: int, size: Sequence[int] | None = None) -> None:
     """(B, H', W') integers; (B, H, W) of a given size."""
-    tensor(op, "labels", value)
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{op}: labels must be integers, got {value.dtype}; use labels.long()")
+    integers(op, "labels", value)
     if value.dim() != 3 or value.shape[0] != batch or 0 in value.shape[1:]:
         raise ValueError(f"{op}: labels must be (B, H, W) with B = {batch} and no empty side, got {tuple(value.shape)}")
     if size is not None and tuple(value.shape[1:]) != tuple(size):
@@ -98,7 +102,7 @@ def positive(op: str, **values: float) -> None:
             raise ValueError(f"{op}: {name} must be positive, got {value!r}")
 
 
-def background(op: str, value: float | str) -> float | None:
+def background_weight(op: str, value: float | str) -> float | None:
     """The weight of the localizer's background, or None for the minimum of both."""
     if value == "min":
         return None

@@ -13,12 +13,13 @@ import importlib.util
 import os
 import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _registry
+from ._registry import OPS
 
 DEVICES = ("CPU", "CUDA")
 REFERENCE = "reference"
@@ -34,13 +35,13 @@ def load() -> None:
     _load_cuda()
 
 
-def build_info() -> dict[str, object] | None:
+def build_info() -> dict[str, Any] | None:
     """What was built, or None for an install without compiled kernels."""
     module = _compiled_module()
     return None if module is None else dict(module.build_info())
 
 
-def _compiled_module() -> Any:  # an extension module, without stubs
+def _compiled_module() -> ModuleType | None:
     if _installed_without_kernels():
         _reason["CPU"] = "installed with WILSON_BUILD=none"
         return None
@@ -93,7 +94,7 @@ def _load_cuda_library() -> str:
         return f"the CUDA library was not built: {info.get('cuda', 'no compiled kernels')}"
     if torch.version.cuda is None:
         return "this torch has no CUDA"
-    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])  # type: ignore[attr-defined]
+    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         if 10 * major + minor < oldest:
@@ -109,14 +110,13 @@ def _register_triton() -> str:
     """Register the launchers of :mod:`wilson.kernels`; returns why they cannot serve, or nothing."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    for family, ops in _registry.families().items():
-        if importlib.util.find_spec(f"wilson.kernels.{family}") is None:
+    for op in OPS.values():
+        if importlib.util.find_spec(f"wilson.kernels.{op.family}") is None:
             continue
-        launchers = importlib.import_module(f"wilson.kernels.{family}")
-        for op in ops:
-            for name, definition in op.raw().items():
-                if hasattr(launchers, name):
-                    definition.register_kernel("cuda")(getattr(launchers, name))
+        launchers = importlib.import_module(f"wilson.kernels.{op.family}")
+        for name in op.raw:
+            if hasattr(launchers, name):
+                torch.library.register_kernel(f"wilson::{name}", "cuda", getattr(launchers, name))
     return ""
 
 
@@ -134,10 +134,10 @@ def provider(op: str, device: str) -> tuple[str, str]:
 
 def providers() -> None:
     """Print which provider serves each op on each device, and why a better one is missing."""
-    width = max(map(len, _registry.OPS))
+    width = max(len(op) for op in OPS)
     print(f"{'op':{width}}  " + "  ".join(f"{device:10}" for device in DEVICES))
     missing: dict[str, None] = {}
-    for op in _registry.OPS:
+    for op in OPS:
         served = [provider(op, device) for device in DEVICES]
         print(f"{op:{width}}  " + "  ".join(f"{name:10}" for name, _ in served))
         missing.update({f"{device}: {why}": None for device, (_, why) in zip(DEVICES, served, strict=True) if why})

@@ -1,8 +1,11 @@
-"""What ops there are. Each is registered once, where its family defines it; every list of ops follows from here."""
+"""The one place where an op is made known: every list of ops follows from it.
+
+A family's file puts :func:`op` on each public function. What lists ops asks :data:`OPS`: the loader, `wilson ops`, the
+README's table, the tests and the benchmarks.
+"""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,50 +17,39 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Op:
-    """A public op.
-
-    Attributes:
-        name: of the function in :mod:`wilson.ops`.
-        family: its module, and the name of its kernel files.
-        computes: what it computes, in a few words.
-        differentiable: whether a gradient flows to its first argument.
-    """
+    """A public op."""
 
     name: str
-    family: str
-    computes: str
-    differentiable: bool
+    family: str  # the file that holds it, on every floor: wilson/ops, kernels, csrc/cpu, csrc/cuda
+    computes: str  # one line for the README, with the paper's equation
+    gradient_to: str  # the first argument's name, or empty
 
-    def raw(self) -> dict[str, torch.library.CustomOpDef]:
-        """The registered ops behind it by name: itself and, where there is one, its `_backward`."""
-        found = vars(sys.modules[f"{__package__}.{self.family}"]).values()
-        definitions = {d._name: d for d in found if isinstance(d, torch.library.CustomOpDef)}
-        return {name: definitions[name] for name in (self.name, f"{self.name}_backward") if name in definitions}
+    @property
+    def differentiable(self) -> bool:
+        return bool(self.gradient_to)
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """The registered ops behind it, in the namespace `wilson`: itself, and its backward if that is an op."""
+        return tuple(name for name in (self.name, f"{self.name}_backward") if hasattr(torch.ops.wilson, name))
 
 
 OPS: dict[str, Op] = {}  # by name, in the order of the documentation
 
 
-def register(computes: str, *, differentiable: bool) -> Callable[[Function], Function]:
-    """Registers a public op under the name of its function, and its family under that of its module."""
+def op(computes: str, *, gradient_to: str = "") -> Callable[[Function], Function]:
+    """Make a public function known as an op of the family that its module names."""
 
-    def registered(function: Function) -> Function:
-        name, family = function.__name__, function.__module__.rpartition(".")[2]
-        OPS[name] = Op(name, family, computes, differentiable)
+    def register(function: Function) -> Function:
+        family = function.__module__.rpartition(".")[2]
+        OPS[function.__name__] = Op(function.__name__, family, computes, gradient_to)
         return function
 
-    return registered
-
-
-def families() -> dict[str, list[Op]]:
-    """The ops of each family."""
-    found: dict[str, list[Op]] = {}
-    for op in OPS.values():
-        found.setdefault(op.family, []).append(op)
-    return found
+    return register
 
 
 def table() -> str:
-    """The ops and what they compute, as a Markdown table."""
-    rows = [f"| `{op.name}` | {op.computes} |" for op in OPS.values()]
-    return "\n".join(["| op | what it computes |", "| --- | --- |", *rows]) + "\n"
+    """The README's table of ops, in Markdown."""
+    rows = ["| op | what it computes | gradient to |", "| --- | --- | --- |"]
+    rows += [f"| `{op.name}` | {op.computes} | {op.gradient_to or 'none'} |" for op in OPS.values()]
+    return "\n".join(rows) + "\n"

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
+from . import _checks, _library, _registry, reference
 from ._autograd import first_order
-from ._registry import register
 
 __all__ = ["balanced_cross_entropy", "confident_labels"]
 
@@ -36,9 +35,7 @@ def _confident(
 
 
 @_confident.register_fake
-def _(
-    refined: Tensor, image_labels: Tensor, background_ratio: float, class_ratio: float, floor: float, ignore_index: int
-) -> tuple[Tensor, Tensor]:
+def _(refined: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     batch, classes, height, width = refined.shape
     return (
         refined.new_empty((batch, height, width), dtype=torch.int64),
@@ -46,7 +43,7 @@ def _(
     )
 
 
-@register("pixels that exactly one class claims", differentiable=False)
+@_registry.op("pixels that exactly one class claims")
 def confident_labels(
     refined: Tensor,
     image_labels: Tensor,
@@ -105,7 +102,7 @@ def _balanced_forward(
 
 
 @_balanced_forward.register_fake
-def _(scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int) -> Tensor:
+def _(scores: Tensor, *others: object) -> Tensor:
     return scores.new_empty((), dtype=reference.accumulate(scores))
 
 
@@ -125,7 +122,7 @@ def _balanced_backward(
 
 
 @_balanced_backward.register_fake
-def _(grad: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int) -> Tensor:
+def _(grad: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -145,7 +142,7 @@ class _BalancedCrossEntropy(torch.autograd.Function):
         return first_order(BALANCED, grad_scores, scores), None, None, None, None
 
 
-@register("cross-entropy on those, rarer classes weighing more", differentiable=True)
+@_registry.op("cross-entropy on those, rarer classes weighing more", gradient_to="scores")
 def balanced_cross_entropy(
     scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, *, ignore_index: int = 255
 ) -> Tensor:
@@ -176,9 +173,7 @@ def balanced_cross_entropy(
     _checks.scores(BALANCED, "scores", scores)
     batch, classes, height, width = scores.shape
     _checks.label_map(BALANCED, labels, batch, (height, width))
-    _checks.tensor(BALANCED, "counts", counts)
-    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
-        raise TypeError(f"{BALANCED}: counts must be integers, got {counts.dtype}")
+    _checks.integers(BALANCED, "counts", counts)
     if counts.shape != (batch, classes):
         raise ValueError(f"{BALANCED}: counts must be (B, C) = {(batch, classes)}, got {tuple(counts.shape)}")
     _checks.image_labels(BALANCED, image_labels, batch, classes)

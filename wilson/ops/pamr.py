@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
-from ._registry import register
+from . import _checks, _library, _registry, reference
 
 __all__ = ["pamr"]
 
@@ -27,7 +26,7 @@ def _(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) ->
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))
 
 
-@register("masks refined by the image's colours", differentiable=False)
+@_registry.op("masks refined by the image's colours")
 def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
     """Pixel-adaptive mask refinement: every pixel of the mask becomes a mean of neighbours of similar colour, repeated.
 

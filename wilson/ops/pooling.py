@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
+from . import _checks, _library, _registry, reference
 from ._autograd import first_order
-from ._registry import register
 
 __all__ = ["ngwp_focal_pool"]
 
@@ -28,7 +27,7 @@ def _forward(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) 
 
 
 @_forward.register_fake
-def _(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(scores: Tensor, *options: object) -> tuple[Tensor, Tensor, Tensor]:
     pooled = scores.new_empty(scores.shape[:2], dtype=reference.accumulate(scores))
     return pooled, torch.empty_like(pooled), torch.empty_like(pooled)
 
@@ -64,16 +63,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    grad_pooled: Tensor,
-    scores: Tensor,
-    mass: Tensor,
-    score: Tensor,
-    eps: float,
-    gamma: float,
-    lam: float,
-    focal: bool,
-) -> Tensor:
+def _(grad_pooled: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -92,9 +82,9 @@ class _NgwpFocalPool(torch.autograd.Function):
         return first_order(OP, grad, scores), None, None, None, None
 
 
-@register(
+@_registry.op(
     "normalised global weighted pooling and focal penalty: one score per image and class (Eq. 1, 2)",
-    differentiable=True,
+    gradient_to="scores",
 )
 def ngwp_focal_pool(
     scores: Tensor, *, eps: float = 1.0, gamma: float = 3.0, lam: float = 0.01, focal: bool = True
@@ -128,6 +118,7 @@ def ngwp_focal_pool(
     _checks.positive(OP, eps=eps, lam=lam)
     if not gamma >= 1:
         raise ValueError(f"{OP}: gamma must be at least 1, got {gamma!r}")
+    options = (float(eps), float(gamma), float(lam), bool(focal))
     if torch.is_grad_enabled() and scores.requires_grad:
-        return _NgwpFocalPool.apply(scores, float(eps), float(gamma), float(lam), bool(focal))
-    return _forward(scores.detach(), float(eps), float(gamma), float(lam), bool(focal))[0]
+        return _NgwpFocalPool.apply(scores, *options)
+    return _forward(scores.detach(), *options)[0]

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
-from ._autograd import first_order
-from ._registry import register
+from . import _checks, _library, _registry, reference
+from ._autograd import first_order, scaled
 
 __all__ = ["merge_pseudo_labels", "pseudo_label_loss"]
 
@@ -23,21 +22,20 @@ def _merge(
 ) -> tuple[Tensor, Tensor]:
     _library.note_reference(MERGE, localizer_scores)
     return reference.merge_pseudo_labels(
-        localizer_scores, old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+        localizer_scores, old_logits, image_labels, alpha=alpha, background=_keyword(background_weight)
     )
 
 
 @_merge.register_fake
-def _(
-    localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background_weight: float | None
-) -> tuple[Tensor, Tensor]:
+def _(localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, *options: object) -> tuple[Tensor, Tensor]:
     dtype = reference.accumulate(localizer_scores, old_logits, image_labels)
     targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
     return targets, localizer_scores.new_empty((localizer_scores.shape[0],), dtype=dtype)
 
 
-def _background(weight: float | None) -> float | str:
-    return "min" if weight is None else weight
+def _keyword(background_weight: float | None) -> float | str:
+    """The public keyword `background` that a weight stands for."""
+    return "min" if background_weight is None else background_weight
 
 
 @torch.library.custom_op("wilson::pseudo_label_loss", mutates_args=())
@@ -50,15 +48,11 @@ def _loss_forward(
     background_weight: float | None,
     with_derivative: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss; g_b / (sum g + 1e-5) / P of each image (B,); and sigmoid(s) - q^ in the dtype of the logits, if asked.
-
-    The derivative is worked out here because its parts are at hand: again in backward, it would cost the three inputs
-    and their exponentials a second time.
-    """
+    """The loss; g_b / (sum g + 1e-5) / P of each image; and sigmoid(s) - q^ in the dtype of the logits, if asked."""
     _library.note_reference(LOSS, logits)
     dtype = reference.accumulate(logits, localizer_scores, old_logits, image_labels)
     targets, g = reference.merge_pseudo_labels(
-        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=_background(background_weight)
+        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=_keyword(background_weight)
     )
     loss = reference.soft_margin_loss(logits, targets, image_weight=g)
     factor = g / (g.sum() + reference.IMAGE_WEIGHT_EPS) / (logits.shape[2] * logits.shape[3])
@@ -85,7 +79,7 @@ def _(
 @torch.library.custom_op("wilson::pseudo_label_loss_backward", mutates_args=())
 def _loss_backward(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
     _library.note_reference(LOSS, derivative)
-    return torch.empty_like(derivative).copy_(derivative * (grad * factor)[:, None, None, None])
+    return scaled(derivative, (grad * factor)[:, None, None, None], derivative.dtype)
 
 
 @_loss_backward.register_fake
@@ -126,10 +120,10 @@ def _check(
     _checks.old_logits(op, old_logits, "localizer_scores", localizer_scores)
     _checks.image_labels(op, image_labels, *localizer_scores.shape[:2])
     _checks.unit(op, "alpha", alpha)
-    return _checks.background(op, background)
+    return _checks.background_weight(op, background)
 
 
-@register("localizer's pseudo-labels merged with the old model's output (Eq. 5, 6)", differentiable=False)
+@_registry.op("localizer's pseudo-labels merged with the old model's output (Eq. 5, 6)")
 def merge_pseudo_labels(
     localizer_scores: Tensor,
     old_logits: Tensor,
@@ -168,12 +162,14 @@ def merge_pseudo_labels(
 
     Not differentiable: the targets are constants.
     """
-    weight = _check(MERGE, localizer_scores, old_logits, image_labels, alpha, background)
+    background_weight = _check(MERGE, localizer_scores, old_logits, image_labels, alpha, background)
     _checks.same_device(MERGE, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels)
-    return _merge(localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
+    return _merge(
+        localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), background_weight
+    )
 
 
-@register("the two above in one", differentiable=True)
+@_registry.op("the two above in one", gradient_to="logits")
 def pseudo_label_loss(
     logits: Tensor,
     localizer_scores: Tensor,
@@ -204,28 +200,40 @@ def pseudo_label_loss(
 
     Differentiable once with respect to `logits`.
     """
-    return loss_and_factor(logits, localizer_scores, old_logits, image_labels, alpha, background)[0]
+    return pseudo_label_loss_and_factor(
+        logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=background
+    )[0]
 
 
-def loss_and_factor(
+def pseudo_label_loss_and_factor(
     logits: Tensor,
     localizer_scores: Tensor,
     old_logits: Tensor,
     image_labels: Tensor,
+    *,
     alpha: float = 0.5,
     background: float | str = "min",
 ) -> tuple[Tensor, Tensor]:
-    """:func:`pseudo_label_loss`, and what it multiplies each image by: g_b / (sum g + 1e-5) / P, (B,).
+    """:func:`pseudo_label_loss` for a batch that several processes share: each must know which images count.
 
-    An image counts where its factor is above 0: what several processes need to know of each other.
+    Args:
+        logits, localizer_scores, old_logits, image_labels, alpha, background: as for :func:`pseudo_label_loss`.
+
+    Returns:
+        The loss over this process's images, and the factor g_b / (sum_b g_b + 1e-5) / P of each image `(B,)`. An image
+        counts where its factor is above 0.
+
+    Differentiable once with respect to `logits`, through the loss.
     """
     _checks.scores(LOSS, "logits", logits)
-    weight = _check(LOSS, localizer_scores, old_logits, image_labels, alpha, background)
+    background_weight = _check(LOSS, localizer_scores, old_logits, image_labels, alpha, background)
     _checks.same_shape(LOSS, "localizer_scores", localizer_scores, "logits", logits)
     _checks.same_device(
         LOSS, logits=logits, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels
     )
-    constants = (localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), weight)
+    constants = (
+        localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), background_weight
+    )  # fmt: skip
     if torch.is_grad_enabled() and logits.requires_grad:
         return _PseudoLabelLoss.apply(logits, *constants)
     return _loss_forward(logits.detach(), *constants, False)[:2]

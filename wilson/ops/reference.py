@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMAGE_WEIGHT_EPS = 1e-5  # keeps the weighted mean over images finite when no image counts
+IMAGE_WEIGHT_EPS = 1e-5  # of Eq. 7: keeps the weighted mean over images finite when no image counts
 
 
 def accumulate(*tensors: Tensor | None) -> torch.dtype:

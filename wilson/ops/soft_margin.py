@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
+from . import _checks, _library, _registry, reference
 from ._autograd import first_order
-from ._registry import register
 
 __all__ = ["localization_prior_loss", "soft_margin_loss"]
 
@@ -44,7 +43,7 @@ def _prior_backward(grad: Tensor, scores: Tensor, old_logits: Tensor) -> Tensor:
 
 
 @_prior_backward.register_fake
-def _(grad: Tensor, scores: Tensor, old_logits: Tensor) -> Tensor:
+def _(grad: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -57,10 +56,11 @@ class _LocalizationPriorLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         scores, old_logits = ctx.saved_tensors
-        return first_order(LOC, _prior_backward(grad.detach(), scores.detach(), old_logits), scores), None
+        grad_scores = _prior_backward(grad.detach(), scores.detach(), old_logits)
+        return first_order(LOC, grad_scores, scores), None
 
 
-@register("localizer against the old model's output (Eq. 4)", differentiable=True)
+@_registry.op("localizer against the old model's output (Eq. 4)", gradient_to="scores")
 def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
     """Pull the localizer's scores of the old classes towards what the old model sees (LOC).
 
@@ -106,16 +106,15 @@ def _(logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
 def _soft_backward(grad: Tensor, logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
     _library.note_reference(SOFT, logits)
     derivative = logits.to(grad.dtype).sigmoid() - targets.to(grad.dtype)
-    factor = image_factor(grad, logits, image_weight)
-    return torch.empty_like(logits).copy_(derivative * factor)
+    return torch.empty_like(logits).copy_(derivative * _image_factor(grad, logits, image_weight))
 
 
 @_soft_backward.register_fake
-def _(grad: Tensor, logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
+def _(grad: Tensor, logits: Tensor, *others: object) -> Tensor:
     return torch.empty_like(logits)
 
 
-def image_factor(grad: Tensor, logits: Tensor, image_weight: Tensor | None) -> Tensor:
+def _image_factor(grad: Tensor, logits: Tensor, image_weight: Tensor | None) -> Tensor:
     """What sigmoid(s) - q is multiplied by: grad * g_b / (sum g + 1e-5) / P, or grad / B / P without weights."""
     batch, _, height, width = logits.shape
     grad = grad / (height * width)
@@ -134,14 +133,11 @@ class _SoftMarginLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, image_weight = ctx.saved_tensors
-        return (
-            first_order(SOFT, _soft_backward(grad.detach(), logits.detach(), targets, image_weight), logits),
-            None,
-            None,
-        )
+        grad_logits = _soft_backward(grad.detach(), logits.detach(), targets, image_weight)
+        return first_order(SOFT, grad_logits, logits), None, None
 
 
-@register("binary cross-entropy with soft targets and image weights (Eq. 7)", differentiable=True)
+@_registry.op("binary cross-entropy with soft targets and image weights (Eq. 7)", gradient_to="logits")
 def soft_margin_loss(logits: Tensor, targets: Tensor, *, image_weight: Tensor | None = None) -> Tensor:
     """Binary cross-entropy with logits against soft targets: sum over classes, mean over pixels and images (SEG).
 

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _library, reference
-from ._autograd import first_order
-from ._registry import register
+from . import _checks, _library, _registry, reference
+from ._autograd import first_order, scaled
 
 __all__ = ["upsampled_argmax", "upsampled_cross_entropy", "upsampled_soft_margin_loss"]
 
@@ -29,11 +28,6 @@ def _empty_derivative(logits: Tensor, wanted: bool) -> Tensor:
     """What the ops return as derivative, for tracing: (B, C, H, W), or nothing."""
     dtype = reference.accumulate(logits)
     return logits.new_empty(logits.shape if wanted else 0, dtype=dtype)
-
-
-# The gradient is worked out in the forward, where the upsampled logits and their exponentials are at hand: it is as
-# small as the logits. What is kept is the derivative of the sum over pixels, in the accumulation dtype; backward only
-# multiplies it.
 
 
 # -------------------------------------------------------------------------------------- binary cross-entropy, one-hot
@@ -68,11 +62,11 @@ class _UpsampledSoftMarginLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, derivative = ctx.saved_tensors
-        grad_logits = (derivative * (grad.detach() / ctx.pixels)).to(logits.dtype)
+        grad_logits = scaled(derivative, grad.detach() / ctx.pixels, logits.dtype)
         return first_order(MARGIN, grad_logits, logits), None, None
 
 
-@register("the base step's loss, on logits at feature resolution", differentiable=True)
+@_registry.op("the base step's loss, on logits at feature resolution", gradient_to="logits")
 def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """The base step's loss: binary cross-entropy of the upsampled logits against the one-hot label.
 
@@ -135,11 +129,11 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, counted, derivative = ctx.saved_tensors
-        grad_logits = (derivative * (grad.detach() / counted)).to(logits.dtype)
+        grad_logits = scaled(derivative, grad.detach() / counted, logits.dtype)
         return first_order(ENTROPY, grad_logits, logits), None, None
 
 
-@register("softmax cross-entropy, on logits at feature resolution", differentiable=True)
+@_registry.op("softmax cross-entropy, on logits at feature resolution", gradient_to="logits")
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Softmax cross-entropy of the upsampled logits, mean over the pixels that carry a class.
 
@@ -183,7 +177,7 @@ def _(logits: Tensor, height: int, width: int) -> Tensor:
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
-@register("predicted classes at the image's size", differentiable=False)
+@_registry.op("predicted classes at the image's size")
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The predicted class of every pixel of the image, from logits at feature resolution.
 
