@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "build_info.h"
-#include "cpu_levels.h"
+#include "cpu/common/levels.h"
 
 namespace py = pybind11;
 

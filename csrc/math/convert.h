@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "bits.h"
+#include "math/bits.h"
 
 namespace wilson {
 

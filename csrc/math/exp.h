@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "bits.h"
+#include "math/bits.h"
 
 namespace wilson {
 

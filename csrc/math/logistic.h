@@ -2,7 +2,7 @@
 // fraction of e and 1 + e, so one exponential serves both, whatever the sign and size of x.
 #pragma once
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 
