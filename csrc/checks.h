@@ -25,7 +25,7 @@ std::string tuple_text(const Numbers& numbers) {
 
 inline std::string shape_text(const Tensor& tensor) { return tuple_text(tensor.sizes()); }
 
-// ------------------------------------------------------------------------------------------------ one tensor
+// ---------------------------------------------------------------------------------------------------------- one tensor
 
 inline void check_map(const char* op, const char* name, const Tensor& map) {
   STD_TORCH_CHECK(map.dim() == 4 && map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, op, ": ", name,
@@ -83,7 +83,7 @@ inline void check_label_map(const char* op, const Tensor& labels, const Tensor& 
                   shape_text(labels));
 }
 
-// ------------------------------------------------------------------------------------- the arguments of one op
+// --------------------------------------------------------------------------------------------- the arguments of one op
 
 inline void check_old_logits(const char* op, const Tensor& old_logits, const char* name, const Tensor& scores) {
   check_map(op, name, scores);

@@ -17,7 +17,7 @@
 namespace wilson {
 namespace {
 
-// ------------------------------------------------------------------------------------------------- confident pixels
+// ---------------------------------------------------------------------------------------------------- confident pixels
 
 // Classes that can claim pixels: the background and those with a label; the gate makes the others 0.
 template <class acc>
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor&
   return {labels, counts};
 }
 
-// -------------------------------------------------------------------------------------------------- the loss on them
+// ---------------------------------------------------------------------------------------------------- the loss on them
 
 // The weight of each image and class; all 0 for an image that does not count.
 template <class acc>
@@ -162,6 +162,10 @@ WILSON_INLINE bool read_weights(const LabelMap& labels, const acc* class_weight,
   }
   return any;
 }
+
+// The backward computes the derivative anew. Both passes take 1.00 (24x21x32x32) and 0.61 (12x81x56x56) of the
+// processor time of a stored derivative where all pixels count, 0.88 and 0.83 where half of them do, counting what
+// pseudo_label_loss pays to write it and to read and scale it (float32, 2 threads).
 
 template <class acc>
 struct Scratch {

@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kBlock = 16;  // pixels of a row whose affinities lie together: one AVX-512 register of floats
 constexpr int kGroup = 8;       // classes that share the affinities once they are loaded: 8 sums fit into registers
 
-// The neighbours of a pixel in planes that are padded by their border's values, so that no coordinate leaves them.
+// The neighbours of a pixel, in planes that repeat the values of their border around them, so that none lies outside.
 struct Stencil {
   int64_t height, width;
   int64_t blocks;                // of a row
@@ -62,7 +62,7 @@ void pad(const Stencil& s, acc* plane) {
   }
 }
 
-// A (B, C, H, W) tensor, to be read row by row. (AnyMap counts pixels, whatever their rows.)
+// A (B, C, H, W) tensor that is read row by row. (AnyMap counts pixels, whatever their rows.)
 struct Planes {
   const Tensor& tensor;
   int64_t batch, classes, height, width;
@@ -115,7 +115,7 @@ void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& 
   pad(s, plane);
 }
 
-// kBlock numbers that the compiler keeps in registers: it does not do so for arrays in a loop of loops.
+// kBlock numbers as a vector: the compiler keeps it in registers, which it does not for arrays in nested loops.
 template <class acc>
 struct Block {
   typedef acc Vector __attribute__((vector_size(kBlock * sizeof(acc)), aligned(sizeof(acc)), may_alias));
@@ -124,7 +124,7 @@ struct Block {
   static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 };
 
-// affinity (blocks, neighbours, kBlock) of one row of pixels, from the planes of the three colours.
+// affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours.
 template <class acc>
 WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
   using Vector = typename Block<acc>::Vector;

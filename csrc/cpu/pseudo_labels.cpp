@@ -27,6 +27,9 @@ struct Options {
   acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : (*image_labels)[b * (classes - 1) + c - 1]; }
 };
 
+// The forward stores the derivative, as computing it anew means merging the targets again: both passes take 0.71
+// (24x21x32x32) and 0.91 (12x81x56x56) of the processor time of two merges (float32, 2 threads).
+
 template <class acc>
 struct Scratch {
   explicit Scratch(int64_t classes)
@@ -35,7 +38,7 @@ struct Scratch {
   std::vector<uint8_t> found;  // per class: whether q is above 0 at a pixel of the chunk
 };
 
-// exp underflows to 0 below (exp_nonpositive already does where results stop being normal numbers).
+// Below this, e^x is 0 in acc. (exp_nonpositive is 0 already where results stop being normal numbers.)
 template <class acc>
 constexpr acc kUnderflow = std::is_same_v<acc, double> ? acc(-745.13) : acc(-103.97);
 
@@ -173,8 +176,8 @@ WILSON_CPU_LEVELS void pseudo_label_loss_bwd_chunk(const AnyMap& derivative, con
   }
 }
 
-// Goes through all chunks: run(chunk, scratch) on each, which notes what new classes it found. Returns the weights of
-// the images: 1 where the new classes found are the labelled ones.
+// Calls run(chunk, scratch) for all chunks; it notes the new classes that it found. Returns the weights of the images:
+// 1 where the new classes found are the labelled ones.
 template <class acc, class Run>
 std::vector<acc> image_weights(int64_t images, int64_t pixels, const Options<acc>& options, Run run) {
   const int64_t C = options.classes, chunks = chunks_of(pixels);

@@ -1,10 +1,10 @@
 // Losses and labels at the image's size from logits at feature resolution, on the CPU. The upsampled logits (bilinear,
-// corners not aligned) are worked out where they are needed and never stored.
+// corners not aligned) are computed where they are needed and never stored.
 //
-// An image is worked on in bands of low-resolution rows: the pixels between a row of the band and the next one. Their
-// gradient goes to the band's rows and to the first row of the next band, which a band keeps apart and which is added
-// afterwards, band by band: a fixed order, whatever the number of threads. A band goes by in tiles of columns; a tile
-// keeps the two low-resolution rows around the current pixels, upsampled along x, and their gradients.
+// Threads share out bands of low-resolution rows. A band has the pixels between its rows, and those between its last
+// row and the next band's first. Their gradient for that first row, the seam, is kept apart and added afterwards, band
+// by band: a fixed order, whatever the number of threads. A band goes through tiles of columns; a tile keeps the two
+// low-resolution rows around the current pixels, upsampled along x, and their gradients.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kBand = 8;  // low-resolution rows: few enough for many threads, many enough that seams cost little
 
-// Where the pixels of the image lie between those of the feature map: `weight` of the one at low + 1, the rest at low.
+// Where the pixels of the image lie between those of the feature map: `weight` is that of low + 1.
 template <class acc>
 struct Axis {
   std::vector<int32_t> low;
@@ -61,7 +61,8 @@ struct Upsampling {
   }
 };
 
-// What one thread works with. Low-resolution rows have one more column, and the map one more row, equal to the last.
+// What one thread works with. Low-resolution rows have one more column, and a band one more row: copies of the last
+// ones at the map's end.
 template <class acc>
 struct Scratch {
   int64_t classes, stride;
@@ -146,8 +147,8 @@ struct Pixels {
   WILSON_INLINE acc logit(int64_t c, int64_t j) const { return blend(top[c].value[j], bottom[c].value[j], weight); }
 };
 
-// Calls visit(pixels) for all pixels of a band; with kGrad, what it adds to the rows' gradients ends up in
-// scratch.low_grad.
+// Calls visit(pixels) for all pixels of a band. With kGrad, visit adds to the gradients of the upsampled rows, and
+// their sums end up in scratch.low_grad.
 template <bool kGrad, class acc, class Visit>
 WILSON_INLINE void visit_band(const Upsampling<acc>& u, int64_t b, int64_t band, Scratch<acc>& scratch, Visit visit) {
   load_band(u, b, band, scratch);

@@ -42,7 +42,7 @@ struct Candidates {
     count = index + classes;
   }
 
-  // Lists them in order; returns how many. For one warp.
+  // Lists them in order and returns how many there are. One warp calls it.
   __device__ int find(const AnyMatrix& image_labels, int64_t b, int classes) const {
     int found = 0;
     for (int first = 0; first < classes; first += kLanes) {
@@ -61,7 +61,7 @@ struct Candidates {
   }
 };
 
-// labels: (B, P); counts: (B, C), C of them zeroed here.
+// labels: (B, P); counts: (B, C).
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
     confident_labels_fwd_kernel(AnyMap refined, AnyMatrix image_labels, Threshold<acc> threshold, int64_t ignore_index,
@@ -145,6 +145,9 @@ std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor&
 
 // ---------------------------------------------------------------------------------------------------- the loss on them
 
+// The backward computes the derivative anew: forward and backward move 3 maps, with a derivative that is stored they
+// move 4.
+
 // The weights of the classes of an image, 0 if it does not count. Each warp works them out for itself.
 template <class acc>
 class ClassWeights {
@@ -172,8 +175,8 @@ class ClassWeights {
   bool complete_;
 };
 
-// The labels of a thread's pixels, and the weights of their classes, 0 for pixels that do not count. The block reads
-// each label once.
+// The labels of a thread's pixels and the weights of their classes, 0 for pixels that do not count. A block reads each
+// label once.
 template <class Moves>
 struct LabelledPixels {
   using acc = typename Moves::acc;

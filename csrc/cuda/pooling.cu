@@ -14,6 +14,8 @@
 namespace wilson {
 namespace {
 
+// The backward computes the softmax anew: forward and backward move 3 maps, with a softmax that is kept they move 5.
+
 constexpr int kTileWarps = 8;  // warps that share out the tiles of an image and 32 classes
 
 // sums: (B, tiles, 2, C), S and T of each tile. Shared memory: what across_warps takes, then the scores of the tile if

@@ -18,6 +18,8 @@
 namespace wilson {
 namespace {
 
+// The forward stores the derivative: forward and backward move 6 maps, with targets that are merged again they move 7.
+
 template <class acc>
 struct Options {
   acc alpha;  // weight of the hard labels
@@ -28,9 +30,9 @@ struct Options {
   __device__ acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : image_labels.at<acc>(b, c - 1); }
 };
 
-// Calls visit(c, q) for the classes c of this warp, q being the targets of the thread's pixels. Notes in `found`,
-// (B, C - O, tiles), in which tiles a new class has any target above 0. Shared memory: what across_warps takes, then
-// the gates (C), then the scores of the tile if there is room.
+// Calls visit(c, q) for the classes c of this warp, where q are the targets of the thread's pixels. `found`,
+// (B, C - O, tiles), gets 1 where a new class has a target above 0. Shared memory: what across_warps takes, then the
+// gates (C), then the scores of the tile if there is room.
 template <class Moves, class Visit>
 __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<typename Moves::acc>& options,
                            int offset, int64_t tiles, uint8_t* found, Visit visit) {
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
 }
 
-// 1 for an image whose new classes found are the labelled ones, else 0, for all lanes of a warp.
+// 1 for an image whose new classes found are the labelled ones, else 0. All lanes of a warp get it.
 template <class acc>
 __device__ acc image_weight(const Options<acc>& options, int64_t b, int64_t tiles, const uint8_t* found) {
   bool matches = true;

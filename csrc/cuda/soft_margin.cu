@@ -15,7 +15,10 @@
 namespace wilson {
 namespace {
 
-// The target of a class in terms of what the second tensor holds: the old model's logit (LOC), or the target (SEG).
+// The backward computes the derivative anew: forward and backward move 5 maps either way, and no map stays in memory
+// between them.
+
+// The target of a class, from what the second tensor holds: the old model's logit (LOC), or the target itself (SEG).
 struct FromLogit {
   template <class acc>
   __device__ acc operator()(acc o) const {

@@ -1,10 +1,10 @@
 // Losses and labels at the image's size from logits at feature resolution, on NVIDIA GPUs. The upsampled logits
-// (bilinear, corners not aligned) are worked out where they are needed and never stored.
+// (bilinear, corners not aligned) are computed where they are needed and never stored.
 //
-// Losses and labels: a thread has a few pixels of a column and goes through the classes. Derivatives: a block owns a
-// rectangle of the low-resolution map; its threads have a column of the image each and go down it, all pixels between
-// the owned ones and their neighbours, so that pixels around the border are worked out by two blocks, and no two add to
-// the same derivative.
+// Losses and labels: a thread has a few pixels of a column and goes through the classes.
+// Derivatives: a block owns a rectangle of the low-resolution map. Each of its threads goes down a column of the image,
+// through all pixels that the rectangle has a share in. Two blocks compute the pixels around a border, so that no two
+// add to the same derivative.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -61,9 +61,10 @@ struct Column {
   }
 };
 
-// ------------------------------------------------------------------------------------------------ losses and labels
+// --------------------------------------------------------------------------------------------------- losses and labels
 
-// What is done with the logits of a pixel, class by class. `State` is what a pixel keeps; done() returns its loss.
+// What a thread does with the logits of a pixel: add() takes them class by class, `State` is what the pixel keeps,
+// done() returns its loss.
 
 struct ArgMax {
   void* labels;  // (B, H', W'), the first class of the highest logit
@@ -116,14 +117,14 @@ struct SoftMargin {
     return {};
   }
 
-  // By the logit of a pixel with a class.
+  // Of the loss of a pixel with a class, by a logit.
   template <class acc>
   __device__ acc derivative(acc s, acc e, bool hit, Norm) const {
     return sigmoid(s, e) - (hit ? acc(1) : acc(0));
   }
 
   static constexpr bool kLoss = true;
-  // Whether the kernel of the derivatives gives the loss as well, as it has all of it at hand.
+  // Whether the kernel of the derivatives gives the loss as well.
   static constexpr bool kLossWithDerivative = true;
 };
 
@@ -154,7 +155,7 @@ struct CrossEntropy {
   struct Norm {
     Acc peak, tail;  // in two parts: log of the sum of exp(s) is their sum
   };
-  // A log of a sum that is large has lost the digits that matter: it is worked out anew.
+  // A large log of the sum has lost the digits that matter, so its two parts are computed anew.
   template <class LogitOf>
   __device__ Norm norm(int64_t at, int classes, LogitOf logit_of) const {
     const Acc known = log_norm[at];
@@ -174,7 +175,7 @@ struct CrossEntropy {
   static constexpr bool kLossWithDerivative = false;
 };
 
-// How the image is shared out: blocks of kThreads columns and kRun rows.
+// How blocks share out the image: kThreads columns and kRun rows each.
 struct Runs {
   int64_t runs, tiles;  // of the rows, of the columns
 
@@ -183,8 +184,7 @@ struct Runs {
   int64_t blocks() const { return runs * tiles; }  // of an image
 };
 
-// sums, counted: (B, blocks), the loss and number of the pixels with a class. Labels that are none, for ArgMax, are a
-// map without data.
+// sums, counted: (B, blocks), the loss and number of the pixels with a class. ArgMax reads no labels.
 template <class T, class Visit>
 __global__ void __launch_bounds__(kThreads, 1)
     upsampled_fwd_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Visit visit,
@@ -239,13 +239,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ------------------------------------------------------------------------------------------------------ derivatives
+// --------------------------------------------------------------------------------------------------------- derivatives
 
-// How the map is shared out: blocks of kBand rows, `owned` columns and kGroup classes.
+// How blocks share out the map: kBand rows, `owned` columns and kGroup classes each.
 struct Cells {
   int64_t owned, tiles, bands, groups;
 
-  // As many columns as have all their pixels among kThreads, and about the same number for every block.
+  // A block owns as many columns as have all their pixels among kThreads, and all blocks about the same number.
   Cells(const HalfPixelAxis& rows, const HalfPixelAxis& columns, int64_t classes) {
     const int64_t most = std::max<int64_t>(1, kThreads * columns.low_size / columns.size - 1);
     tiles = (columns.low_size + most - 1) / most;
@@ -368,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ the ops
+// ------------------------------------------------------------------------------------------------------------- the ops
 
 template <class T, class Visit>
 void visit_pixels(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns,

@@ -1,8 +1,5 @@
-// What several CUDA kernels add up: the softmax and the losses of a tile across its warps, then the losses of all
-// tiles.
-//
-// A second kernel adds the sums of all tiles in their order, without atomics: the same bits in every run and in any
-// batch.
+// What several CUDA kernels add up: the softmax and the losses of a tile, across its warps; then the losses of all
+// tiles, by a second kernel, in a fixed order and without atomics: the same bits in every run and in any batch.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +11,7 @@
 
 namespace wilson {
 
-// ------------------------------------------------------------------------------------------------ across a block
+// ------------------------------------------------------------------------------------------------------ across a block
 
 // Combines the values of all warps, lane by lane, in the order of the warps. It takes shared memory for `n` numbers of
 // each thread, from the start.
@@ -34,7 +31,7 @@ __device__ void across_warps(acc (&value)[n], Combine combine) {
   __syncthreads();  // before the next call writes
 }
 
-// How many numbers that shared memory is.
+// How many numbers those are.
 template <class Moves>
 __device__ int exchange_count() {
   return blockDim.y * Moves::n * kLanes;
@@ -60,7 +57,7 @@ __device__ acc block_sum(acc value) {
   return value;
 }
 
-// ------------------------------------------------------------------------------------------------ over the classes
+// ---------------------------------------------------------------------------------------------------- over the classes
 
 // One step of a softmax over a stream of scores, relative to the largest so far:
 //   sum = before * sum + now * term
@@ -97,7 +94,7 @@ struct Softmax {
     for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
   }
 
-  // Takes in the scores of a class, of the classes of this warp.
+  // Takes in the scores of one class; each warp has its own classes.
   template <class T>
   __device__ void add(const Pack<T, n>& z) {
 #pragma unroll
@@ -148,7 +145,7 @@ class LogisticSum {
   int factors_ = 0;
 };
 
-// ------------------------------------------------------------------------------------------------ over the tiles
+// ------------------------------------------------------------------------------------------------------ over the tiles
 
 constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
 
@@ -158,8 +155,8 @@ struct Unscaled {
   __device__ double of(int64_t) const { return 1; }
 };
 
-// loss: the sum over i of scale.of(i) * sums[i], divided by `pixels`; or, where there is `counted`, by the sum of that,
-// at least 1, which goes to `divisor`. Each warp calls scale.load() once.
+// loss: the sum of scale.of(i) * sums[i] over the tiles i, divided by `pixels`. If there is `counted`, the sum of it,
+// at least 1, takes the place of `pixels` and goes to `divisor`.
 template <class acc, class Scale>
 __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
     loss_finish_kernel(const acc* __restrict__ sums, const int32_t* __restrict__ counted, int64_t tiles, int64_t pixels,
@@ -178,7 +175,8 @@ __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
   if (counted) *divisor = static_cast<acc>(pixels);
 }
 
-// sums, counted: of all tiles.
+// sums: (tiles), in any shape; pixels: what the loss is divided by, unless there is `counted`, int32 like sums, whose
+// sum goes to `divisor`.
 template <class acc, class Scale = Unscaled>
 void finish_loss(const Tensor& sums, int64_t pixels, Tensor& loss, Scale scale = {}, const Tensor* counted = nullptr,
                  Tensor* divisor = nullptr) {
