@@ -49,8 +49,9 @@ def cuda_registers(library: Path) -> tuple[list[str], list[list[Any]]]:
     for line in text.splitlines():
         if found := re.search(r"arch = (sm_\d+)", line):
             arch = found[1]
-        if found := re.search(r"\d_([a-z_]+?)_cu_.*?\d+([a-z_]+_kernel)", line):
-            kernel = f"{found[1]}: {found[2]}"
+        # a kernel of one family stands in the nameless namespace of its file, one that they share does not
+        if found := re.search(r"_ZN6wilson(?:\w+?_\d+_([a-z_]+?)_cu_\w*?)?\d+([a-z_]+_kernel)", line):
+            kernel = f"{found[1] or 'common'}: {found[2]}"
         if found := re.search(r"REG:(\d+) STACK:(\d+)", line):
             registers, stack = most.get((kernel, arch), (0, 0))
             most[kernel, arch] = max(registers, int(found[1])), max(stack, int(found[2]))

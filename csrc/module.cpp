@@ -1,5 +1,5 @@
 // The Python module wilson._C: what was built. The kernels register themselves with torch when the module is loaded.
-// No header of torch's stable ABI here: torch's pybind11 is not to be compiled together with it.
+// No header of torch's stable ABI is included here, as it does not compile together with torch's pybind11.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "build_info.h"
-#include "cpu_levels.h"
+#include "cpu/common/levels.h"
 
 namespace py = pybind11;
 

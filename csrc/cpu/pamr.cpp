@@ -1,10 +1,16 @@
-// Refining masks by the image's colours (PAMR) on the CPU. Araslanov and Roth, CVPR 2020, as in WILSON's published code.
-#include <cmath>
+// Refining masks by the image's colours (PAMR) on the CPU. Araslanov and Roth, CVPR 2020, as in WILSON's published
+// code. Formulas: math/pamr.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
 #include <memory>
 #include <vector>
 
-#include "../cpu_rows.h"
-#include "../math/bilinear.h"
+#include "checks.h"
+#include "cpu/common/rows.h"
+#include "math/bilinear.h"
+#include "math/pamr.h"
 
 namespace wilson {
 namespace {
@@ -12,7 +18,7 @@ namespace {
 constexpr int64_t kBlock = 16;  // pixels of a row whose affinities lie together: one AVX-512 register of floats
 constexpr int kGroup = 8;       // classes that share the affinities once they are loaded: 8 sums fit into registers
 
-// The neighbours of a pixel in planes that are padded by their border's values, so that no coordinate leaves them.
+// The neighbours of a pixel, in planes that repeat the values of their border around them, so that none lies outside.
 struct Stencil {
   int64_t height, width;
   int64_t blocks;                // of a row
@@ -56,7 +62,7 @@ void pad(const Stencil& s, acc* plane) {
   }
 }
 
-// A (B, C, H, W) tensor, to be read row by row. (AnyMap counts pixels, whatever their rows.)
+// A (B, C, H, W) tensor that is read row by row. (AnyMap counts pixels, whatever their rows.)
 struct Planes {
   const Tensor& tensor;
   int64_t batch, classes, height, width;
@@ -100,16 +106,16 @@ void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& 
       for (int64_t x = 0; x < s.width; ++x) {
         const auto [left, right, weight] = columns[x];
         const auto across = [left = left, right = right, weight = weight](const auto& from) {
-          return (acc(1) - weight) * static_cast<acc>(from(left)) + weight * static_cast<acc>(from(right));
+          return blend(static_cast<acc>(from(left)), static_cast<acc>(from(right)), weight);
         };
-        row[x] = (acc(1) - between.weight) * across(top) + between.weight * across(bottom);
+        row[x] = blend(across(top), across(bottom), between.weight);
       }
     }
   });
   pad(s, plane);
 }
 
-// kBlock numbers that the compiler keeps in registers: it does not do so for arrays in a loop of loops.
+// kBlock numbers as a vector: the compiler keeps it in registers, which it does not for arrays in nested loops.
 template <class acc>
 struct Block {
   typedef acc Vector __attribute__((vector_size(kBlock * sizeof(acc)), aligned(sizeof(acc)), may_alias));
@@ -118,12 +124,12 @@ struct Block {
   static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 };
 
-// affinity (blocks, neighbours, kBlock) of one row of pixels, from the planes of the three colours.
+// affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours.
 template <class acc>
-WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
+WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
   using Vector = typename Block<acc>::Vector;
   const int64_t N = s.neighbours();
-  const acc values = static_cast<acc>(N + s.dilations);
+  const acc values = deviation_values<acc>(s.dilations);
   for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
     std::fill_n(affinity, N * kBlock, acc(0));
     for (int colour = 0; colour < 3; ++colour) {
@@ -138,17 +144,15 @@ WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64
         squares += deviation * deviation;
       }
       squares += static_cast<acc>(s.dilations) * mean * mean;
-      acc by_sigma[kBlock];
-      Block<acc>::store(by_sigma, squares / (values - acc(1)));
+      acc slope[kBlock];
+      Block<acc>::store(slope, squares / (values - acc(1)));
 #pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) {
-        by_sigma[j] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * std::sqrt(by_sigma[j]));
-      }
+      for (int64_t j = 0; j < kBlock; ++j) slope[j] = steepness(slope[j]);
       for (int64_t n = 0; n < N; ++n) {
         const acc* neighbour = x + s.offset[n];
         acc* k = affinity + n * kBlock;
 #pragma omp simd
-        for (int64_t j = 0; j < kBlock; ++j) k[j] += std::abs(x[j] - neighbour[j]) * by_sigma[j];
+        for (int64_t j = 0; j < kBlock; ++j) k[j] += similarity(x[j], neighbour[j], slope[j]);
       }
     }
     acc peak[kBlock], sum[kBlock];
@@ -179,7 +183,7 @@ WILSON_CPU_LEVELS void row_affinities(const Stencil& s, const acc* planes, int64
 
 // One iteration for `kClasses` planes of an image.
 template <int kClasses, class acc>
-WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+WILSON_CPU_LEVELS void pamr_step(const Stencil& s, const acc* affinity, const acc* from, acc* to) {
   using Vector = typename Block<acc>::Vector;
   const int64_t N = s.neighbours(), plane = s.plane();
   const int64_t* offset = s.offset.data();
@@ -200,24 +204,24 @@ WILSON_CPU_LEVELS void refine(const Stencil& s, const acc* affinity, const acc* 
 }
 
 template <class acc>
-void refine(int classes, const Stencil& s, const acc* affinity, const acc* from, acc* to) {
+void pamr_step(int classes, const Stencil& s, const acc* affinity, const acc* from, acc* to) {
   switch (classes) {
     case 8:
-      return refine<8>(s, affinity, from, to);
+      return pamr_step<8>(s, affinity, from, to);
     case 7:
-      return refine<7>(s, affinity, from, to);
+      return pamr_step<7>(s, affinity, from, to);
     case 6:
-      return refine<6>(s, affinity, from, to);
+      return pamr_step<6>(s, affinity, from, to);
     case 5:
-      return refine<5>(s, affinity, from, to);
+      return pamr_step<5>(s, affinity, from, to);
     case 4:
-      return refine<4>(s, affinity, from, to);
+      return pamr_step<4>(s, affinity, from, to);
     case 3:
-      return refine<3>(s, affinity, from, to);
+      return pamr_step<3>(s, affinity, from, to);
     case 2:
-      return refine<2>(s, affinity, from, to);
+      return pamr_step<2>(s, affinity, from, to);
     default:
-      return refine<1>(s, affinity, from, to);
+      return pamr_step<1>(s, affinity, from, to);
   }
 }
 
@@ -232,7 +236,7 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
       if (i == begin || i % s.height == 0) {
         for (int64_t c = 0; c < 3; ++c) load_plane(image, i / s.height, c, s, planes.get() + c * s.plane());
       }
-      row_affinities(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
+      pamr_affinity_row(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
     }
   });
   const bool same_size = mask.height == s.height && mask.width == s.width;
@@ -245,7 +249,7 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
         (same_size ? load_plane<acc> : load_resized_plane<acc>)(mask, b, first + c, s, from + c * s.plane());
       }
       for (int64_t k = 0; k < iterations; ++k) {
-        refine<acc>(static_cast<int>(classes), s, affinity.get() + b * s.affinities(), from, to);
+        pamr_step<acc>(static_cast<int>(classes), s, affinity.get() + b * s.affinities(), from, to);
         for (int64_t c = 0; c < classes; ++c) pad(s, to + c * s.plane());
         std::swap(from, to);
       }
@@ -262,14 +266,12 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
 Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
   check_pamr(image, mask, iterations, dilations);
   Tensor refined =
-      torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, wider_acc_dtype(image, mask));
-  with_acc_of(
-      [&](auto type) {
-        using acc = decltype(type);
-        refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
-                      mutable_data<acc>(refined));
-      },
-      image, mask);
+      torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, acc_dtype(image, mask));
+  with_acc(acc_dtype(image, mask), [&](auto type) {
+    using acc = decltype(type);
+    refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
+                  mutable_data<acc>(refined));
+  });
   return refined;
 }
 

@@ -1,21 +1,28 @@
 // Losses and labels at the image's size from logits at feature resolution, on the CPU. The upsampled logits (bilinear,
-// corners not aligned) are worked out where they are needed and never stored.
+// corners not aligned) are computed where they are needed and never stored.
 //
-// An image is worked on in bands of low-resolution rows: the pixels between a row of the band and the next one. Their
-// gradient goes to the band's rows and to the first row of the next band, which a band keeps apart and which is added
-// afterwards, band by band: a fixed order, whatever the number of threads. A band goes by in tiles of columns; a tile
-// keeps the two low-resolution rows around the current pixels, upsampled along x, and their gradients.
-#include <memory>
+// Threads share out bands of low-resolution rows. A band has the pixels between its rows, and those between its last
+// row and the next band's first. Their gradient for that first row, the seam, is kept apart and added afterwards, band
+// by band: a fixed order, whatever the number of threads. A band goes through tiles of columns; a tile keeps the two
+// low-resolution rows around the current pixels, upsampled along x, and their gradients.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
-#include "../cpu_rows.h"
-#include "../math/bilinear.h"
+#include <algorithm>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "checks.h"
+#include "cpu/common/rows.h"
+#include "math/bilinear.h"
 
 namespace wilson {
 namespace {
 
 constexpr int64_t kBand = 8;  // low-resolution rows: few enough for many threads, many enough that seams cost little
 
-// Where the pixels of the image lie between those of the feature map: `weight` of the one at low + 1, the rest at low.
+// Where the pixels of the image lie between those of the feature map: `weight` is that of low + 1.
 template <class acc>
 struct Axis {
   std::vector<int32_t> low;
@@ -54,7 +61,8 @@ struct Upsampling {
   }
 };
 
-// What one thread works with. Low-resolution rows have one more column, and the map one more row, equal to the last.
+// What one thread works with. Low-resolution rows have one more column, and a band one more row: copies of the last
+// ones at the map's end.
 template <class acc>
 struct Scratch {
   int64_t classes, stride;
@@ -102,7 +110,7 @@ WILSON_INLINE void upsample_row(const Upsampling<acc>& u, int64_t row, int64_t c
     const acc* weight = u.x.weight.data() + column;
     acc* to = up[c].value;
 #pragma omp simd
-    for (int64_t j = 0; j < count; ++j) to[j] = (acc(1) - weight[j]) * low[at[j]] + weight[j] * low[at[j] + 1];
+    for (int64_t j = 0; j < count; ++j) to[j] = blend(low[at[j]], low[at[j] + 1], weight[j]);
   }
 }
 
@@ -136,13 +144,11 @@ struct Pixels {
   const Row<acc>*top, *bottom;      // logits, (C) rows
   Row<acc>*grad_top, *grad_bottom;  // to be added to
 
-  WILSON_INLINE acc logit(int64_t c, int64_t j) const {
-    return (acc(1) - weight) * top[c].value[j] + weight * bottom[c].value[j];
-  }
+  WILSON_INLINE acc logit(int64_t c, int64_t j) const { return blend(top[c].value[j], bottom[c].value[j], weight); }
 };
 
-// Calls visit(pixels) for all pixels of a band; with kGrad, what it adds to the rows' gradients ends up in
-// scratch.low_grad.
+// Calls visit(pixels) for all pixels of a band. With kGrad, visit adds to the gradients of the upsampled rows, and
+// their sums end up in scratch.low_grad.
 template <bool kGrad, class acc, class Visit>
 WILSON_INLINE void visit_band(const Upsampling<acc>& u, int64_t b, int64_t band, Scratch<acc>& scratch, Visit visit) {
   load_band(u, b, band, scratch);
@@ -217,8 +223,8 @@ struct BandLoss {
 
 // Binary cross-entropy against the one-hot label, summed over classes.
 template <bool kGrad, class acc>
-WILSON_CPU_LEVELS BandLoss soft_margin_band(const Upsampling<acc>& u, const LabelMap& labels, int64_t b, int64_t band,
-                                            Scratch<acc>& scratch) {
+WILSON_CPU_LEVELS BandLoss upsampled_soft_margin_loss_fwd_band(const Upsampling<acc>& u, const LabelMap& labels,
+                                                               int64_t b, int64_t band, Scratch<acc>& scratch) {
   BandLoss total;
   visit_band<kGrad>(u, b, band, scratch, [&](const Pixels<acc>& p) __attribute__((always_inline)) {
     const LabelTile<acc> tile(labels, b, p);
@@ -248,8 +254,8 @@ WILSON_CPU_LEVELS BandLoss soft_margin_band(const Upsampling<acc>& u, const Labe
 
 // Softmax cross-entropy.
 template <bool kGrad, class acc>
-WILSON_CPU_LEVELS BandLoss cross_entropy_band(const Upsampling<acc>& u, const LabelMap& labels, int64_t b, int64_t band,
-                                              Scratch<acc>& scratch) {
+WILSON_CPU_LEVELS BandLoss upsampled_cross_entropy_fwd_band(const Upsampling<acc>& u, const LabelMap& labels, int64_t b,
+                                                            int64_t band, Scratch<acc>& scratch) {
   BandLoss total;
   visit_band<kGrad>(u, b, band, scratch, [&](const Pixels<acc>& p) __attribute__((always_inline)) {
     const LabelTile<acc> tile(labels, b, p);
@@ -290,8 +296,8 @@ WILSON_CPU_LEVELS BandLoss cross_entropy_band(const Upsampling<acc>& u, const La
 
 // The first class of the highest logit.
 template <class acc, class Label>
-WILSON_CPU_LEVELS void argmax_band(const Upsampling<acc>& u, int64_t b, int64_t band, Label* labels,
-                                   Scratch<acc>& scratch) {
+WILSON_CPU_LEVELS void upsampled_argmax_fwd_band(const Upsampling<acc>& u, int64_t b, int64_t band, Label* labels,
+                                                 Scratch<acc>& scratch) {
   visit_band<false>(u, b, band, scratch, [&](const Pixels<acc>& p) __attribute__((always_inline)) {
     alignas(64) acc best[kTile];
     alignas(64) int32_t index[kTile] = {};
@@ -344,77 +350,70 @@ BandLoss loss_of_bands(const Upsampling<acc>& u, acc* derivative, Band band_loss
 }
 
 Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
-  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const ScalarType dtype = acc_dtype(logits);
   return with_derivative ? torch::stable::empty(logits.sizes(), dtype) : torch::stable::empty({0}, dtype);
 }
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
                                                       bool with_derivative) {
-  check_label_map("upsampled_soft_margin_loss", logits, labels);
-  Tensor loss = torch::stable::empty({}, acc_dtype(logits.scalar_type()));
+  check_upsampled_loss("upsampled_soft_margin_loss", logits, labels);
+  Tensor loss = torch::stable::empty({}, acc_dtype(logits));
   Tensor derivative = empty_derivative(logits, with_derivative);
-  with_acc_of(
-      [&](auto type) {
-        using acc = decltype(type);
-        const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
-        const LabelMap map = label_map(labels, u.classes, ignore_index);
-        acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
-        const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
-          return out ? soft_margin_band<true>(u, map, b, band, scratch)
-                     : soft_margin_band<false>(u, map, b, band, scratch);
-        });
-        *mutable_data<acc>(loss) = static_cast<acc>(total.sum / std::max<int64_t>(1, labels.numel()));
-      },
-      logits);
+  with_acc(acc_dtype(logits), [&](auto type) {
+    using acc = decltype(type);
+    const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
+    const LabelMap map = label_map(labels, u.classes, ignore_index);
+    acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
+    const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
+      return out ? upsampled_soft_margin_loss_fwd_band<true>(u, map, b, band, scratch)
+                 : upsampled_soft_margin_loss_fwd_band<false>(u, map, b, band, scratch);
+    });
+    *mutable_data<acc>(loss) = static_cast<acc>(total.sum / std::max<int64_t>(1, labels.numel()));
+  });
   return {loss, derivative};
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                            int64_t ignore_index, bool with_derivative) {
-  check_label_map("upsampled_cross_entropy", logits, labels);
-  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  check_upsampled_loss("upsampled_cross_entropy", logits, labels);
+  const ScalarType dtype = acc_dtype(logits);
   Tensor loss = torch::stable::empty({}, dtype), counted = torch::stable::empty({}, dtype);
   Tensor derivative = empty_derivative(logits, with_derivative);
-  with_acc_of(
-      [&](auto type) {
-        using acc = decltype(type);
-        const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
-        const LabelMap map = label_map(labels, u.classes, ignore_index);
-        acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
-        const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
-          return out ? cross_entropy_band<true>(u, map, b, band, scratch)
-                     : cross_entropy_band<false>(u, map, b, band, scratch);
-        });
-        const double pixels = static_cast<double>(std::max<int64_t>(1, total.counted));
-        *mutable_data<acc>(loss) = static_cast<acc>(total.sum / pixels);
-        *mutable_data<acc>(counted) = static_cast<acc>(pixels);
-      },
-      logits);
+  with_acc(acc_dtype(logits), [&](auto type) {
+    using acc = decltype(type);
+    const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
+    const LabelMap map = label_map(labels, u.classes, ignore_index);
+    acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
+    const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
+      return out ? upsampled_cross_entropy_fwd_band<true>(u, map, b, band, scratch)
+                 : upsampled_cross_entropy_fwd_band<false>(u, map, b, band, scratch);
+    });
+    const double pixels = static_cast<double>(std::max<int64_t>(1, total.counted));
+    *mutable_data<acc>(loss) = static_cast<acc>(total.sum / pixels);
+    *mutable_data<acc>(counted) = static_cast<acc>(pixels);
+  });
   return {loss, counted, derivative};
 }
 
 Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
-  check_scores("upsampled_argmax", logits);
-  STD_TORCH_CHECK(height > 0 && width > 0, "upsampled_argmax: height and width must be at least 1");
+  check_upsampled_argmax(logits, height, width);
   const bool many = logits.size(1) > 255;
   Tensor labels = torch::stable::empty({logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
-  with_acc_of(
-      [&](auto type) {
-        using acc = decltype(type);
-        const Upsampling<acc> u(logits, height, width);
-        const int64_t bands = u.bands();
-        torch::stable::parallel_for(0, logits.size(0) * bands, 1, [&](int64_t begin, int64_t end) {
-          Scratch<acc> scratch(u);
-          for (int64_t i = begin; i < end; ++i) {
-            if (many) {
-              argmax_band(u, i / bands, i % bands, mutable_data<int64_t>(labels), scratch);
-            } else {
-              argmax_band(u, i / bands, i % bands, mutable_data<uint8_t>(labels), scratch);
-            }
-          }
-        });
-      },
-      logits);
+  with_acc(acc_dtype(logits), [&](auto type) {
+    using acc = decltype(type);
+    const Upsampling<acc> u(logits, height, width);
+    const int64_t bands = u.bands();
+    torch::stable::parallel_for(0, logits.size(0) * bands, 1, [&](int64_t begin, int64_t end) {
+      Scratch<acc> scratch(u);
+      for (int64_t i = begin; i < end; ++i) {
+        if (many) {
+          upsampled_argmax_fwd_band(u, i / bands, i % bands, mutable_data<int64_t>(labels), scratch);
+        } else {
+          upsampled_argmax_fwd_band(u, i / bands, i % bands, mutable_data<uint8_t>(labels), scratch);
+        }
+      }
+    });
+  });
   return labels;
 }
 

@@ -1,19 +1,29 @@
 // Choosing confident pixels and the loss on them on NVIDIA GPUs. Published code of WILSON (arXiv 2112.01882).
+// Formulas: math/confident.h, math/weights.h. How a kernel goes through a tile: cuda/common/tiles.h.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
 #include <tuple>
 
-#include "../cuda_tiles.h"
-#include "../math/threshold.h"
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/confident.h"
+#include "math/weights.h"
 
 namespace wilson {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------- confident pixels
 
-// A block labels an image by itself, in one launch: it reads the classes with a label alone, few of all.
+// A block labels an image by itself, in one launch: it reads only the classes with a label, which are few.
 constexpr int kConfidentWarps = 32;
 
-// Classes that can claim pixels: the background and those with a label; others are gated to 0. In shared memory, for at
-// most C of them; `peak` has room for the peaks that the warps find in their parts of the image.
+// Classes that can claim pixels: the background and those with a label; the gate makes the others 0. They are in shared
+// memory, C at most; `peak` has room for the peaks that the warps find in their parts of the image.
 template <class acc>
 struct Candidates {
   acc *gate, *threshold, *peak;
@@ -32,7 +42,7 @@ struct Candidates {
     count = index + classes;
   }
 
-  // Lists them in order; returns how many. For one warp.
+  // Lists them in order and returns how many there are. One warp calls it.
   __device__ int find(const AnyMatrix& image_labels, int64_t b, int classes) const {
     int found = 0;
     for (int first = 0; first < classes; first += kLanes) {
@@ -51,11 +61,11 @@ struct Candidates {
   }
 };
 
-// labels: (B, P); counts: (B, C), C of them zeroed here.
+// labels: (B, P); counts: (B, C).
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
-    confident_kernel(AnyMap refined, AnyMatrix image_labels, Threshold<acc> threshold, int64_t ignore_index,
-                     int64_t* __restrict__ labels, int64_t* __restrict__ counts) {
+    confident_labels_fwd_kernel(AnyMap refined, AnyMatrix image_labels, Threshold<acc> threshold, int64_t ignore_index,
+                                int64_t* __restrict__ labels, int64_t* __restrict__ counts) {
   __shared__ int shared_found;
   const int64_t b = blockIdx.x, P = refined.pixels;
   const int classes = static_cast<int>(refined.classes), thread = threadIdx.y * kLanes + threadIdx.x;
@@ -112,20 +122,20 @@ __global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
 
 std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor& image_labels, double background_ratio,
                                             double class_ratio, double floor, int64_t ignore_index) {
-  check_scores("confident_labels", refined);
+  check_map("confident_labels", "refined", refined);
   check_image_labels("confident_labels", image_labels, refined);
   const torch::stable::accelerator::DeviceGuard guard(refined.get_device_index());
   const AnyMap map = any_map(refined);
   Tensor labels = torch::stable::new_empty(refined, {map.batch, refined.size(2), refined.size(3)}, ScalarType::Long),
          counts = torch::stable::new_empty(refined, {map.batch, map.classes}, ScalarType::Long);
   if (map.batch == 0) return {labels, counts};
-  with_acc(acc_dtype(refined.scalar_type()), [&](auto type) {
+  with_acc(acc_dtype(refined), [&](auto type) {
     using acc = decltype(type);
     const Threshold<acc> threshold{static_cast<acc>(background_ratio), static_cast<acc>(class_ratio),
                                    static_cast<acc>(floor)};
     const size_t bytes = Candidates<acc>::bytes(map.classes);
-    allow_shared(confident_kernel<acc>, bytes);
-    confident_kernel<acc><<<map.batch, dim3(kLanes, kConfidentWarps), bytes, current_stream(refined)>>>(
+    allow_shared(confident_labels_fwd_kernel<acc>, bytes);
+    confident_labels_fwd_kernel<acc><<<map.batch, dim3(kLanes, kConfidentWarps), bytes, current_stream(refined)>>>(
         map, any_matrix(image_labels), threshold, ignore_index, mutable_data<int64_t>(labels),
         mutable_data<int64_t>(counts));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -135,10 +145,10 @@ std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor&
 
 // ---------------------------------------------------------------------------------------------------- the loss on them
 
-constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
+// The backward computes the derivative anew: forward and backward move 3 maps, with a derivative that is stored they
+// move 4.
 
-// w_c = (n - n_c) / (1 + n) of an image; 0 if its classes are not the labelled ones plus the background. Each warp
-// works it out for itself.
+// The weights of the classes of an image, 0 if it does not count. Each warp works them out for itself.
 template <class acc>
 class ClassWeights {
  public:
@@ -148,7 +158,7 @@ class ClassWeights {
     for (int64_t c = threadIdx.x; c < classes; c += kLanes) {
       const int64_t n = counts.at<int64_t>(b, c);
       sum_ += n;
-      missing += (c == 0 || image_labels.at<double>(b, c - 1) > 0) - (n > 0);
+      missing += missing_class(c == 0 || image_labels.at<double>(b, c - 1) > 0, n);
     }
     sum_ = warp_sum(sum_);
     complete_ = warp_sum(missing) == 0;
@@ -156,7 +166,7 @@ class ClassWeights {
 
   __device__ acc of(int32_t c) const {
     if (!complete_ || c < 0) return acc(0);
-    return static_cast<acc>(sum_ - counts_.at<int64_t>(b_, c)) / static_cast<acc>(1 + sum_);
+    return class_weight<acc>(counts_.at<int64_t>(b_, c), sum_);
   }
 
  private:
@@ -165,8 +175,8 @@ class ClassWeights {
   bool complete_;
 };
 
-// The labels of a thread's pixels, and the weights of their classes, 0 for pixels that do not count. The block reads
-// each label once.
+// The labels of a thread's pixels and the weights of their classes, 0 for pixels that do not count. A block reads each
+// label once.
 template <class Moves>
 struct LabelledPixels {
   using acc = typename Moves::acc;
@@ -196,8 +206,8 @@ struct LabelledPixels {
 // sums: (B, tiles).
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    balanced_loss_kernel(AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels, int64_t tiles,
-                         typename Moves::acc* __restrict__ sums) {
+    balanced_cross_entropy_fwd_kernel(AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels,
+                                      int64_t tiles, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
@@ -227,20 +237,12 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   if (threadIdx.x == 0) sums[blockIdx.x] = loss;
 }
 
-template <class acc>
-__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
-    balanced_finish_kernel(const acc* __restrict__ sums, int64_t tiles, int64_t pixels, acc* __restrict__ loss) {
-  double total = 0;
-  for (int64_t i = threadIdx.y * kLanes + threadIdx.x; i < tiles; i += kLanes * kFinishWarps) total += sums[i];
-  total = block_sum(total);
-  if (threadIdx.x == 0 && threadIdx.y == 0) *loss = static_cast<acc>(total / static_cast<double>(pixels));
-}
-
 // Shared memory: what across_warps takes, then the scores of the tile if there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    balanced_gradient_kernel(AnyMatrix grad, AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels,
-                             int64_t pixels_of_all, int offset, int64_t tiles, AnyMap grad_scores) {
+    balanced_cross_entropy_bwd_kernel(AnyMatrix grad, AnyMap scores, LabelView labels, AnyMatrix counts,
+                                      AnyMatrix image_labels, int64_t pixels_of_all, int offset, int64_t tiles,
+                                      AnyMap grad_scores) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
@@ -281,7 +283,7 @@ Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const 
   check_balanced("balanced_cross_entropy", scores, labels, counts, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   const cudaStream_t stream = current_stream(scores);
-  const ScalarType dtype = acc_dtype(scores.scalar_type());
+  const ScalarType dtype = acc_dtype(scores);
   const AnyMap z = any_map(scores);
   const LabelView index = label_view(labels, z.classes, ignore_index);
   Tensor loss = torch::stable::new_empty(scores, {}, dtype);
@@ -293,14 +295,12 @@ Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const 
         const Launch launch = launch_for<Moves>(z.pixels, z.classes);
         Tensor sums = torch::stable::new_empty(scores, {z.batch, launch.tiles}, dtype);
         if (z.batch > 0) {
-          balanced_loss_kernel<Moves><<<z.batch * launch.tiles, launch.threads, launch.exchange_bytes, stream>>>(
-              z, index, any_matrix(counts), any_matrix(image_labels), launch.tiles, mutable_data<acc>(sums));
+          balanced_cross_entropy_fwd_kernel<Moves>
+              <<<z.batch * launch.tiles, launch.threads, launch.exchange_bytes, stream>>>(
+                  z, index, any_matrix(counts), any_matrix(image_labels), launch.tiles, mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
-        balanced_finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
-            const_data<acc>(sums), z.batch * launch.tiles, std::max<int64_t>(1, labels.numel()),
-            mutable_data<acc>(loss));
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        finish_loss<acc>(sums, std::max<int64_t>(1, labels.numel()), loss);
       },
       z);
   return loss;
@@ -314,15 +314,16 @@ Tensor balanced_cross_entropy_backward(const Tensor& grad, const Tensor& scores,
   const AnyMap z = any_map(scores), out = any_map(grad_scores);
   if (z.batch == 0) return grad_scores;
   with_moves(
-      acc_dtype(scores.scalar_type()),
+      acc_dtype(scores),
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(z.pixels, z.classes);
         const Room room = room_for<Moves>(launch.exchange_bytes, z.classes);
-        allow_shared(balanced_gradient_kernel<Moves>, room.bytes);
-        balanced_gradient_kernel<Moves><<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(
-            any_matrix(grad), z, label_view(labels, z.classes, ignore_index), any_matrix(counts),
-            any_matrix(image_labels), labels.numel(), room.offset, launch.tiles, out);
+        allow_shared(balanced_cross_entropy_bwd_kernel<Moves>, room.bytes);
+        balanced_cross_entropy_bwd_kernel<Moves>
+            <<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(
+                any_matrix(grad), z, label_view(labels, z.classes, ignore_index), any_matrix(counts),
+                any_matrix(image_labels), labels.numel(), room.offset, launch.tiles, out);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       z, out);

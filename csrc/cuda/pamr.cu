@@ -1,14 +1,24 @@
-// Refining masks by the image's colours (PAMR) on NVIDIA GPUs. Araslanov and Roth, CVPR 2020, as in WILSON's published code.
+// Refining masks by the image's colours (PAMR) on NVIDIA GPUs. Araslanov and Roth, CVPR 2020, as in WILSON's published
+// code. Formulas: math/pamr.h.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
 #include <vector>
 
-#include "../cuda_tiles.h"
-#include "../math/bilinear.h"
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/bilinear.h"
+#include "math/pamr.h"
 
 namespace wilson {
 namespace {
 
 constexpr int kThreads = 128;      // pixels of a block, where a thread works on one
-constexpr int kGroup = 8;          // classes of a thread, which share the affinities that it loads: 8 sums
+constexpr int kGroup = 8;          // classes of a thread, which loads the affinities once for all: 8 sums
 constexpr int kGroupWarps = 8;     // groups of a block, which share them in the cache
 constexpr int kMaxDilations = 64;  // what fits among a kernel's arguments with ease
 
@@ -54,11 +64,10 @@ __device__ Colour<acc> colour_at(const AnyMap& image, int64_t b, int64_t pixel) 
   return colour;
 }
 
-// affinity: (B, N, P), the softmax over a pixel's neighbours of the mean over channels of -|x - x_n| / (1e-8 + 0.1
-// sigma).
+// affinity: (B, N, P).
 template <class acc>
 __global__ void __launch_bounds__(kThreads, 1)
-    affinity_kernel(AnyMap image, Stencil s, int64_t tiles, acc* __restrict__ affinity) {
+    pamr_affinity_kernel(AnyMap image, Stencil s, int64_t tiles, acc* __restrict__ affinity) {
   const int64_t b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
   if (pixel >= image.pixels) return;
   const Colour<acc> own = colour_at<acc>(image, b, pixel);
@@ -74,36 +83,36 @@ __global__ void __launch_bounds__(kThreads, 1)
       squares[c] += difference * difference;
     }
   });
-  const acc values = static_cast<acc>(9 * s.dilations);
+  const acc values = deviation_values<acc>(s.dilations);
   acc slope[3];
 #pragma unroll
   for (int c = 0; c < 3; ++c) {
     const acc variance = max((squares[c] - sum[c] * sum[c] / values) / (values - acc(1)), acc(0));
-    slope[c] = acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * sqrt(variance));
+    slope[c] = steepness(variance);
   }
-  const auto similarity = [&](int64_t neighbour) {
+  const auto similarity_to = [&](int64_t neighbour) {
     const Colour<acc> other = colour_at<acc>(image, b, neighbour);
     acc k = 0;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) k += abs(other.channel[c] - own.channel[c]) * slope[c];
+    for (int c = 0; c < 3; ++c) k += similarity(own.channel[c], other.channel[c], slope[c]);
     return k;
   };
   acc peak = -std::numeric_limits<acc>::infinity(), norm = 0;
   for_each_neighbour(s, pixel, [&](int, int64_t neighbour) {
-    const Step<acc> step = softmax_step(peak, similarity(neighbour));
+    const Step<acc> step = softmax_step(peak, similarity_to(neighbour));
     norm = step.before * norm + step.now;
   });
   norm = acc(1) / norm;
   acc* out = affinity + b * s.neighbours() * image.pixels + pixel;
   for_each_neighbour(
-      s, pixel, [&](int n, int64_t neighbour) { out[n * image.pixels] = exp(similarity(neighbour) - peak) * norm; });
+      s, pixel, [&](int n, int64_t neighbour) { out[n * image.pixels] = exp(similarity_to(neighbour) - peak) * norm; });
 }
 
 // A (B, C, h, w) mask of any dtype and strides as (B, C, H, W) acc.
 template <class acc>
 __global__ void __launch_bounds__(kThreads, 1)
-    resize_kernel(AnyMap mask, int64_t mask_height, int64_t mask_width, int64_t height, int64_t width, int64_t tiles,
-                  acc* __restrict__ resized) {
+    pamr_resize_kernel(AnyMap mask, int64_t mask_height, int64_t mask_width, int64_t height, int64_t width,
+                       int64_t tiles, acc* __restrict__ resized) {
   const int64_t plane = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
   if (pixel >= height * width) return;
   const AlignedCorners<acc> y(pixel / width, height, mask_height), x(pixel % width, width, mask_width);
@@ -111,17 +120,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto value = [&](int64_t row, int64_t column) {
     return read_as<acc>(mask.data, mask.dtype, image + mask.offset(row * mask_width + column));
   };
-  const auto across = [&](int64_t row) {
-    return (acc(1) - x.weight) * value(row, x.low) + x.weight * value(row, x.high);
-  };
-  resized[plane * height * width + pixel] = (acc(1) - y.weight) * across(y.low) + y.weight * across(y.high);
+  const auto across = [&](int64_t row) { return blend(value(row, x.low), value(row, x.high), x.weight); };
+  resized[plane * height * width + pixel] = blend(across(y.low), across(y.high), y.weight);
 }
 
 // One iteration: a lane has a pixel, a warp a group of classes. from, to: (B, C, P).
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kGroupWarps, 1)
-    refine_kernel(const acc* __restrict__ affinity, const acc* __restrict__ from, int64_t image_stride,
-                  int64_t class_stride, int64_t classes, Stencil s, int64_t tiles, acc* __restrict__ to) {
+    pamr_step_kernel(const acc* __restrict__ affinity, const acc* __restrict__ from, int64_t image_stride,
+                     int64_t class_stride, int64_t classes, Stencil s, int64_t tiles, acc* __restrict__ to) {
   const int64_t P = s.height * s.width, b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kLanes + threadIdx.x;
   const int64_t first = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * kGroup;
   if (pixel >= P || first >= classes) return;
@@ -149,7 +156,7 @@ void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, 
   const int64_t B = given.batch, C = given.classes, P = colours.pixels, blocks = (P + kThreads - 1) / kThreads;
   Tensor affinity = torch::stable::new_empty(refined, {B, s.neighbours(), P}),
          other = torch::stable::new_empty(refined, refined.sizes());
-  affinity_kernel<acc><<<B * blocks, kThreads, 0, stream>>>(colours, s, blocks, mutable_data<acc>(affinity));
+  pamr_affinity_kernel<acc><<<B * blocks, kThreads, 0, stream>>>(colours, s, blocks, mutable_data<acc>(affinity));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 
   acc *to = mutable_data<acc>(iterations % 2 ? refined : other),
@@ -159,7 +166,7 @@ void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, 
   const acc* from = as_it_is ? reinterpret_cast<const acc*>(given.data) : spare;
   int64_t image_stride = as_it_is ? given.batch_stride : C * P, class_stride = as_it_is ? given.class_stride : P;
   if (!as_it_is) {
-    resize_kernel<acc>
+    pamr_resize_kernel<acc>
         <<<B * C * blocks, kThreads, 0, stream>>>(given, mask.size(2), mask.size(3), s.height, s.width, blocks, spare);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -167,7 +174,7 @@ void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, 
   const dim3 threads(kLanes, std::min<int64_t>(kGroupWarps, groups));
   const dim3 grid(B * tiles, (groups + threads.y - 1) / threads.y);
   for (int64_t i = 0; i < iterations; ++i) {
-    refine_kernel<acc>
+    pamr_step_kernel<acc>
         <<<grid, threads, 0, stream>>>(const_data<acc>(affinity), from, image_stride, class_stride, C, s, tiles, to);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     from = to;
@@ -177,11 +184,9 @@ void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, 
 }
 
 Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
-  check_pamr(image, mask, iterations, dilations);
-  STD_TORCH_CHECK(dilations.size() <= kMaxDilations, "pamr: at most ", kMaxDilations, " dilations, got ",
-                  dilations.size());
+  check_pamr(image, mask, iterations, dilations, kMaxDilations);
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
-  const ScalarType dtype = wider_acc_dtype(image, mask);
+  const ScalarType dtype = acc_dtype(image, mask);
   Tensor refined = torch::stable::new_empty(mask, {mask.size(0), mask.size(1), image.size(2), image.size(3)}, dtype);
   if (mask.size(0) == 0) return refined;
   Stencil s{image.size(2), image.size(3), static_cast<int>(dilations.size()), {}};

@@ -1,19 +1,28 @@
-// nGWP + focal pooling on NVIDIA GPUs. Formulas: math/pooling.h. How a tile is worked on: cuda_tiles.h.
+// nGWP + focal pooling on NVIDIA GPUs. Formulas: math/pooling.h. How a kernel goes through a tile: cuda/common/tiles.h.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
 #include <tuple>
 
-#include "../cuda_tiles.h"
-#include "../math/pooling.h"
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/pooling.h"
 
 namespace wilson {
 namespace {
 
-constexpr int kFinishWarps = 8;  // warps that share the tiles of an image and 32 classes
+// The backward computes the softmax anew: forward and backward move 3 maps, with a softmax that is kept they move 5.
+
+constexpr int kTileWarps = 8;  // warps that share out the tiles of an image and 32 classes
 
 // sums: (B, tiles, 2, C), S and T of each tile. Shared memory: what across_warps takes, then the scores of the tile if
 // there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    forward_kernel(AnyMap scores, int offset, int64_t tiles, typename Moves::acc* __restrict__ sums) {
+    ngwp_focal_pool_fwd_kernel(AnyMap scores, int offset, int64_t tiles, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
   const Scores<Moves> z(scores, blockIdx.x / tiles, blockIdx.x % tiles, offset);
@@ -45,17 +54,18 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   }
 }
 
-// Adds the tiles of each image and class: a column of threads per class, then its threads in order.
+// Adds up the tiles of each image and class. A column of threads has a class; its threads are added in order.
 template <class acc>
-__global__ void __launch_bounds__(kLanes* kFinishWarps)
-    finish_kernel(const acc* __restrict__ sums, int64_t tiles, int64_t classes, PoolingOptions<acc> options,
-                  acc* __restrict__ pooled, acc* __restrict__ mass, acc* __restrict__ score) {
-  __shared__ acc shared[2][kFinishWarps][kLanes];
+__global__ void __launch_bounds__(kLanes* kTileWarps)
+    ngwp_focal_pool_finish_kernel(const acc* __restrict__ sums, int64_t tiles, int64_t classes,
+                                  PoolingOptions<acc> options, acc* __restrict__ pooled, acc* __restrict__ mass,
+                                  acc* __restrict__ score) {
+  __shared__ acc shared[2][kTileWarps][kLanes];
   const int64_t groups = (classes + kLanes - 1) / kLanes;
   const int64_t b = blockIdx.x / groups, c = blockIdx.x % groups * kLanes + threadIdx.x;
   acc S = 0, total = 0;
   if (c < classes) {
-    for (int64_t tile = threadIdx.y; tile < tiles; tile += kFinishWarps) {
+    for (int64_t tile = threadIdx.y; tile < tiles; tile += kTileWarps) {
       const acc* tile_sums = sums + (b * tiles + tile) * 2 * classes + c;
       S += tile_sums[0];
       total += tile_sums[classes];
@@ -65,22 +75,23 @@ __global__ void __launch_bounds__(kLanes* kFinishWarps)
   shared[1][threadIdx.y][threadIdx.x] = total;
   __syncthreads();
   if (threadIdx.y > 0 || c >= classes) return;
-  for (int warp = 1; warp < kFinishWarps; ++warp) {
+  for (int warp = 1; warp < kTileWarps; ++warp) {
     S += shared[0][warp][threadIdx.x];
     total += shared[1][warp][threadIdx.x];
   }
   const int64_t i = b * classes + c;
   mass[i] = S;
-  score[i] = total / (options.eps + S);
-  pooled[i] = score[i] + (options.focal ? focal_penalty(S, options) : acc(0));
+  score[i] = mean_score(S, total, options);
+  pooled[i] = with_penalty(score[i], S, options);
 }
 
 // Shared memory: what across_warps takes, the slopes (C), then the scores of the tile if there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    backward_kernel(AnyMatrix grad_pooled, AnyMap scores, const typename Moves::acc* __restrict__ mass,
-                    const typename Moves::acc* __restrict__ score, PoolingOptions<typename Moves::acc> options,
-                    int offset, int64_t tiles, AnyMap grad_scores) {
+    ngwp_focal_pool_bwd_kernel(AnyMatrix grad_pooled, AnyMap scores, const typename Moves::acc* __restrict__ mass,
+                               const typename Moves::acc* __restrict__ score,
+                               PoolingOptions<typename Moves::acc> options, int offset, int64_t tiles,
+                               AnyMap grad_scores) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
@@ -138,10 +149,10 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 
 std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double eps, double gamma, double lam,
                                                    bool focal) {
-  check_scores("ngwp_focal_pool", scores);
+  check_map("ngwp_focal_pool", "scores", scores);
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   const cudaStream_t stream = current_stream(scores);
-  const ScalarType dtype = acc_dtype(scores.scalar_type());
+  const ScalarType dtype = acc_dtype(scores);
   const AnyMap z = any_map(scores);
   const int64_t B = z.batch, C = z.classes;
   Tensor pooled = torch::stable::new_empty(scores, {B, C}, dtype),
@@ -156,13 +167,13 @@ std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double 
         const Launch launch = launch_for<Moves>(z.pixels, C);
         const Room room = room_for<Moves>(launch.exchange_bytes, C);
         Tensor sums = torch::stable::new_empty(scores, {B, launch.tiles, 2, C}, dtype);
-        allow_shared(forward_kernel<Moves>, room.bytes);
-        forward_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(z, room.offset, launch.tiles,
-                                                                                        mutable_data<acc>(sums));
+        allow_shared(ngwp_focal_pool_fwd_kernel<Moves>, room.bytes);
+        ngwp_focal_pool_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+            z, room.offset, launch.tiles, mutable_data<acc>(sums));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
         const int64_t groups = (C + kLanes - 1) / kLanes;
         const auto options = pooling_options<acc>(eps, gamma, lam, z.pixels, focal);
-        finish_kernel<acc><<<B * groups, dim3(kLanes, kFinishWarps), 0, stream>>>(
+        ngwp_focal_pool_finish_kernel<acc><<<B * groups, dim3(kLanes, kTileWarps), 0, stream>>>(
             const_data<acc>(sums), launch.tiles, C, options, mutable_data<acc>(pooled), mutable_data<acc>(mass),
             mutable_data<acc>(score));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -173,16 +184,16 @@ std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double 
 
 Tensor ngwp_focal_pool_backward(const Tensor& grad_pooled, const Tensor& scores, const Tensor& mass,
                                 const Tensor& score, double eps, double gamma, double lam, bool focal) {
-  check_scores("ngwp_focal_pool_backward", scores);
-  check_per_class("ngwp_focal_pool_backward", "grad_pooled", grad_pooled, scores);
-  check_per_class("ngwp_focal_pool_backward", "mass", mass, scores);
-  check_per_class("ngwp_focal_pool_backward", "score", score, scores);
+  check_map("ngwp_focal_pool_backward", "scores", scores);
+  check_statistic("ngwp_focal_pool_backward", "grad_pooled", grad_pooled, scores);
+  check_statistic("ngwp_focal_pool_backward", "mass", mass, scores);
+  check_statistic("ngwp_focal_pool_backward", "score", score, scores);
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
   Tensor grad_scores = torch::stable::empty_like(scores);
   const AnyMap z = any_map(scores), out = any_map(grad_scores);
   if (z.batch == 0) return grad_scores;
   with_moves(
-      acc_dtype(scores.scalar_type()),
+      acc_dtype(scores),
       [&](auto moves) {
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
@@ -190,10 +201,11 @@ Tensor ngwp_focal_pool_backward(const Tensor& grad_pooled, const Tensor& scores,
         const size_t taken = launch.exchange_bytes + z.classes * sizeof(PoolingSlopes<acc>);
         const Room room = room_for<Moves>(taken, z.classes);
         const auto options = pooling_options<acc>(eps, gamma, lam, z.pixels, focal);
-        allow_shared(backward_kernel<Moves>, room.bytes);
-        backward_kernel<Moves><<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(
-            any_matrix(grad_pooled), z, const_data<acc>(mass), const_data<acc>(score), options, room.offset,
-            launch.tiles, out);
+        allow_shared(ngwp_focal_pool_bwd_kernel<Moves>, room.bytes);
+        ngwp_focal_pool_bwd_kernel<Moves>
+            <<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(
+                any_matrix(grad_pooled), z, const_data<acc>(mass), const_data<acc>(score), options, room.offset,
+                launch.tiles, out);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       z, out);

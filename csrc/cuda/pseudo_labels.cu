@@ -1,32 +1,38 @@
 // Pseudo-labels from the localizer and the old model, and the segmentation loss against them, on NVIDIA GPUs
-// (arXiv 2112.01882, Eq. 5 to 7). With m the softmax of the localizer's scores times the image-level labels, h = 1
-// where it is largest, omega the old model's sigmoid:
-//   q = alpha h + (1 - alpha) m;   target: min(omega_0, q_0), omega_c for old c, q_c for new c
-// One kernel reads the inputs once for the targets, the loss and its derivative. How a tile is worked on: cuda_tiles.h.
+// (arXiv 2112.01882, Eq. 5 to 7). Formulas: math/pseudo_labels.h, math/logistic.h, math/weights.h. One kernel reads the
+// inputs once for the targets, the loss and its derivative. How a kernel goes through a tile: cuda/common/tiles.h.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
 #include <optional>
 #include <tuple>
 
-#include "../cuda_tiles.h"
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/pseudo_labels.h"
+#include "math/weights.h"
 
 namespace wilson {
 namespace {
 
-constexpr int kFinishWarps = 16;  // one block finishes: a warp for each image of a batch, and 128 registers a thread
+// The forward stores the derivative: forward and backward move 6 maps, with targets that are merged again they move 7.
 
 template <class acc>
 struct Options {
-  acc alpha;               // weight of the hard labels
-  acc background;          // weight of the localizer's background, unless
-  bool minimum;            // the background is the minimum of both
+  acc alpha;  // weight of the hard labels
+  BackgroundMerge<acc> background;
   AnyMatrix image_labels;  // (B, C-1)
   int64_t classes, old;    // C and O
 
   __device__ acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : image_labels.at<acc>(b, c - 1); }
 };
 
-// Calls visit(c, q) for the classes c of this warp, q being the targets of the thread's pixels. Notes in `found`,
-// (B, C - O, tiles), in which tiles a new class has any target above 0. Shared memory: what across_warps takes, then
-// the gates (C), then the scores of the tile if there is room.
+// Calls visit(c, q) for the classes c of this warp, where q are the targets of the thread's pixels. `found`,
+// (B, C - O, tiles), gets 1 where a new class has a target above 0. Shared memory: what across_warps takes, then the
+// gates (C), then the scores of the tile if there is room.
 template <class Moves, class Visit>
 __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<typename Moves::acc>& options,
                            int offset, int64_t tiles, uint8_t* found, Visit visit) {
@@ -80,7 +86,7 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         const acc e = exp(static_cast<acc>(pack.value[i]) - peak[i]) * gate[c];
-        q[i] = (e == best[i] ? options.alpha : acc(0)) + (acc(1) - options.alpha) * (e * sum[i]);
+        q[i] = pseudo_label((acc(1) - options.alpha) * (e * sum[i]), e == best[i], options.alpha);
       }
     }
     if (c >= old) {
@@ -91,11 +97,7 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
       if (threadIdx.x == 0) found[(b * (classes - old) + c - old) * tiles + tile] = any;
     } else {
 #pragma unroll
-      for (int i = 0; i < n; ++i) {
-        const acc merged = options.minimum ? min(omega[i], q[i])
-                                           : (acc(1) - options.background) * omega[i] + options.background * q[i];
-        q[i] = c == 0 ? merged : omega[i];
-      }
+      for (int i = 0; i < n; ++i) q[i] = c == 0 ? options.background.of(omega[i], q[i]) : omega[i];
     }
     visit(c, q);
   }
@@ -104,8 +106,8 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
 // targets: (B, C, H, W) acc.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    merge_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset, int64_t tiles,
-                 AnyMap targets, uint8_t* __restrict__ found) {
+    merge_pseudo_labels_fwd_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
+                                   int64_t tiles, AnyMap targets, uint8_t* __restrict__ found) {
   using acc = typename Moves::acc;
   const Pixels<Moves> out(targets, blockIdx.x / tiles, blockIdx.x % tiles);
   merge_tile<Moves>(scores, old_logits, options, offset, tiles, found,
@@ -115,9 +117,9 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 // sums: (B, tiles). derivative: sigmoid(s) - q, if with_derivative.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    loss_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
-                int64_t tiles, AnyMap derivative, bool with_derivative, uint8_t* __restrict__ found,
-                typename Moves::acc* __restrict__ sums) {
+    pseudo_label_loss_fwd_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options,
+                                 int offset, int64_t tiles, AnyMap derivative, bool with_derivative,
+                                 uint8_t* __restrict__ found, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), out(derivative, b, tile);
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
 }
 
-// 1 for an image whose new classes found are the labelled ones, else 0, for all lanes of a warp.
+// 1 for an image whose new classes found are the labelled ones, else 0. All lanes of a warp get it.
 template <class acc>
 __device__ acc image_weight(const Options<acc>& options, int64_t b, int64_t tiles, const uint8_t* found) {
   bool matches = true;
@@ -153,21 +155,21 @@ __device__ acc image_weight(const Options<acc>& options, int64_t b, int64_t tile
 
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
-    weight_kernel(Options<acc> options, int64_t images, int64_t tiles, const uint8_t* __restrict__ found,
-                  acc* __restrict__ weight) {
+    merge_pseudo_labels_finish_kernel(Options<acc> options, int64_t images, int64_t tiles,
+                                      const uint8_t* __restrict__ found, acc* __restrict__ weight) {
   const int64_t b = static_cast<int64_t>(blockIdx.x) * kFinishWarps + threadIdx.y;
   if (b >= images) return;
   const acc g = image_weight(options, b, tiles, found);
   if (threadIdx.x == 0) weight[b] = g;
 }
 
-// factor (B,): g_b / (sum g + 1e-5) / P; loss: their sum with the images' losses. One block: first each warp takes
-// images, leaving g_b in `factor` and the image's loss in `image_loss`, then all threads do.
+// factor: (B,), of each image; loss: the sum of the images' losses, each times its factor. One block: a warp takes an
+// image and leaves its weight in `factor` and its loss in `image_loss`; then all threads add up the images.
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
-    finish_kernel(const acc* __restrict__ sums, const uint8_t* __restrict__ found, Options<acc> options, int64_t images,
-                  int64_t tiles, acc pixels, acc* __restrict__ image_loss, acc* __restrict__ factor,
-                  acc* __restrict__ loss) {
+    pseudo_label_loss_finish_kernel(const acc* __restrict__ sums, const uint8_t* __restrict__ found,
+                                    Options<acc> options, int64_t images, int64_t tiles, acc pixels,
+                                    acc* __restrict__ image_loss, acc* __restrict__ factor, acc* __restrict__ loss) {
   for (int64_t b = threadIdx.y; b < images; b += kFinishWarps) {
     const acc g = image_weight(options, b, tiles, found);
     double total = 0;
@@ -182,10 +184,10 @@ __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
   const int thread = threadIdx.y * kLanes + threadIdx.x;
   acc sum = 0;
   for (int64_t b = thread; b < images; b += kLanes * kFinishWarps) sum += factor[b];
-  sum = block_sum(sum) + static_cast<acc>(kImageWeightEps);
+  sum = block_sum(sum);
   double total = 0;
   for (int64_t b = thread; b < images; b += kLanes * kFinishWarps) {
-    factor[b] = factor[b] / sum / pixels;
+    factor[b] = image_factor(factor[b], sum, pixels);
     total += static_cast<double>(factor[b]) * image_loss[b];
   }
   total = block_sum(total);
@@ -194,7 +196,8 @@ __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
 
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    scale_kernel(AnyMatrix grad, AnyMatrix factor, AnyMap derivative, int64_t tiles, AnyMap grad_logits) {
+    pseudo_label_loss_bwd_kernel(AnyMatrix grad, AnyMatrix factor, AnyMap derivative, int64_t tiles,
+                                 AnyMap grad_logits) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> from(derivative, b, tile), to(grad_logits, b, tile);
@@ -211,12 +214,8 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 
 template <class acc>
 Options<acc> options_of(const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels, double alpha,
-                        std::optional<double> background) {
-  return {static_cast<acc>(alpha),
-          static_cast<acc>(background.value_or(0)),
-          !background,
-          any_matrix(image_labels),
-          scores.size(1),
+                        std::optional<double> background_weight) {
+  return {static_cast<acc>(alpha), BackgroundMerge<acc>(background_weight), any_matrix(image_labels), scores.size(1),
           old_logits.size(1)};
 }
 
@@ -233,11 +232,11 @@ Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles
 
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
-                                               std::optional<double> background) {
+                                               std::optional<double> background_weight) {
   check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(localizer_scores.get_device_index());
   const cudaStream_t stream = current_stream(localizer_scores);
-  const ScalarType dtype = wider_acc_dtype(localizer_scores, old_logits, image_labels);
+  const ScalarType dtype = acc_dtype(localizer_scores, old_logits, image_labels);
   const int64_t B = localizer_scores.size(0);
   Tensor targets = torch::stable::new_empty(localizer_scores, localizer_scores.sizes(), dtype);
   Tensor weight = torch::stable::new_empty(localizer_scores, {B}, dtype);
@@ -250,14 +249,15 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(scores.pixels, scores.classes);
         const Room room = room_of<Moves>(launch, scores.classes);
-        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background);
+        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles);
-        allow_shared(merge_kernel<Moves>, room.bytes);
-        merge_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+        allow_shared(merge_pseudo_labels_fwd_kernel<Moves>, room.bytes);
+        merge_pseudo_labels_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
             scores, old, options, room.offset, launch.tiles, out, mutable_data<uint8_t>(found));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
-        weight_kernel<acc><<<(B + kFinishWarps - 1) / kFinishWarps, dim3(kLanes, kFinishWarps), 0, stream>>>(
-            options, B, launch.tiles, const_data<uint8_t>(found), mutable_data<acc>(weight));
+        merge_pseudo_labels_finish_kernel<acc>
+            <<<(B + kFinishWarps - 1) / kFinishWarps, dim3(kLanes, kFinishWarps), 0, stream>>>(
+                options, B, launch.tiles, const_data<uint8_t>(found), mutable_data<acc>(weight));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       scores, old);
@@ -266,14 +266,11 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
 
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
-                                                     std::optional<double> background, bool with_derivative) {
-  check_pseudo_labels("pseudo_label_loss", localizer_scores, old_logits, image_labels);
-  check_scores("pseudo_label_loss", logits);
-  check_same_grid("pseudo_label_loss", "localizer_scores", localizer_scores, logits);
-  STD_TORCH_CHECK(localizer_scores.size(1) == logits.size(1), "pseudo_label_loss: one number of classes for both");
+                                                     std::optional<double> background_weight, bool with_derivative) {
+  check_pseudo_label_loss("pseudo_label_loss", logits, localizer_scores, old_logits, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const cudaStream_t stream = current_stream(logits);
-  const ScalarType dtype = wider_acc_dtype(logits, localizer_scores, old_logits, image_labels);
+  const ScalarType dtype = acc_dtype(logits, localizer_scores, old_logits, image_labels);
   const int64_t B = logits.size(0);
   Tensor loss = torch::stable::new_empty(logits, {}, dtype), factor = torch::stable::new_empty(logits, {B}, dtype),
          image_loss = torch::stable::new_empty(logits, {B}, dtype),
@@ -288,17 +285,17 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
         const Room room = room_of<Moves>(launch, s.classes);
-        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background);
+        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles),
                sums = torch::stable::new_empty(logits, {B, launch.tiles}, dtype);
         if (B > 0) {
-          allow_shared(loss_kernel<Moves>, room.bytes);
-          loss_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+          allow_shared(pseudo_label_loss_fwd_kernel<Moves>, room.bytes);
+          pseudo_label_loss_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
               s, scores, old, options, room.offset, launch.tiles, out, with_derivative, mutable_data<uint8_t>(found),
               mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
-        finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
+        pseudo_label_loss_finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
             const_data<acc>(sums), const_data<uint8_t>(found), options, B, launch.tiles, static_cast<acc>(s.pixels),
             mutable_data<acc>(image_loss), mutable_data<acc>(factor), mutable_data<acc>(loss));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -308,20 +305,20 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
 }
 
 Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& factor, const Tensor& derivative) {
-  check_scores("pseudo_label_loss_backward", derivative);
-  STD_TORCH_CHECK(factor.dim() == 1 && factor.size(0) == derivative.size(0),
-                  "pseudo_label_loss_backward: factor must be (B,)");
+  check_map("pseudo_label_loss_backward", "derivative", derivative);
+  check_per_image("pseudo_label_loss_backward", "factor", factor, derivative);
   const torch::stable::accelerator::DeviceGuard guard(derivative.get_device_index());
   Tensor grad_logits = torch::stable::empty_like(derivative);
   const AnyMap from = any_map(derivative), to = any_map(grad_logits);
   if (from.batch == 0) return grad_logits;
   with_moves(
-      wider_acc_dtype(factor, derivative),
+      acc_dtype(factor, derivative),
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(from.pixels, from.classes);
-        scale_kernel<Moves><<<from.batch * launch.tiles, launch.threads, 0, current_stream(derivative)>>>(
-            any_matrix(grad), any_matrix(factor), from, launch.tiles, to);
+        pseudo_label_loss_bwd_kernel<Moves>
+            <<<from.batch * launch.tiles, launch.threads, 0, current_stream(derivative)>>>(
+                any_matrix(grad), any_matrix(factor), from, launch.tiles, to);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       from, to);

@@ -1,13 +1,24 @@
 // Binary cross-entropy with logits against soft targets on NVIDIA GPUs: LOC, whose target is the old model's sigmoid,
-// and SEG. Formulas: math/logistic.h. How a tile is worked on: cuda_tiles.h.
-#include "../cuda_tiles.h"
+// and SEG. Formulas: math/logistic.h, math/weights.h. How a kernel goes through a tile: cuda/common/tiles.h.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/weights.h"
 
 namespace wilson {
 namespace {
 
-constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
+// The backward computes the derivative anew: forward and backward move 5 maps either way, and no map stays in memory
+// between them.
 
-// The target of a class in terms of what the second tensor holds: the old model's logit (LOC), or the target (SEG).
+// The target of a class, from what the second tensor holds: the old model's logit (LOC), or the target itself (SEG).
 struct FromLogit {
   template <class acc>
   __device__ acc operator()(acc o) const {
@@ -21,30 +32,37 @@ struct AsIs {
   }
 };
 
-// What the loss of each image, a sum over its pixels, is multiplied by: 1 / divisor, with image weights
-// g_b / (sum g + 1e-5) / divisor.
+// What the losses of a tile are multiplied by: the factor of its image.
 template <class acc>
-struct ImageFactor {
+struct TileFactor {
   AnyMatrix weight;  // (B,), or none
-  int64_t images;
-  acc divisor;
+  int64_t images, tiles;
+  acc pixels;   // of an image with weights, of all images without
+  acc sum = 0;  // of the weights
 
-  // Of the weights; each warp works it out for itself.
-  __device__ acc sum() const {
-    acc total = 0;
-    if (!weight.data) return total;
-    for (int64_t b = threadIdx.x; b < images; b += kLanes) total += weight.at<acc>(b);
-    return warp_sum(total) + static_cast<acc>(kImageWeightEps);
+  // Each warp adds up the weights for itself.
+  __device__ void load() {
+    if (!weight.data) return;
+    for (int64_t b = threadIdx.x; b < images; b += kLanes) sum += weight.at<acc>(b);
+    sum = warp_sum(sum);
   }
 
-  __device__ acc of(int64_t b, acc sum) const { return (weight.data ? weight.at<acc>(b) / sum : acc(1)) / divisor; }
+  __device__ acc of_image(int64_t b) const {
+    return weight.data ? image_factor(weight.at<acc>(b), sum, pixels) : image_factor(pixels);
+  }
+  __device__ double of(int64_t tile) const { return of_image(tile / tiles); }
 };
+
+template <class acc>
+TileFactor<acc> tile_factor(const Tensor* image_weight, int64_t images, int64_t tiles, int64_t pixels) {
+  return {image_weight ? any_matrix(*image_weight) : AnyMatrix{}, images, tiles, static_cast<acc>(pixels)};
+}
 
 // sums: (B, tiles), of the losses of the classes of `targets`.
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    loss_kernel(AnyMap logits, AnyMap targets, Target target_of, int64_t tiles,
-                typename Moves::acc* __restrict__ sums) {
+    soft_margin_fwd_kernel(AnyMap logits, AnyMap targets, Target target_of, int64_t tiles,
+                           typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), q(targets, b, tile);
@@ -63,27 +81,16 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
 }
 
-template <class acc>
-__global__ void __launch_bounds__(kLanes* kFinishWarps)
-    finish_kernel(const acc* __restrict__ sums, int64_t tiles, ImageFactor<acc> factor, acc* __restrict__ loss) {
-  const acc sum = factor.sum();
-  double total = 0;
-  for (int64_t i = threadIdx.y * kLanes + threadIdx.x; i < factor.images * tiles; i += kLanes * kFinishWarps) {
-    total += static_cast<double>(factor.of(i / tiles, sum)) * sums[i];
-  }
-  total = block_sum(total);
-  if (threadIdx.x == 0 && threadIdx.y == 0) *loss = static_cast<acc>(total);
-}
-
 // (sigmoid(s) - q) * factor * grad for the classes of `targets`, 0 for those beyond.
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    gradient_kernel(AnyMatrix grad, AnyMap logits, AnyMap targets, Target target_of,
-                    ImageFactor<typename Moves::acc> factor, int64_t tiles, AnyMap grad_logits) {
+    soft_margin_bwd_kernel(AnyMatrix grad, AnyMap logits, AnyMap targets, Target target_of,
+                           TileFactor<typename Moves::acc> factor, int64_t tiles, AnyMap grad_logits) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), q(targets, b, tile), out(grad_logits, b, tile);
-  const acc scale = factor.of(b, factor.sum()) * grad.at<acc>(0);
+  factor.load();
+  const acc scale = factor.of_image(b) * grad.at<acc>(0);
 #pragma unroll 1
   for (int c = threadIdx.y; c < logits.classes; c += blockDim.y) {
     acc value[Moves::n] = {};
@@ -101,7 +108,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 
 template <class Target>
 Tensor loss_of(const Tensor& logits, const Tensor& targets, Target target_of, ScalarType dtype,
-               const Tensor* image_weight, int64_t divisor) {
+               const Tensor* image_weight, int64_t pixels) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const cudaStream_t stream = current_stream(logits);
   const AnyMap s = any_map(logits), q = any_map(targets);
@@ -114,15 +121,11 @@ Tensor loss_of(const Tensor& logits, const Tensor& targets, Target target_of, Sc
         const Launch launch = launch_for<Moves>(q.pixels, q.classes);
         Tensor sums = torch::stable::new_empty(logits, {q.batch, launch.tiles}, dtype);
         if (q.batch > 0) {
-          loss_kernel<Moves><<<q.batch * launch.tiles, launch.threads, 0, stream>>>(s, q, target_of, launch.tiles,
-                                                                                    mutable_data<acc>(sums));
+          soft_margin_fwd_kernel<Moves><<<q.batch * launch.tiles, launch.threads, 0, stream>>>(
+              s, q, target_of, launch.tiles, mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
-        const ImageFactor<acc> factor{image_weight ? any_matrix(*image_weight) : AnyMatrix{}, q.batch,
-                                      static_cast<acc>(divisor)};
-        finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(const_data<acc>(sums), launch.tiles, factor,
-                                                                         mutable_data<acc>(loss));
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        finish_loss<acc>(sums, 1, loss, tile_factor<acc>(image_weight, q.batch, launch.tiles, pixels));
       },
       s, q);
   return loss;
@@ -130,7 +133,7 @@ Tensor loss_of(const Tensor& logits, const Tensor& targets, Target target_of, Sc
 
 template <class Target>
 Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targets, Target target_of, ScalarType dtype,
-                   const Tensor* image_weight, int64_t divisor) {
+                   const Tensor* image_weight, int64_t pixels) {
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   Tensor grad_logits = torch::stable::empty_like(logits);
   const AnyMap s = any_map(logits), q = any_map(targets), out = any_map(grad_logits);
@@ -141,9 +144,8 @@ Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targe
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
-        const ImageFactor<acc> factor{image_weight ? any_matrix(*image_weight) : AnyMatrix{}, s.batch,
-                                      static_cast<acc>(divisor)};
-        gradient_kernel<Moves><<<s.batch * launch.tiles, launch.threads, 0, current_stream(logits)>>>(
+        const auto factor = tile_factor<acc>(image_weight, s.batch, launch.tiles, pixels);
+        soft_margin_bwd_kernel<Moves><<<s.batch * launch.tiles, launch.threads, 0, current_stream(logits)>>>(
             any_matrix(grad), s, q, target_of, factor, launch.tiles, out);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
@@ -152,37 +154,37 @@ Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targe
 }
 
 Tensor localization_prior_loss(const Tensor& scores, const Tensor& old_logits) {
-  check_old_logits("localization_prior_loss", old_logits, scores);
-  return loss_of(scores, old_logits, FromLogit(), wider_acc_dtype(scores, old_logits), nullptr,
+  check_old_logits("localization_prior_loss", old_logits, "scores", scores);
+  return loss_of(scores, old_logits, FromLogit(), acc_dtype(scores, old_logits), nullptr,
                  std::max<int64_t>(1, old_logits.numel()));
 }
 
 Tensor localization_prior_loss_backward(const Tensor& grad, const Tensor& scores, const Tensor& old_logits) {
-  check_old_logits("localization_prior_loss_backward", old_logits, scores);
-  return gradient_of(grad, scores, old_logits, FromLogit(), wider_acc_dtype(scores, old_logits), nullptr,
+  check_old_logits("localization_prior_loss_backward", old_logits, "scores", scores);
+  return gradient_of(grad, scores, old_logits, FromLogit(), acc_dtype(scores, old_logits), nullptr,
                      std::max<int64_t>(1, old_logits.numel()));
 }
 
-ScalarType soft_dtype(const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
-  return wider_acc_dtype(logits, targets, weight ? *weight : logits);
+ScalarType soft_margin_dtype(const Tensor& logits, const Tensor& targets, const std::optional<Tensor>& weight) {
+  return acc_dtype(logits, targets, weight ? *weight : logits);
 }
 
-// Weights divide by their sum, no weights by the number of images.
-int64_t soft_divisor(const Tensor& logits, bool weighted) {
+// The pixels of an image with weights, of all images without.
+int64_t pixels_of(const Tensor& logits, bool weighted) {
   return logits.size(2) * logits.size(3) * (weighted ? 1 : std::max<int64_t>(1, logits.size(0)));
 }
 
 Tensor soft_margin_loss(const Tensor& logits, const Tensor& targets, std::optional<Tensor> image_weight) {
-  check_targets("soft_margin_loss", logits, targets, image_weight);
-  return loss_of(logits, targets, AsIs(), soft_dtype(logits, targets, image_weight),
-                 image_weight ? &*image_weight : nullptr, soft_divisor(logits, image_weight.has_value()));
+  check_soft_margin("soft_margin_loss", logits, targets, image_weight);
+  return loss_of(logits, targets, AsIs(), soft_margin_dtype(logits, targets, image_weight),
+                 image_weight ? &*image_weight : nullptr, pixels_of(logits, image_weight.has_value()));
 }
 
 Tensor soft_margin_loss_backward(const Tensor& grad, const Tensor& logits, const Tensor& targets,
                                  std::optional<Tensor> image_weight) {
-  check_targets("soft_margin_loss_backward", logits, targets, image_weight);
-  return gradient_of(grad, logits, targets, AsIs(), soft_dtype(logits, targets, image_weight),
-                     image_weight ? &*image_weight : nullptr, soft_divisor(logits, image_weight.has_value()));
+  check_soft_margin("soft_margin_loss_backward", logits, targets, image_weight);
+  return gradient_of(grad, logits, targets, AsIs(), soft_margin_dtype(logits, targets, image_weight),
+                     image_weight ? &*image_weight : nullptr, pixels_of(logits, image_weight.has_value()));
 }
 
 }  // namespace

@@ -1,14 +1,22 @@
 // Losses and labels at the image's size from logits at feature resolution, on NVIDIA GPUs. The upsampled logits
-// (bilinear, corners not aligned) are worked out where they are needed and never stored.
+// (bilinear, corners not aligned) are computed where they are needed and never stored.
 //
-// Losses and labels: a thread has a few pixels of a column and goes through the classes. Derivatives: a block owns a
-// rectangle of the low-resolution map; its threads have a column of the image each and go down it, all pixels between
-// the owned ones and their neighbours, so that pixels around the border are worked out by two blocks, and no two add to
-// the same derivative.
+// Losses and labels: a thread has a few pixels of a column and goes through the classes.
+// Derivatives: a block owns a rectangle of the low-resolution map. Each of its threads goes down a column of the image,
+// through all pixels that the rectangle has a share in. Two blocks compute the pixels around a border, so that no two
+// add to the same derivative.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <limits>
 #include <tuple>
 
-#include "../cuda_tiles.h"
-#include "../math/bilinear.h"
+#include "checks.h"
+#include "cuda/common/launch.h"
+#include "cuda/common/reduce.h"
+#include "math/bilinear.h"
 
 namespace wilson {
 namespace {
@@ -19,7 +27,6 @@ constexpr int kRun = 4;       // rows of a thread, mostly between the same four 
 constexpr int kGroup = 8;     // classes of a block of derivatives: their logits and sums take 32 registers
 constexpr int kPrecise = 32;  // up to here a float has 18 bits behind the point
 constexpr int kBand = 4;      // low-resolution rows of such a block: many blocks for little work done twice
-constexpr int kFinishWarps = 16;  // one block adds up all tiles: as many loads under way as it can have
 
 template <class T>
 struct LowMap {
@@ -54,9 +61,10 @@ struct Column {
   }
 };
 
-// ------------------------------------------------------------------------------------------------ losses and labels
+// --------------------------------------------------------------------------------------------------- losses and labels
 
-// What is done with the logits of a pixel, class by class. `State` is what a pixel keeps; done() returns its loss.
+// What a thread does with the logits of a pixel: add() takes them class by class, `State` is what the pixel keeps,
+// done() returns its loss.
 
 struct ArgMax {
   void* labels;  // (B, H', W'), the first class of the highest logit
@@ -109,14 +117,14 @@ struct SoftMargin {
     return {};
   }
 
-  // By the logit of a pixel with a class.
+  // Of the loss of a pixel with a class, by a logit.
   template <class acc>
   __device__ acc derivative(acc s, acc e, bool hit, Norm) const {
     return sigmoid(s, e) - (hit ? acc(1) : acc(0));
   }
 
   static constexpr bool kLoss = true;
-  // Whether the kernel of the derivatives gives the loss as well, as it has all of it at hand.
+  // Whether the kernel of the derivatives gives the loss as well.
   static constexpr bool kLossWithDerivative = true;
 };
 
@@ -147,7 +155,7 @@ struct CrossEntropy {
   struct Norm {
     Acc peak, tail;  // in two parts: log of the sum of exp(s) is their sum
   };
-  // A log of a sum that is large has lost the digits that matter: it is worked out anew.
+  // A large log of the sum has lost the digits that matter, so its two parts are computed anew.
   template <class LogitOf>
   __device__ Norm norm(int64_t at, int classes, LogitOf logit_of) const {
     const Acc known = log_norm[at];
@@ -167,7 +175,7 @@ struct CrossEntropy {
   static constexpr bool kLossWithDerivative = false;
 };
 
-// How the image is shared out: blocks of kThreads columns and kRun rows.
+// How blocks share out the image: kThreads columns and kRun rows each.
 struct Runs {
   int64_t runs, tiles;  // of the rows, of the columns
 
@@ -176,12 +184,11 @@ struct Runs {
   int64_t blocks() const { return runs * tiles; }  // of an image
 };
 
-// sums, counted: (B, blocks), the loss and number of the pixels with a class. Labels that are none, for ArgMax, are a
-// map without data.
+// sums, counted: (B, blocks), the loss and number of the pixels with a class. ArgMax reads no labels.
 template <class T, class Visit>
 __global__ void __launch_bounds__(kThreads, 1)
-    pixel_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Visit visit, Runs runs,
-                 acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
+    upsampled_fwd_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Visit visit,
+                         Runs runs, acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
   using acc = acc_t<T>;
   const int64_t tile = blockIdx.x % runs.tiles, run = blockIdx.x / runs.tiles % runs.runs;
   const int64_t b = blockIdx.x / runs.tiles / runs.runs;
@@ -232,34 +239,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// The mean over `pixels`, or over the counted ones, at least 1, whose number goes to `count`.
-template <class acc>
-__global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
-    finish_kernel(const acc* __restrict__ sums, const int32_t* __restrict__ counted, int64_t blocks, int64_t pixels,
-                  acc* __restrict__ loss, acc* __restrict__ count) {
-  double total = 0;
-  int64_t found = 0;
-  for (int64_t i = threadIdx.y * kLanes + threadIdx.x; i < blocks; i += kLanes * kFinishWarps) {
-    total += sums[i];
-    if (counted) found += counted[i];
-  }
-  total = block_sum(total);
-  found = block_sum(found);
-  if (threadIdx.x > 0 || threadIdx.y > 0) return;
-  if (counted) {
-    pixels = max(found, int64_t(1));
-    *count = static_cast<acc>(pixels);
-  }
-  *loss = static_cast<acc>(total / static_cast<double>(pixels));
-}
+// --------------------------------------------------------------------------------------------------------- derivatives
 
-// ------------------------------------------------------------------------------------------------------ derivatives
-
-// How the map is shared out: blocks of kBand rows, `owned` columns and kGroup classes.
+// How blocks share out the map: kBand rows, `owned` columns and kGroup classes each.
 struct Cells {
   int64_t owned, tiles, bands, groups;
 
-  // As many columns as have all their pixels among kThreads, and about the same number for every block.
+  // A block owns as many columns as have all their pixels among kThreads, and all blocks about the same number.
   Cells(const HalfPixelAxis& rows, const HalfPixelAxis& columns, int64_t classes) {
     const int64_t most = std::max<int64_t>(1, kThreads * columns.low_size / columns.size - 1);
     tiles = (columns.low_size + most - 1) / most;
@@ -274,8 +260,9 @@ struct Cells {
 // derivative: (B, C, H, W), the sum over the pixels of the derivative of their losses. sums: (B, blocks), the losses.
 template <class T, class Loss>
 __global__ void __launch_bounds__(kThreads, 1)
-    derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Loss loss_of,
-                      Cells cells, acc_t<T>* __restrict__ derivative, acc_t<T>* __restrict__ sums) {
+    upsampled_derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
+                                Loss loss_of, Cells cells, acc_t<T>* __restrict__ derivative,
+                                acc_t<T>* __restrict__ sums) {
   using acc = acc_t<T>;
   __shared__ acc column_sum[kGroup][kThreads], column_weight[kThreads];
   const int thread = threadIdx.y * kLanes + threadIdx.x;
@@ -381,13 +368,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ the ops
+// ------------------------------------------------------------------------------------------------------------- the ops
 
 template <class T, class Visit>
 void visit_pixels(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns,
                   const LabelView& labels, Visit visit, acc_t<T>* sums, int32_t* counted) {
   const Runs runs(rows, columns);
-  pixel_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+  upsampled_fwd_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
       low_map<T>(logits), rows, columns, labels, visit, runs, sums, counted);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -396,30 +383,22 @@ template <class T, class Loss>
 void derivatives(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns, const LabelView& labels,
                  Loss loss_of, acc_t<T>* derivative, acc_t<T>* sums) {
   const Cells cells(rows, columns, logits.size(1));
-  derivative_kernel<T><<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+  upsampled_derivative_kernel<T><<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
       low_map<T>(logits), rows, columns, labels, loss_of, cells, derivative, sums);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <class acc>
-void finish(const Tensor& logits, const Tensor& sums, const int32_t* counted, int64_t pixels, Tensor& loss,
-            acc* count) {
-  finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, current_stream(logits)>>>(
-      const_data<acc>(sums), counted, sums.numel(), pixels, mutable_data<acc>(loss), count);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
-  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const ScalarType dtype = acc_dtype(logits);
   return with_derivative ? torch::stable::new_empty(logits, logits.sizes(), dtype)
                          : torch::stable::new_empty(logits, {0}, dtype);
 }
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
                                                       bool with_derivative) {
-  check_label_map("upsampled_soft_margin_loss", logits, labels);
+  check_upsampled_loss("upsampled_soft_margin_loss", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const ScalarType dtype = acc_dtype(logits);
   const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
   const LabelView view = label_view(labels, logits.size(1), ignore_index);
   const int64_t B = logits.size(0);
@@ -435,16 +414,16 @@ std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, cons
     } else if (B > 0) {
       visit_pixels<T>(logits, rows, columns, view, SoftMargin(), mutable_data<acc>(sums), nullptr);
     }
-    finish<acc>(logits, sums, nullptr, std::max<int64_t>(1, labels.numel()), loss, nullptr);
+    finish_loss<acc>(sums, std::max<int64_t>(1, labels.numel()), loss);
   });
   return {loss, derivative};
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
                                                            int64_t ignore_index, bool with_derivative) {
-  check_label_map("upsampled_cross_entropy", logits, labels);
+  check_upsampled_loss("upsampled_cross_entropy", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
-  const ScalarType dtype = acc_dtype(logits.scalar_type());
+  const ScalarType dtype = acc_dtype(logits);
   const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
   const LabelView view = label_view(labels, logits.size(1), ignore_index);
   const int64_t B = logits.size(0);
@@ -464,14 +443,13 @@ std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits,
     if (B > 0 && with_derivative) {
       derivatives<T>(logits, rows, columns, view, entropy, mutable_data<acc>(derivative), nullptr);
     }
-    finish<acc>(logits, sums, mutable_data<int32_t>(counted), 1, loss, mutable_data<acc>(count));
+    finish_loss<acc>(sums, 1, loss, Unscaled(), &counted, &count);
   });
   return {loss, count, derivative};
 }
 
 Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
-  check_scores("upsampled_argmax", logits);
-  STD_TORCH_CHECK(height > 0 && width > 0, "upsampled_argmax: height and width must be at least 1");
+  check_upsampled_argmax(logits, height, width);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const bool many = logits.size(1) > 255;
   Tensor labels =

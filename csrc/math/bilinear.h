@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 
@@ -51,7 +51,13 @@ struct AlignedCorners {
   }
 };
 
-// Between two values. One rounding more than it takes, but the same bits wherever it is compiled into.
+// (1 - weight) near + weight far. Two kernels may round it differently.
+template <class acc>
+WILSON_HOST_DEVICE acc blend(acc near, acc far, acc weight) {
+  return (acc(1) - weight) * near + weight * far;
+}
+
+// The same with one rounding more, but the same bits in every kernel.
 template <class acc>
 WILSON_HOST_DEVICE acc mix(acc near, acc far, acc weight) {
   using std::fma;

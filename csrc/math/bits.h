@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 

@@ -1,4 +1,4 @@
-// Rounding to a narrow type, to nearest even, in loops on the CPU: branch-free, so that the compiler vectorises it.
+// Rounding to a narrow type, to nearest even, for loops on the CPU: branch-free, so that the compiler vectorises it.
 // (Torch's own conversions to float vectorise as they are.)
 #pragma once
 
@@ -7,7 +7,7 @@
 
 #include <type_traits>
 
-#include "bits.h"
+#include "math/bits.h"
 
 namespace wilson {
 

@@ -1,16 +1,16 @@
-// exp for loops on the CPU. float: branch-free, so that the compiler vectorises it without fast-math, a polynomial
-// fitted for the least relative error (Remez). double: the C library's, accuracy before speed.
+// exp for loops on the CPU. float: a polynomial fitted for the least relative error (Remez), branch-free, so that the
+// compiler vectorises it without fast-math. double: the C library's, as accuracy comes before speed.
 #pragma once
 
 #include <cmath>
 
-#include "bits.h"
+#include "math/bits.h"
 
 namespace wilson {
 
-// e^x for x <= 0 (a little above is fine), as softmax needs it; 0 below -87, NaN stays. Error under 1e-7 for x > -1,
-// and of e^x's own size times 2e-8 |x| further out. x log2(e) = n + f with |f| <= 1/2, then 2^f by polynomial, then 2^n
-// by adding n to the exponent.
+// e^x for x <= 0 (a little above is fine), as softmax needs it; 0 below -87, NaN stays. x log2(e) = n + f with
+// |f| <= 1/2, then 2^f by polynomial, then 2^n by adding n to the exponent. The error grows with |x|, as n takes digits
+// from f: under 2 ULP for x > -1; for x > -87 under 20 where the compiler fuses multiplication and addition, else 64.
 WILSON_INLINE float exp_nonpositive(float x) {
   constexpr float kLog2E = 1.44269504f;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold

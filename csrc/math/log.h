@@ -4,12 +4,12 @@
 
 #include <cmath>
 
-#include "bits.h"
+#include "math/bits.h"
 
 namespace wilson {
 
-// log(1 + x) for x in 0..1e38; relative error under 3e-7, NaN stays. 1 + x = 2^n (1 + f) with 1 + f between sqrt(1/2)
-// and sqrt(2); log(1 + f) = 2 artanh(f / (2 + f)) by its series; what 1 + x lost in rounding is added at the end.
+// log(1 + x) for x in 0..1e38, with an error under 3.1 ULP; NaN stays. 1 + x = 2^n (1 + f) with 1 + f between sqrt(1/2)
+// and sqrt(2), and log(1 + f) = 2 artanh(f / (2 + f)) by its series. What rounding took from 1 + x is added at the end.
 WILSON_INLINE float log1p_nonnegative(float x) {
   constexpr uint32_t kSqrtHalf = 0x3f3504f3u;
   const float u = 1.f + x;

@@ -1,8 +1,8 @@
-// The logistic loss and its parts. With e = exp(-|x|): log(1 + exp(x)) = max(x, 0) + log(1 + e), and the sigmoid is a
-// fraction of e and 1 + e, so one exponential serves both, whatever the sign and size of x.
+// The logistic loss and its parts. With e = exp(-|x|), log(1 + exp(x)) = max(x, 0) + log(1 + e), and the sigmoid is a
+// fraction of 1, e and 1 + e: one exponential serves both, whatever the sign and size of x.
 #pragma once
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 

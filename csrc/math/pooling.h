@@ -6,7 +6,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 
@@ -39,7 +39,19 @@ WILSON_HOST_DEVICE acc focal_penalty(acc mass, const PoolingOptions<acc>& o) {
   return power(acc(1) - share, o.gamma) * log(o.lam + share);
 }
 
-// Its derivative by S; 0 where S passes P, as the share is held at 1 there.
+// T / (eps + S), which is called the score of an image and class.
+template <class acc>
+WILSON_HOST_DEVICE acc mean_score(acc mass, acc total, const PoolingOptions<acc>& o) {
+  return total / (o.eps + mass);
+}
+
+// What the op returns for them.
+template <class acc>
+WILSON_HOST_DEVICE acc with_penalty(acc score, acc mass, const PoolingOptions<acc>& o) {
+  return score + (o.focal ? focal_penalty(mass, o) : acc(0));
+}
+
+// The penalty's derivative by S; 0 where S passes P, as the share is held at 1 there.
 template <class acc>
 WILSON_HOST_DEVICE acc focal_penalty_slope(acc mass, const PoolingOptions<acc>& o) {
   using std::log;

@@ -110,7 +110,9 @@ def _built(source: Path, arch: int) -> Path:
         nvcc(), "-std=c++17", "-O3", *definitions, "--expt-relaxed-constexpr", *includes, "-Xcompiler=-fPIC,-O0",
         "-gencode", f"arch=compute_{arch},code=compute_{arch}", "--keep",
     ]  # fmt: skip
-    headers = sorted(CSRC.glob("*.h")) + sorted((CSRC / "math").glob("*.h"))
+    headers = [
+        path for folder in (CSRC, CSRC / "math", CSRC / "cuda" / "common") for path in sorted(folder.glob("*.h"))
+    ]
     texts = [p.read_text() for p in (source, runtime, *headers)]
     key = build.key_of(
         [*command, torch.__version__, build.compiler(), KEYS[arch], build.run([nvcc(), "--version"]), *texts]

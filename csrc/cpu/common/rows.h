@@ -1,7 +1,7 @@
-// What the CPU kernels do with the rows of a tile: the parts of a softmax, and sums of log(1 + e).
+// What several CPU kernels do with the rows of a tile: the parts of a softmax, and sums of log(1 + e).
 #pragma once
 
-#include "cpu_tiles.h"
+#include "cpu/common/tiles.h"
 #include "math/exp.h"
 #include "math/log.h"
 #include "math/logistic.h"
@@ -40,7 +40,8 @@ WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, const
   }
 }
 
-// After class c: adds to `loss` what `product` stands for, a sum of log(1 + e), when it can take no more factors.
+// To be called after each class c. `product` stands for a sum of log(1 + e); this adds the sum to `loss` when the
+// product can take no more factors, and after the last class.
 template <class acc>
 WILSON_INLINE void settle(int64_t c, int64_t classes, acc* product, acc* loss) {
   if ((c + 1) % kMaxFactors != 0 && c + 1 != classes) return;

@@ -1,11 +1,12 @@
-// Kernels for several CPU levels in one library, the best one chosen at run time. No torch header here.
+// Kernels for several CPU levels in one library; the best level is chosen at run time. No torch header here.
 #pragma once
 
 #include <string>
 #include <vector>
 
-// WILSON_CPU_LEVELS before a function compiles one copy of it for each level. What it calls must be inlined, or runs at
-// the baseline. The copies may round differently (they contract a * b + c), so bits are the same on one machine only.
+// WILSON_CPU_LEVELS before a function compiles a copy of it for each level. What the function calls must be inlined, or
+// it runs at the baseline. The copies may round differently (they contract a * b + c), so bits are equal on one machine
+// only.
 #if !defined(__x86_64__) || !defined(__linux__) || defined(__clang__)  // clang cannot clone function templates
 #define WILSON_ONE_CPU_LEVEL
 #define WILSON_CPU_LEVELS

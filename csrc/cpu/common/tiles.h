@@ -1,16 +1,19 @@
 // How the CPU kernels go through maps: in tiles of pixels with all their classes, read from and written to tensors of
 // any dtype and strides.
 //
-// An image is worked on in chunks of pixels, whose sums are added in chunk order, so that neither the number of threads
-// nor the other images of the batch can change a bit. A chunk goes through tiles small enough to stay in the cache.
+// Threads share out the chunks of all images. The sums of chunks are added in their order, so that neither the number
+// of threads nor the other images of the batch can change a bit. A chunk is worked on tile by tile, and a tile is small
+// enough to stay in the cache.
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include "checks.h"
-#include "cpu_levels.h"
+#include "cpu/common/levels.h"
+#include "maps.h"
 #include "math/convert.h"
 
 namespace wilson {
@@ -74,7 +77,7 @@ WILSON_INLINE void pixel_offsets(const AnyMap& view, int64_t first, int64_t coun
   }
 }
 
-// `count` pixels of class c of image b from `first` on, whose pixels lie side by side. The copy's other columns are 0.
+// Copies `count` pixels of class c of image b from `first` on, where pixels lie side by side. The other columns get 0.
 template <class acc>
 WILSON_INLINE void copy_row(const AnyMap& map, int64_t b, int64_t c, int64_t first, int64_t count, Row<acc>* copy) {
   with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
@@ -89,7 +92,7 @@ WILSON_INLINE void copy_row(const AnyMap& map, int64_t b, int64_t c, int64_t fir
   });
 }
 
-// The same of all classes, a row of `copy` for each, when the pixels of a class lie apart.
+// The same for all classes, a row of `copy` for each, where the pixels of a class lie apart.
 template <class acc>
 WILSON_INLINE void copy_strided(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
   with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
@@ -104,7 +107,7 @@ WILSON_INLINE void copy_strided(const AnyMap& map, int64_t b, int64_t first, int
   for (int64_t c = 0; c < map.classes; ++c) std::fill(copy[c].value + count, copy[c].value + kTile, acc(0));
 }
 
-// A tile that is gone through more than once: where it is, or a copy, `copy` having a row for each class.
+// A tile that a kernel reads more than once: where it is, or in `copy`, which has a row for each class.
 template <class acc>
 WILSON_INLINE Tile<const acc> read_tile(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
   if (direct<acc>(map, count)) return {map.image<const acc>(b) + first, map.class_stride};
@@ -117,8 +120,8 @@ WILSON_INLINE Tile<const acc> read_tile(const AnyMap& map, int64_t b, int64_t fi
   return {rows.data, rows.stride};
 }
 
-// A tile that is gone through once, row by row: a row is good until the next is asked for. Converting row by row keeps
-// the copy in the nearest cache.
+// A tile that a kernel reads once, row by row: a row is good until the kernel asks for the next. Converting row by row
+// keeps the copy in the nearest cache.
 template <class acc>
 class TileReader {
  public:
@@ -141,8 +144,9 @@ class TileReader {
   bool direct_;
 };
 
-// A tile to be written: rows are filled one after the other, each followed by `row_done`, all by `done`. `copy` has a
-// row for each class; filling a row leaves the later ones alone, so that they may hold what is still needed.
+// A tile that a kernel writes: it fills the rows one after the other and calls `row_done` after each, `done` at the
+// end. `copy` has a row for each class. Filling a row leaves the later ones alone, so they may hold what is still
+// needed.
 template <class acc>
 class TileWriter {
  public:
@@ -151,7 +155,7 @@ class TileWriter {
     if (direct_) {
       rows_ = {map.image<acc>(b) + first, map.class_stride};
     } else if (map.unit_stride()) {
-      rows_.stride = 0;  // converted as soon as it is filled: the next takes its place in the nearest cache
+      rows_.stride = 0;  // row_done converts a row at once, so all rows can share one place in the nearest cache
     }
   }
 
@@ -246,9 +250,9 @@ T read_scalar(const Tensor& tensor) {
   return value;
 }
 
-// Labels, to be read a run of pixels at a time.
+// Labels that are read a run of pixels at a time.
 struct LabelMap : LabelView {
-  // The labels of `count` pixels from (row, column) on, running on into the next rows; -1 for those that are no class.
+  // The classes of `count` pixels from (row, column) on, through the next rows; -1 where the label is no class.
   WILSON_INLINE void read(int64_t b, int64_t row, int64_t column, int64_t count, int32_t* label) const {
     with_label_type_of(dtype, [&](auto type) __attribute__((always_inline)) {
       const auto* image = static_cast<const decltype(type)*>(data) + b * batch_stride;
@@ -269,16 +273,6 @@ struct LabelMap : LabelView {
 
 inline LabelMap label_map(const Tensor& labels, int64_t classes, int64_t ignore_index) {
   return {label_view(labels, classes, ignore_index)};
-}
-
-// Calls body with the accumulation type: double if any of the tensors is, else float.
-template <class Body, class... Tensors>
-void with_acc_of(Body body, const Tensors&... tensors) {
-  if (((tensors.scalar_type() == ScalarType::Double) || ...)) {
-    body(double());
-  } else {
-    body(float());
-  }
 }
 
 }  // namespace wilson

@@ -1,9 +1,10 @@
-// How high a score must be for its class to claim the pixel: above max(ratio * peak of the class in the image, floor).
+// Which scores are confident: those above max(ratio * peak of the class in the image, floor) (published code of arXiv
+// 2112.01882).
 #pragma once
 
 #include <cstdint>
 
-#include "compiler.h"
+#include "math/compiler.h"
 
 namespace wilson {
 

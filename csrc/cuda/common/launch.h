@@ -1,0 +1,65 @@
+// How many blocks, threads and bytes of shared memory the CUDA kernels are launched with, and on which stream.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <algorithm>
+
+#include "cuda/common/tiles.h"
+
+namespace wilson {
+
+constexpr int kMaxWarps = 16;
+// Classes of a warp, until a block has all its warps. Few, as a warp loads its classes one after the other; but not
+// one, as each further warp costs all others a step when they join what they found.
+constexpr int kWarpClasses = 4;
+// Shared memory for the scores of a tile. 128 classes take 64 KiB, more than the 48 that every kernel may have; every
+// GPU since sm_80 has 96.
+constexpr size_t kMaxSharedBytes = 96 * 1024;
+constexpr size_t kFreeSharedBytes = 48 * 1024;
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+struct Launch {
+  int64_t tiles;  // of an image
+  dim3 threads;
+  size_t exchange_bytes;  // shared memory of across_warps
+};
+
+// Shared memory of a kernel that keeps the scores of its tile.
+struct Room {
+  int offset;    // of the scores, negative if they have no room
+  size_t bytes;  // of all
+};
+
+// taken: the bytes that the kernel needs besides.
+template <class Moves>
+Room room_for(size_t taken, int64_t classes) {
+  const size_t offset = (taken + 15) / 16 * 16, bytes = offset + Scores<Moves>::bytes(classes);
+  return bytes <= kMaxSharedBytes ? Room{static_cast<int>(offset), bytes} : Room{-1, taken};
+}
+
+template <class Moves>
+Launch launch_for(int64_t pixels, int64_t classes) {
+  const int64_t tile = Moves::n * kLanes;
+  const int warps = std::min<int64_t>(kMaxWarps, (classes + kWarpClasses - 1) / kWarpClasses);
+  return {(pixels + tile - 1) / tile, dim3(kLanes, warps), warps * tile * sizeof(typename Moves::acc)};
+}
+
+// Lets a kernel have `bytes` of shared memory.
+template <class Kernel>
+void allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= kFreeSharedBytes) return;
+  STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
+}  // namespace wilson

@@ -1,0 +1,35 @@
+// Pseudo-labels and their merge with the old model's output (arXiv 2112.01882, Eq. 5 and 6). With m the softmax of the
+// localizer's scores times the image-level labels, h = 1 where m is largest, omega the old model's sigmoid:
+//   q = alpha h + (1 - alpha) m
+//   target: min(omega_0, q_0) of the background, omega_c of another old class, q_c of a new one
+// The background may be a mean instead: (1 - b) omega_0 + b q_0 with a background weight b.
+#pragma once
+
+#include <optional>
+
+#include "math/compiler.h"
+
+namespace wilson {
+
+// q, given its soft part (1 - alpha) m.
+template <class acc>
+WILSON_HOST_DEVICE acc pseudo_label(acc soft, bool hard, acc alpha) {
+  return soft + (hard ? alpha : acc(0));
+}
+
+template <class acc>
+struct BackgroundMerge {
+  bool minimum;
+  acc background_weight;  // of the localizer, where it is not the minimum
+
+  explicit BackgroundMerge(std::optional<double> weight)
+      : minimum(!weight), background_weight(static_cast<acc>(weight.value_or(0))) {}
+
+  // The target of the background.
+  WILSON_HOST_DEVICE acc of(acc omega, acc q) const {
+    if (minimum) return omega < q ? omega : q;
+    return (acc(1) - background_weight) * omega + background_weight * q;
+  }
+};
+
+}  // namespace wilson
