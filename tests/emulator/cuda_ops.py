@@ -133,4 +133,5 @@ def _built(source: Path, arch: int) -> Path:
 
 def _torch_target() -> str:
     """The oldest torch that the binaries load in, as CMakeLists.txt has it."""
-    return re.search(r"set\(WILSON_TORCH_TARGET (\w+)\)", (ROOT / "CMakeLists.txt").read_text())[1]
+    (target,) = re.findall(r"set\(WILSON_TORCH_TARGET (\w+)\)", (ROOT / "CMakeLists.txt").read_text())
+    return target
