@@ -26,7 +26,7 @@ NAMES = [*OPS, PAIR]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def confident_and_balanced(module):  # type: ignore[no-untyped-def]
+def confident_and_balanced(module):
     def function(scores: Tensor, refined: Tensor, image_labels: Tensor) -> Tensor:
         labels, counts = module.confident_labels(refined, image_labels, **cases.EXACT_THRESHOLDS)
         return module.balanced_cross_entropy(scores, labels, counts, image_labels)
@@ -34,7 +34,7 @@ def confident_and_balanced(module):  # type: ignore[no-untyped-def]
     return function
 
 
-def function_of(op: str, module):  # type: ignore[no-untyped-def]
+def function_of(op: str, module):
     return confident_and_balanced(module) if op == PAIR else getattr(module, op)
 
 

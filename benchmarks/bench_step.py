@@ -28,14 +28,15 @@ class CountOps(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket.__name__ not in VIEWS:
             self.count += 1
         return func(*args, **(kwargs or {}))
 
 
-def losses(module, scores: Tensor, logits: Tensor, features: Tensor, constants: tuple[Tensor, ...]) -> Tensor:  # type: ignore[no-untyped-def]
+def losses(module, variables: tuple[Tensor, ...], constants: tuple[Tensor, ...]) -> Tensor:
     """CLS + LOC + ENC + SEG + SSS, as in `wilson.methods`, on tensors at hand."""
+    scores, logits, features = variables
     frozen_scores, old_logits, old_features, image, labels = constants
     old = old_logits.shape[1]
     pooled = module.ngwp_focal_pool(scores)
@@ -48,16 +49,15 @@ def losses(module, scores: Tensor, logits: Tensor, features: Tensor, constants: 
     return loss + module.balanced_cross_entropy(scores, pixels, counts, labels)
 
 
-def step(module, grid: str):  # type: ignore[no-untyped-def]
+def step(module, grid: str):
     """A call without arguments: forward and backward of all losses."""
     draw = cases.Draw(f"step{grid}", GRIDS[grid], torch.float32)
-    variables = [draw.scores(), draw.scores(), draw.scores(64)]
     constants = (draw.scores(), draw.old_logits(), draw.scores(64), draw.image(), draw.image_labels().float())
-    variables = [v.requires_grad_() for v in measure.to_device(tuple(variables))]
+    variables = measure.to_device((draw.scores(), draw.scores(), draw.scores(64)))
     constants = measure.to_device(constants)
 
     def call() -> tuple[Tensor, ...]:
-        grads = torch.autograd.grad(losses(module, *variables, constants), variables)
+        grads = torch.autograd.grad(losses(module, variables, constants), variables)
         measure.finish()
         return grads
 

@@ -49,7 +49,7 @@ class Sweep:
         return self.seconds / self.elements
 
 
-def call_of(op: str, shape: cases.Shape):  # type: ignore[no-untyped-def]
+def call_of(op: str, shape: cases.Shape):
     case = cases.case(op, "sweep", shape, torch.float32)
     return measure.forward_and_backward(
         getattr(ops, op), measure.to_device(case.args), case.kwargs, case.differentiable

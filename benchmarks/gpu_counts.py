@@ -42,7 +42,7 @@ def cuda_registers(library: Path) -> tuple[list[str], list[list[Any]]]:
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    command = [tool, "--dump-resource-usage", library]
+    command: list[str | Path] = [tool, "--dump-resource-usage", library]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     most: dict[tuple[str, str], tuple[int, int]] = {}
     arch = kernel = ""

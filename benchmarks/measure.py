@@ -29,12 +29,12 @@ def forward_and_backward(function: Callable[..., Any], args: tuple[Any, ...], kw
     """A call without arguments that leaves nothing running."""
     if not grad:
 
-        def call() -> Any:
+        def forward() -> Any:
             result = function(*args, **kwargs)
             finish()
             return result
 
-        return call
+        return forward
     first = args[0].detach().requires_grad_()
     weights = torch.ones_like(function(first, *args[1:], **kwargs))
 

@@ -64,9 +64,8 @@ def benchmarks(folder: Path, grid: str) -> dict[tuple[str, ...], dict]:
     for record in json.loads((folder / f"{grid}.json").read_text())["benchmarks"]:
         params = record["params"] or {}
         test = record["name"].split("[")[0]
-        found[(test, *(str(params[key]) for key in ("op", "dtype", "implementation", "axis") if key in params))] = (
-            record
-        )
+        key = (test, *(str(params[key]) for key in ("op", "dtype", "implementation", "axis") if key in params))
+        found[key] = record
     return found
 
 

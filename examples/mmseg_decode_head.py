@@ -89,7 +89,7 @@ class SmallLogitsHead(nn.Module):
         """Logits (B, C, H, W), mask (B, 1, H', W') as mmsegmentation stacks them."""
         label = seg_label.squeeze(1)
         with torch.no_grad():
-            right = ops.upsampled_argmax(seg_logits, tuple(label.shape[1:])) == label
+            right = ops.upsampled_argmax(seg_logits, (label.shape[1], label.shape[2])) == label
         return {
             self.loss_decode.loss_name: self.loss_decode(seg_logits, label, ignore_index=self.ignore_index),
             "acc_seg": 100 * right[label != self.ignore_index].float().mean(),

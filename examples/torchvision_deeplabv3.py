@@ -6,9 +6,9 @@ an image-level loss by `ngwp_focal_pool` for images of which only the classes ar
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.segmentation import deeplabv3_resnet50
+from torchvision.models.segmentation import DeepLabV3, deeplabv3_resnet50
 
 from examples.compare import compare
 from wilson import ops
@@ -16,12 +16,12 @@ from wilson import ops
 CLASSES = 5  # background first
 
 
-def forward(model: nn.Module, image: Tensor) -> Tensor:
+def forward(model: DeepLabV3, image: Tensor) -> Tensor:
     """Logits at feature resolution: what torchvision's own forward would upsample to the image's size."""
     return model.classifier(model.backbone(image)["out"])
 
 
-def training_step(model: nn.Module, image: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
+def training_step(model: DeepLabV3, image: Tensor, mask: Tensor | None, labels: Tensor) -> Tensor:
     """Dense masks where there are any, else image-level labels (B, CLASSES - 1)."""
     logits = forward(model, image)
     if mask is not None:
@@ -59,7 +59,7 @@ def main(iterations: int = 20, batch: int = 4, size: int = 64) -> list[float]:
         print(f"iteration {iteration}, {'masks' if iteration % 2 == 0 else 'labels'}: loss {loss.item():.3f}")
     model.eval()
     with torch.no_grad():
-        classes = ops.upsampled_argmax(forward(model, image), tuple(image.shape[2:]))
+        classes = ops.upsampled_argmax(forward(model, image), (image.shape[2], image.shape[3]))
     print("predicted classes:", classes.unique().tolist())
     compare_losses(size=256)
     return losses

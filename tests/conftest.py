@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def _same_numbers() -> None:
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
 
-    def local_only(self: socket.socket, address: object) -> None:
+    def local_only(self: socket.socket, address: Any) -> None:
         if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
             raise RuntimeError(f"a test tried to reach the network: {address}")
         connect(self, address)

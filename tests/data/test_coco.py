@@ -20,6 +20,7 @@ from wilson.data.opening import open_source
 from wilson.data.sources.base import class_sets
 from wilson.data.sources.views import Chosen
 from wilson.data.tasks import Task, select
+from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.methods import METHODS, Plop, Settings
 from wilson.models import build_segmenter
@@ -73,7 +74,7 @@ def test_training_leaves_crowds_out_and_vocs_void_not(tmp_path: Path) -> None:
     instances = open_source(write_instances(tmp_path / "coco", "train2017", {"a.jpg": [crowd]}), "train2017")
     voc = open_source(write_voc(tmp_path / "voc", {"a": mask_of(1, 255)}), "train")
     config = replace(Config(), data=replace(DataConfig(), crop=8))
-    normal = ((0.0,) * 3, (1.0,) * 3)
+    normal = Normalization((0.0,) * 3, (1.0,) * 3)
     for source, expected in ((Chosen(instances, [0]), {0, 255}), (voc, {0, 1})):
         task = Task.parse("1/2", source.classes)
         experiment = Experiment(config, task, source, source, None, source, None, torch.device("cpu"), normal)

@@ -208,7 +208,11 @@ def test_order_without_negatives_is_as_it_was() -> None:
 def test_negatives_have_no_labels_and_numbers_of_their_own(source: VOCFolder, tmp_path: Path) -> None:
     for name in "xy":
         write_image(tmp_path / "negatives" / f"{name}.jpg", torch.arange(60 * 50 * 3).view(60, 50, 3) % 251)
-    options = {"dense": False, "transform": TRAIN, "negatives": open_negatives(tmp_path / "negatives", CLASSES)}
+    options: dict[str, Any] = {
+        "dense": False,
+        "transform": TRAIN,
+        "negatives": open_negatives(tmp_path / "negatives", CLASSES),
+    }
     dataset = step_dataset(source, [1, 2], negative_share=0.5, **options)
     assert len(dataset) == 2, "the step's own images"
     sampler = dataset.sampler(2)

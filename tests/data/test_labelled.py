@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.data_sets import CLASSES, write_image, write_text
-from wilson.data.sources.base import class_sets
+from wilson.data.sources.base import ImageSource, class_sets
 from wilson.data.sources.labelled import Labelled, open_labelled, open_negatives
 from wilson.data.sources.saliency import Saliency
 from wilson.errors import UserError
@@ -33,7 +33,8 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         "bee/1.jpg": {2}, "bee/more/2.PNG": {2}, "5/1.jpg": {5}, "background/3.jpg": set(),
     }  # fmt: skip
     assert source.image(0).size == (6, 4)
-    assert source.mask(0) is None and not source.has_mask(0)
+    masks: ImageSource = source
+    assert masks.mask(0) is None and not masks.has_mask(0)
 
 
 def test_csv_with_a_row_for_each_class(tmp_path: Path) -> None:

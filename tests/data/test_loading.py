@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -47,7 +49,7 @@ def test_a_known_colour() -> None:
 def test_tensors_go_to_the_device_and_names_stay_behind() -> None:
     (loaded,) = DataLoader(synthetic(3), batch_size=3)
     assert loaded["image"].dtype == torch.uint8 and loaded["name"]
-    batch = to_batch(loaded, torch.device("meta"), NORMALIZATION)
+    batch: dict[str, Any] = {**to_batch(loaded, torch.device("meta"), NORMALIZATION)}
     assert set(batch) == {"image", "rgb", "labels", "mask"}
     assert {tensor.device.type for tensor in batch.values()} == {"meta"}
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)

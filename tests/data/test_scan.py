@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL.Image import Image
 
 from tests.support.data_sets import box, files_under, mask_of, write_image, write_instances, write_voc
 from wilson.data import scan as scanning
@@ -31,7 +32,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The masks that are decoded from here on."""
     decoded: list[Path] = []
     read = scanning.read_mask
-    monkeypatch.setattr(scanning, "read_mask", lambda path: (decoded.append(path), read(path))[1])
+
+    def noted(path: Path) -> Image:
+        decoded.append(path)
+        return read(path)
+
+    monkeypatch.setattr(scanning, "read_mask", noted)
     return decoded
 
 

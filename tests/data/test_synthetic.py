@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +170,6 @@ def test_opened_shares() -> None:
         ({"seed": -1}, "seed: expected at least 0, got -1"),
     ],
 )
-def test_arguments_out_of_range_are_refused(arguments: dict[str, object], expected: str) -> None:
+def test_arguments_out_of_range_are_refused(arguments: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         Synthetic(**{"split": "val", "images": 1, **arguments})

@@ -25,6 +25,7 @@ def test_training_crop_cuts_image_and_mask_alike() -> None:
     offsets, flips, areas = [], 0, []
     for _ in range(200):
         pixels, ids = transform(image, mask)
+        assert ids is not None
         x, y = (pixels[:2] / 3).unbind()
         assert (x - ids).abs().max() <= 0.5 + 0.2, "nearest and bilinear differ by half a pixel, and rounding to 1/3"
         offsets.append((x - ids).mean())
@@ -42,7 +43,7 @@ def test_evaluation_resizes_the_short_side_and_takes_the_centre() -> None:
     image, mask = gradients(80, 40)
     pixels, ids = CentreCrop(20)(image, mask)
     assert pixels.shape == (3, 20, 20)
-    assert ids.shape == (20, 20)
+    assert ids is not None and ids.shape == (20, 20)
     x, y = (pixels[:2] / 3).unbind()
     assert x[0, 0] == pytest.approx(20.5, abs=0.7)
     assert x[0, -1] == pytest.approx(58.5, abs=0.7)
@@ -54,7 +55,7 @@ def test_whole_images_are_resized_and_their_masks_are_not() -> None:
     image, mask = gradients(80, 40)
     pixels, ids = WholeImage(20)(image, mask)
     assert pixels.shape == (3, 20, 40)
-    assert torch.equal(ids, torch.arange(80, dtype=torch.uint8).expand(40, 80))
+    assert ids is not None and torch.equal(ids, torch.arange(80, dtype=torch.uint8).expand(40, 80))
     x, y = (pixels[:2] / 3).unbind()
     assert (x - ids[::2, ::2] - 0.5).abs().max() <= 0.7
     assert y[-1, 0] - y[0, 0] == pytest.approx(38, abs=0.7)

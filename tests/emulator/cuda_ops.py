@@ -134,5 +134,6 @@ def _built(source: Path, arch: int) -> Path:
 
 
 def _torch_target() -> str:
-    """The oldest torch that the binaries load in, as CMakeLists.txt has it."""
-    return re.search(r"set\(WILSON_TORCH_TARGET (\w+)\)", (ROOT / "CMakeLists.txt").read_text())[1]
+    """The oldest torch that the binaries load in, as pyproject.toml has it, in the form of torch's headers."""
+    ((major, minor),) = re.findall(r"torch>=(\d+)\.(\d+)", (ROOT / "pyproject.toml").read_text())
+    return hex(int(major) << 56 | int(minor) << 48)

@@ -98,8 +98,8 @@ class Launch:
     """
 
     name: str
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
     instructions: int  # each for a warp
     load_bytes: int
     store_bytes: int

@@ -120,6 +120,7 @@ class Operands:
     def _address(self, operand: str) -> tuple[str, int, int]:
         """The space that a symbol names (or nothing), the slot of the address, and the offset."""
         match = re.match(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+))?\s*\]$", operand)
+        assert match is not None, operand
         base, offset = match[1], int(match[2] or "0", 0)
         if base in self.registers.widths:
             return "", self.read(base, "b64"), offset

@@ -55,7 +55,7 @@ def faults(*args, **kwargs) -> list[Fault]:
 
 
 def line_of(error: KernelError, text: str) -> str:
-    number = int(re.search(r"PTX line (\d+)", str(error))[1])
+    number = int(re.findall(r"PTX line (\d+)", str(error))[0])
     return text.splitlines()[number - 1]
 
 

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from numpy.typing import DTypeLike
 
 from tests.emulator import build, ptx
 from tests.emulator.snippet import compute
@@ -43,7 +44,7 @@ def exact(*values: np.ndarray) -> list[list[int]]:
     return [[int(v) for v in array] for array in values]
 
 
-def wrapped(values: list[int], dtype: type) -> np.ndarray:
+def wrapped(values: list[int], dtype: DTypeLike) -> np.ndarray:
     bits = 8 * np.dtype(dtype).itemsize
     return np.array([v & (2**bits - 1) for v in values], f"u{bits // 8}").view(dtype)
 

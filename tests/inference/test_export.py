@@ -75,7 +75,7 @@ def test_an_export_that_computes_something_else_is_refused(model, tmp_path, monk
     monkeypatch.setattr(export, "trace", lambda *_: None)
     monkeypatch.setattr(export, "_program", lambda *_: b"")
     shifted = Checkpoint(model).model()
-    torch.nn.init.zeros_(shifted.classifiers[0].weight)
+    torch.nn.init.zeros_(shifted.get_parameter("classifiers.0.weight"))
     wrong = Exported(Description.of(Checkpoint(model)), lambda images: shifted(images).logits)
     monkeypatch.setattr(Exported, "parse", lambda *_: wrong)
     assert main(["export", str(model), "--out", str(tmp_path / "a.pt2")]) == 2

@@ -25,7 +25,7 @@ def parts():
     torch.manual_seed(0)
     old = build_segmenter("small_resnet", 4, "none", 8, [OLD], SIDE, (1, 2, 3))
     with torch.no_grad():
-        old.classifiers[0].weight *= 1000  # so that its entropy varies
+        old.get_parameter("classifiers.0.weight").mul_(1000)  # so that its entropy varies
     model = old.extended(NEW)
     mask = torch.randint(0, NEW + 1, (3, SIDE, SIDE))
     return model, old, {"image": torch.randn(3, 3, SIDE, SIDE), "mask": torch.where(mask > 0, mask + OLD - 1, 0)}
@@ -129,7 +129,7 @@ def test_plop_thresholds_are_the_medians_of_the_entropy(parts):
     _, old, batch = parts
     method = build("plop", parts)
     method.prepare([batch, {**batch, "image": batch["image"].flip(3), "mask": batch["mask"].flip(2)}])
-    entropies = [[] for _ in range(OLD)]
+    entropies: list[list[torch.Tensor]] = [[] for _ in range(OLD)]
     for image, mask in ((batch["image"], batch["mask"]), (batch["image"].flip(3), batch["mask"].flip(2))):
         classes, entropy = guess(up(old(image).logits))
         for c in range(OLD):
@@ -152,12 +152,13 @@ def test_plop_terms(parts):
     for before, after in zip(old.backbone, model.backbone, strict=True):
         x, y = after(x), before(y)
         if type(after).__name__ == "ResidualBlock":
-            new_stages.append(x), old_stages.append(y)
+            new_stages.append(x)
+            old_stages.append(y)
     logits, was = model(batch["image"]).logits, old(batch["image"]).logits
     folded = torch.cat([logits[:, :1] + logits[:, OLD:].sum(1, True), logits[:, 1:OLD]], 1)
 
     def pooled(a, b, factor):  # an independent way: means by pooling with windows
-        total = 0
+        total = torch.zeros(len(a))
         for s in (1, 2, 4):
             side = a.shape[2] // s
             for window in ((1, side), (side, 1)):

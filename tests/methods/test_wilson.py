@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -77,8 +77,10 @@ def test_terms_switch_off_and_scale(parts, term):
     for module in (model, localizer):
         module.eval()  # equal statistics in every call
     full = build(Wilson, parts)(batch, 0)
-    doubled = build(Wilson, parts, replace(LossConfig(), **{term: 2.0}))(batch, 0)
-    without = build(Wilson, parts, replace(LossConfig(), **{term: 0.0}))(batch, 0)
+    twice: dict[str, Any] = {term: 2.0}
+    never: dict[str, Any] = {term: 0.0}
+    doubled = build(Wilson, parts, LossConfig(**twice))(batch, 0)
+    without = build(Wilson, parts, LossConfig(**never))(batch, 0)
     assert set(full) - set(without) == {term}
     torch.testing.assert_close(doubled[term], 2 * full[term])
 

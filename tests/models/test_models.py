@@ -72,7 +72,9 @@ def test_weights_from_a_local_file(tmp_path):
     torch.save(full.state_dict(), tmp_path / "w.pth")
     for file in ("w.safetensors", "w.pth"):
         backbone = build_backbone("resnet18", 16, str(tmp_path / file))
-        assert torch.equal(backbone.body.layer4[1].conv2.weight, full.layer4[1].conv2.weight)
+        assert torch.equal(
+            backbone.get_parameter("body.layer4.1.conv2.weight"), full.get_parameter("layer4.1.conv2.weight")
+        )
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

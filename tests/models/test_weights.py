@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def same_forward(ours, theirs, image):
     """In eval and in train mode, in float64: rounding aside, the very same function."""
     ours, theirs = deepcopy(ours).double(), deepcopy(theirs).double()  # training moves the statistics
     for mode in (False, True):
-        actual, expected = [], []
+        actual: list[torch.Tensor] = []
+        expected: list[torch.Tensor] = []
         for network, results in ((ours, actual), (theirs, expected)):
             torch.manual_seed(0)  # dropout
             results.append(network.train(mode)(image.double()))
@@ -220,7 +222,7 @@ def refusal(file, out, **options):
 
 def test_every_key_that_does_not_fit_is_named(tmp_path, capsys):
     network = published_resnet()
-    state = data_parallel(network)
+    state: dict[str, Any] = data_parallel(network)
     for key in ("module.mod2.block1.convs.bn1.weight", "module.mod5.block2.convs.conv3.weight"):
         del state[key]
     state["module.mod6.weight"], state["module.extra"] = torch.zeros(2), 3

@@ -19,7 +19,7 @@ IMAGE = torch.zeros(2, 3, 4, 4)
 
 REFUSED = [
     (TypeError, "scores must be float64", lambda: ops.ngwp_focal_pool(Z.long())),
-    (TypeError, "scores must be a tensor, got list", lambda: ops.ngwp_focal_pool([1.0])),
+    (TypeError, "scores must be a tensor, got list", lambda: ops.ngwp_focal_pool([1.0])),  # type: ignore[arg-type]
     (ValueError, r"scores must be \(B, C, H, W\), got shape \(5, 4, 4\)", lambda: ops.ngwp_focal_pool(Z[0])),
     (ValueError, "empty in its batch only", lambda: ops.ngwp_focal_pool(Z[:, :0])),
     (ValueError, "empty in its batch only", lambda: ops.ngwp_focal_pool(Z[:, :, :0])),

@@ -35,7 +35,8 @@ def test_writes_the_whole_of_its_outputs(op, name):
     """New tensors come filled with NaN (integers with their largest value) while the op runs."""
     torch.use_deterministic_algorithms(True)
     try:
-        assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan().all()
+        filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        assert filled and torch.empty(1).isnan().all()
         assert_agrees(of(op, torch.float32, name), getattr(ops, op))
     finally:
         torch.use_deterministic_algorithms(False)
@@ -251,7 +252,8 @@ def test_mixed_dtypes_compute_in_the_widest():
     loss = ops.localization_prior_loss(z, torch.randn(2, 3, 4, 4, dtype=torch.float64))
     assert loss.dtype == torch.float64
     loss.backward()
-    assert z.grad.dtype == torch.bfloat16 and z.grad[:, :3].abs().sum() > 0 and z.grad[:, 3:].abs().sum() == 0
+    assert z.grad is not None and z.grad.dtype == torch.bfloat16
+    assert z.grad[:, :3].abs().sum() > 0 and z.grad[:, 3:].abs().sum() == 0
 
 
 def test_empty_batches_are_zero():

@@ -11,7 +11,9 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import setuptools
@@ -48,11 +50,11 @@ print(json.dumps({
 """
 
 
-def run(command: list[object], folder: Path, **switches: str) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[object], folder: Path, **switches: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in SWITCHES}
     environment.update(switches)
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.run(list(map(str, command)), cwd=folder, env=environment, **output)
+    out, err = subprocess.PIPE, subprocess.STDOUT
+    return subprocess.run(list(map(str, command)), cwd=folder, env=environment, stdout=out, stderr=err, text=True)
 
 
 def pip(*arguments: object, folder: Path, python: object = sys.executable, **switches: str) -> str:
@@ -83,7 +85,7 @@ def fresh_environment(folder: Path) -> Path:
     return python
 
 
-def try_op(python: Path, folder: Path) -> dict[str, object]:
+def try_op(python: Path, folder: Path) -> dict[str, Any]:
     done = run([python, "-c", TRY_OP], folder)
     assert done.returncode == 0, done.stdout
     return json.loads(done.stdout.splitlines()[-1])

@@ -55,6 +55,7 @@ def test_panels_read_back_as_written(tmp_path):
     found = panels.read(tmp_path)
     assert [panel.name for panel in found.panels] == ["image <0>", "image <1>", "image <2>"]
     panel = found.panels[1]
+    assert panel.truth and panel.image and panel.localizer and panel.pseudo_label
     truth = Image.open(panel.truth)
     assert truth.mode == "P"
     assert sorted(np.unique(np.asarray(truth))) == [4, 255]

@@ -59,6 +59,6 @@ def test_a_resumed_run_keeps_the_later_values(tmp_path):
         for step in iterations:
             writer.add_scalar("loss/total", value, step)
         writer.close()
-    iterations, values = read(run).steps[0].curves["loss/total"]
-    assert iterations == list(range(12))
+    found, values = read(run).steps[0].curves["loss/total"]
+    assert found == list(range(12))
     assert values == [1.0] * 5 + [2.0] * 7

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ TINY = tiny_runs.options(tiny_runs.QUICK)
 
 
 def configured(*options: str) -> Config:
-    return parse(["run", *TINY, *options]).config
+    command: Any = parse(["run", *TINY, *options])
+    return command.config
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +104,9 @@ def test_images_of_ones_own_without_a_class_are_negatives(exported: Path, tmp_pa
     experiment = Experiment.open(configured(*labels))
     check_single_class(experiment, [0, 1])
     step = experiment.training_set(1)
-    rows = [step[key] for key in step.sampler(8)]
-    assert [row["labels"][-1].item() for row in rows] == [1] * 6 + [0] * 2
-    assert {row["name"] for row in rows} == set("01234567")
+    samples = [step[key] for key in step.sampler(8)]
+    assert [sample["labels"][-1].item() for sample in samples] == [1] * 6 + [0] * 2
+    assert {sample["name"] for sample in samples} == set("01234567")
     both = Experiment.open(configured(*labels, *negatives)).negatives
     assert both is not None and len(both.names) == 2 + len(list((exported / "negatives" / "JPEGImages").iterdir()))
 
@@ -244,7 +246,7 @@ def test_bench_does_not_count_what_workers_loaded_before_its_clock() -> None:
                 self.taken += 1
                 yield
 
-    loader = Loader()
+    loader: Any = Loader()
     assert 0 < images_per_second(loader, 4, 0.2) < 4 / 0.02
     assert loader.restarts > 1
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from wilson.training.state import TrainingState
 
 # 24 and 18 images in batches of 8, for 2 processes 4 + 4 and for 3 of them 2 + 3 + 3: 21 and 20 iterations. At higher
 # rates a rounding error that flips the sign before a leaky ReLU grows by orders of magnitude within a few iterations.
-RATES = {"lr_encoder": 1e-4, "lr_head": 1e-4}
+RATES: dict[str, Any] = {"lr_encoder": 1e-4, "lr_head": 1e-4}
 CONFIG = replace(
     TINY,
     base=replace(TINY.base, epochs=7, **RATES),
@@ -156,7 +157,7 @@ def normalized(count):
     x, weight = torch.randn(7, 5, 3, 4, dtype=torch.float64) + 100, torch.randn(7, 5, 3, 4, dtype=torch.float64)
     with distributed.session(torch.device("cpu")):
         norm = nn.Sequential(nn.BatchNorm2d(5))
-        nn.init.normal_(norm[0].weight)
+        nn.init.normal_(norm.get_parameter("0.weight"))
         if count > 1:
             synchronize(norm, torch.device("cpu"))
             assert type(norm[0]) is GlobalBatchNorm
@@ -165,7 +166,9 @@ def normalized(count):
         mine = x[part].clone().requires_grad_()
         y = norm(mine)
         (y * weight[part]).sum().backward()
-        scale = distributed.total(norm[0].weight.grad)
+        scale = norm.get_parameter("0.weight").grad
+        assert scale is not None and mine.grad is not None
+        scale = distributed.total(scale)
         state = {name: tensor.numpy() for name, tensor in norm.state_dict().items()}
         return y.detach().numpy(), mine.grad.numpy(), scale.numpy(), state
 
@@ -193,7 +196,8 @@ def weighted_loss(count):
     with distributed.session(torch.device("cpu")):
         part = distributed.part(7, count, distributed.rank())
         mine = logits[part].clone().requires_grad_()
-        loss = WeaklySupervised.pseudo_label_loss(None, mine, scores[part], old[part], labels[part], alpha=0.5)
+        method: Any = None  # whose weights the loss does not need
+        loss = WeaklySupervised.pseudo_label_loss(method, mine, scores[part], old[part], labels[part], alpha=0.5)
         share = len(mine) / 7
         (share * loss).backward()
         return distributed.total(share * loss.detach()).item(), mine.grad.numpy()

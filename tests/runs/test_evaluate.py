@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from wilson.checkpoint import Checkpoint
 from wilson.cli import main
 from wilson.config import DEMO
 from wilson.config.masks import VOID
+from wilson.data.loading import Batch
 from wilson.data.tasks import Task
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint, evaluate_step
@@ -24,10 +27,10 @@ from wilson.evaluation.metrics import confusion_matrices, scalars, scores, summa
 from wilson.evaluation.segment import localize, segment
 from wilson.inference.predict import Predictor
 from wilson.methods import Finetune, Settings, Supervised
-from wilson.models import Prediction, build_segmenter
+from wilson.models import Prediction, SegmentationModel, build_segmenter
 
 
-class Convolution(torch.nn.Module):
+class Convolution(SegmentationModel):
     """A model that tells left from right and near from far: 4 classes at half the image's size."""
 
     def __init__(self):
@@ -39,7 +42,7 @@ class Convolution(torch.nn.Module):
 
 
 def straightforward(model, image, size, views):
-    total = 0
+    total = torch.zeros(())
     for scale, mirror in views:
         seen = F.interpolate(image, scale_factor=scale, mode="bilinear", antialias=True) if scale != 1 else image
         logits = model(torch.flip(seen, [3]) if mirror else seen).logits
@@ -77,7 +80,7 @@ def test_with_flip_the_mirrored_image_has_the_mirrored_classes():
 
 
 def test_the_confusion_matrix_counts_each_pixel_once_and_leaves_the_mode():
-    class Fixed(torch.nn.Module):
+    class Fixed(SegmentationModel):
         def __init__(self):
             super().__init__()
             self.place = torch.nn.Parameter(torch.zeros(()))  # tells the device
@@ -88,7 +91,7 @@ def test_the_confusion_matrix_counts_each_pixel_once_and_leaves_the_mode():
 
     logits = F.one_hot(torch.tensor([[[0, 1], [2, 2]], [[1, 1], [0, 2]]]), 3).permute(0, 3, 1, 2).float()
     masks = torch.tensor([[[0, 1], [1, 2]], [[VOID, 0], [0, 2]]])
-    batches = [{"image": logits[i : i + 1], "mask": masks[i : i + 1]} for i in range(2)]
+    batches: list[Batch] = [{"image": logits[i : i + 1], "mask": masks[i : i + 1]} for i in range(2)]
     model = Fixed().train()
     (matrix,) = confusion_matrices(model, batches, 3, [partial(segment, model)])
     assert matrix.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 2]]
@@ -125,7 +128,7 @@ class Seen:
 
 def test_the_localizer_may_find_all_classes_that_the_mask_shows_and_no_other():
     # one row of pixels; channels: background, old, other old, new
-    seen = Seen([[[0.1, 0.6, 0.2, 0.1], [0.1, 0.2, 0.5, 0.2], [0.2, 0.2, 0.5, 0.1], [0.4, 0.1, 0.4, 0.1]]])
+    seen: Any = Seen([[[0.1, 0.6, 0.2, 0.1], [0.1, 0.2, 0.5, 0.2], [0.2, 0.2, 0.5, 0.1], [0.4, 0.1, 0.4, 0.1]]])
     both = torch.tensor([[[1, 3, VOID, VOID]]])
     assert localize(seen, torch.zeros(1), both).tolist() == [[[1, 1, 0, 0]]]  # first of equals
     old = torch.tensor([[[2, 2, 2, 0]]])
@@ -142,15 +145,16 @@ def tiny_model(*classes):
     means, spreads = logits.mean((0, 2, 3)), logits.std((0, 2, 3))
     for number, classifier in enumerate(model.classifiers):
         own = slice(sum(classes[:number]), sum(classes[: number + 1]))
-        classifier.bias.sub_(means[own]).div_(spreads[own])
-        classifier.weight.div_(spreads[own, None, None, None])
+        classifier.get_parameter("bias").sub_(means[own]).div_(spreads[own])
+        classifier.get_parameter("weight").div_(spreads[own, None, None, None])
     return model
 
 
 def test_the_localizer_is_scored_beside_the_model():
     names = ["background", "a", "b", "c"]
-    method = Finetune(tiny_model(3, 1), tiny_model(3), Settings(localizer_channels=8)).train()
-    batches = [{"image": torch.randn(2, 3, 32, 32), "mask": torch.randint(0, 4, (2, 32, 32))}]
+    method = Finetune(tiny_model(3, 1), tiny_model(3), Settings(localizer_channels=8))
+    method.train()
+    batches: list[Batch] = [{"image": torch.randn(2, 3, 32, 32), "mask": torch.randint(0, 4, (2, 32, 32))}]
     entry, matrix = evaluate_step(method, batches, names, 3, 1)
     assert method.training and method.localizer.training
     assert matrix.sum() == 2 * 32 * 32
@@ -167,7 +171,7 @@ def test_the_localizer_is_scored_beside_the_model():
 
 
 def test_a_method_without_a_localizer_has_none_scored():
-    batches = [{"image": torch.randn(1, 3, 32, 32), "mask": torch.zeros(1, 32, 32, dtype=torch.long)}]
+    batches: list[Batch] = [{"image": torch.randn(1, 3, 32, 32), "mask": torch.zeros(1, 32, 32, dtype=torch.long)}]
     entry, _ = evaluate_step(Supervised(tiny_model(3)), batches, ["background", "a", "b"], 1, 0)
     assert "localizer" not in entry
     assert set(scalars(entry)) == {"validation/miou_all"}  # no old class, and no pixel of a new one
@@ -218,7 +222,7 @@ def test_the_command_takes_views_and_writes_figures_and_picture(trained, tmp_pat
     found = json.loads(figures.read_text())
     for other in ({}, {"whole": True}, {"scales": (0.5, 1.5), "flip": True}):
         assert found["iou"] != evaluate_checkpoint(path, None, None, "cpu", None, **other)["iou"]
-    same = {"whole": True, "scales": (0.5, 1.5), "flip": True}
+    same: dict[str, Any] = {"whole": True, "scales": (0.5, 1.5), "flip": True}
     assert found == evaluate_checkpoint(path, None, None, "cpu", None, **same)
     assert Image.open(picture).width > 300
 
@@ -226,7 +230,7 @@ def test_the_command_takes_views_and_writes_figures_and_picture(trained, tmp_pat
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),)])
 def test_scales_must_be_positive(scales):
     with pytest.raises(UserError, match="positive numbers"):
-        evaluate_checkpoint("nowhere.pt", None, None, "cpu", None, scales=scales)
+        evaluate_checkpoint(Path("nowhere.pt"), None, None, "cpu", None, scales=scales)
 
 
 def test_files_need_a_folder(trained, tmp_path):

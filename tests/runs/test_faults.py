@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from wilson.training import loop, state
 
 KILLS = 20
 OPTIONS = options(QUICK)
-STATE = {"format": checkpoint.FORMAT, "epoch": 2, "x": torch.arange(1000.0)}
+STATE: dict[str, Any] = {"format": checkpoint.FORMAT, "epoch": 2, "x": torch.arange(1000.0)}
 
 
 def names(folder):
@@ -56,6 +57,13 @@ def unharmed(processes, tmp_path_factory):
     out = tmp_path_factory.mktemp("unharmed") / "run"
     finish(processes, work, out)
     return out
+
+
+def epoch_in(step):
+    """The epoch of the state that a step would go on from."""
+    found = state.load(step)
+    assert found is not None
+    return found["epoch"]
 
 
 def finish(processes, target, *arguments, exitcode=0):
@@ -87,13 +95,13 @@ def die_while_writing(out, number, share):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    torch.save = half
+    torch.save = half  # type: ignore[assignment]
     work(out)
 
 
 def scalars(folder):
     """Every value in the logs of a step by name and iteration; a killed process and its successor may both have it."""
-    found = {}
+    found: dict[tuple[str, int], float] = {}
     for file in folder.glob("events.*"):
         for tag, points in losses(file).items():
             for step, value in points:
@@ -136,7 +144,7 @@ def test_killed_while_writing_a_checkpoint(processes, unharmed, tmp_path):
     for share in (0.0, 0.5, 0.99):
         out = tmp_path / f"run-{share}"
         finish(processes, die_while_writing, out, 2, share, exitcode=-signal.SIGKILL)
-        assert [name for name in names(out) if ".part" in name] and state.load(RunFolder(out).step(0))["epoch"] == 1
+        assert [name for name in names(out) if ".part" in name] and epoch_in(RunFolder(out).step(0)) == 1
         finish(processes, work, out)
         assert_equal_runs(out, unharmed)
 
@@ -146,9 +154,9 @@ def test_a_damaged_state_costs_an_epoch_and_nothing_else(processes, unharmed, tm
     out = tmp_path / "run"
     finish(processes, die_while_writing, out, 6, 0.5, exitcode=-signal.SIGKILL)  # 2 states, checkpoint, 3 states
     step = RunFolder(out).step(1)
-    assert state.load(step)["epoch"] == 2
+    assert epoch_in(step) == 2
     damage(step.state)
-    assert state.load(step)["epoch"] == 1
+    assert epoch_in(step) == 1
     finish(processes, work, out)
     assert_equal_runs(out, unharmed)
 
@@ -260,9 +268,9 @@ def test_damaged_state_falls_back_on_the_one_before(tmp_path, capsys):
     assert state.load(step) is None
     for epoch in (1, 2, 3):
         state.save({**STATE, "epoch": epoch}, step)
-    assert state.load(step)["epoch"] == 3 and capsys.readouterr().out == ""
+    assert epoch_in(step) == 3 and capsys.readouterr().out == ""
     damage(step.state)
-    assert state.load(step)["epoch"] == 2
+    assert epoch_in(step) == 2
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "training.pt is damaged" in said and "after epoch 2" in said
     damage(step.previous_state)

@@ -93,7 +93,8 @@ def write_instances(
     """Writes images of random pixels by file name, and their annotations as COCO's JSON of instances."""
     rng = np.random.default_rng(0)
     height, width = size
-    entries, annotations = [], []
+    entries: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, (name, instances) in enumerate(images.items(), 101):
         write_image(root / split / name, rng.integers(0, 256, (height, width, 3)))
         entries.append({"id": number, "file_name": name, "height": height, "width": width})

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 class ABN(nn.Module):
     """In-place ABN: batch-norm with the scale |weight| + 1e-5, then leaky ReLU 0.01 unless it is switched off."""
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, activation: bool = True) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
@@ -61,9 +64,10 @@ class ResNet(nn.Sequential):
     def __init__(self, blocks: Sequence[int], output_stride: int, width: int = 64) -> None:
         strides, dilations = {16: ((1, 2, 2, 1), (1, 1, 1, 2)), 8: ((1, 2, 1, 1), (1, 1, 2, 4))}[output_stride]
         stem = OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=ABN(64), pool1=nn.MaxPool2d(3, 2, 1))
-        modules, inputs = OrderedDict(mod1=nn.Sequential(stem)), 64
+        modules: OrderedDict[str, nn.Module] = OrderedDict(mod1=nn.Sequential(stem))
+        inputs = 64
         for i, count in enumerate(blocks):
-            stage = OrderedDict()
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
             for b in range(count):
                 stage[f"block{b + 1}"] = Bottleneck(inputs, width * 2**i, 1 if b else strides[i], dilations[i])
                 inputs = 4 * width * 2**i
@@ -107,11 +111,16 @@ class WideResNet(nn.Sequential):
     def __init__(self, slimmer: int = 1) -> None:
         widths = [(128, 128), (256, 256), (512, 512), (512, 1024), (512, 1024, 2048), (1024, 2048, 4096)]
         inputs = 64 // slimmer
-        modules = OrderedDict(mod1=nn.Sequential(OrderedDict(conv1=conv(3, inputs, 3))))
+        modules: OrderedDict[str, nn.Module] = OrderedDict(mod1=nn.Sequential(OrderedDict(conv1=conv(3, inputs, 3))))
         for i, (count, wide) in enumerate(zip((3, 3, 6, 3, 1, 1), widths, strict=True)):
-            slim, stage = [w // slimmer for w in wide], OrderedDict()
+            slim = [w // slimmer for w in wide]
+            stage: OrderedDict[str, nn.Module] = OrderedDict()
             for b in range(count):
-                stride, dilation, dropout = 2 if (i, b) == (2, 0) else 1, (1, 1, 1, 2, 4, 4)[i], {4: 0.3, 5: 0.5}.get(i)
+                stride, dilation, dropout = (
+                    2 if (i, b) == (2, 0) else 1,
+                    (1, 1, 1, 2, 4, 4)[i],
+                    {4: 0.3, 5: 0.5}.get(i, 0),
+                )
                 stage[f"block{b + 1}"] = IdentityBlock(inputs, slim, stride, dilation, dropout)
                 inputs = slim[-1]
             if i < 2:

@@ -21,8 +21,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open, self.references, self.images, self.tags = [], [], [], []
-        self.rows, self.text, self.bold = [], "", set()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.images: list[dict] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.rows: list[list[str]] = []
+        self.bold: set[tuple[str, str]] = set()
+        self.text = ""
         self.feed(text)
         self.close()
         assert self.open == []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wilson import checkpoint
 from wilson.checkpoint import Checkpoint
@@ -109,7 +109,8 @@ def save_tiny(path: Path, task: str = "1,2/4") -> Path:
     torch.manual_seed(3)
     model = new_model(config.model, parsed.class_counts(1), config.data.crop, "none")
     for classifier in model.classifiers:  # so that each class is predicted somewhere
-        torch.nn.init.normal_(classifier.weight, std=10)
-        torch.nn.init.zeros_(classifier.bias)
+        assert isinstance(classifier, nn.Conv2d) and classifier.bias is not None
+        nn.init.normal_(classifier.weight, std=10)
+        nn.init.zeros_(classifier.bias)
     checkpoint.save_model(model, config, parsed, 1, [], path)
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import native
@@ -32,12 +33,18 @@ def native_requirements() -> list[str]:
     native.check_machine()  # before gigabytes of torch are fetched for nothing
     missing = []
     if probe() is None:
-        missing.append("torch>=2.10")
+        missing.append(torch_requirement())
     if not _has_cmake():
         missing.append("cmake>=" + ".".join(map(str, CMAKE_AT_LEAST)))
     if shutil.which("ninja") is None:
         missing.append("ninja")
     return missing
+
+
+def torch_requirement() -> str:
+    """Return what pyproject.toml asks of torch."""
+    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    return re.search(r"torch>=[\d.]+", text)[0]  # type: ignore[index]
 
 
 def _has_cmake() -> bool:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from emulator import build
+from tests.emulator import build
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 LEVELS = ("baseline", "best")
 HARNESS = r"""
 #include <cstdint>
