@@ -28,7 +28,7 @@ struct Options {
 };
 
 // The forward stores the derivative, as computing it anew means merging the targets again: both passes take 0.71
-// (24x21x32x32) and 0.91 (12x81x56x56) of the processor time of two merges (float32, 2 threads).
+// (24x21x32x32) and 0.91 (12x81x56x56) of the processor time of two forwards (float32, 2 threads).
 
 template <class acc>
 struct Scratch {

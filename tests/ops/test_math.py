@@ -69,7 +69,7 @@ def library() -> ctypes.CDLL:
 
 
 def apply(name: str, x: np.ndarray, dtype: type) -> np.ndarray:
-    result = np.empty(x.shape, dtype)
+    result: np.ndarray = np.empty(x.shape, dtype)
     getattr(library(), name)(
         x.ctypes.data_as(ctypes.c_void_p), result.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(x.size)
     )
@@ -124,8 +124,8 @@ def test_log1p_nonnegative_of_nan(level: str) -> None:
 
 def borders(dtype: torch.dtype) -> np.ndarray:
     """The float32 around every number of dtype and around every middle between two neighbours, of both signs."""
-    values = torch.arange(0x8000, dtype=torch.int32).to(torch.int16).view(dtype).double()
-    values = values[values.isfinite()].numpy()
+    patterns = torch.arange(0x8000, dtype=torch.int32).to(torch.int16).view(dtype).double()
+    values = patterns[patterns.isfinite()].numpy()
     last = values[-1] + (values[-1] - values[-2])  # where infinity would be
     values = np.append(values, last)
     at = np.concatenate([values, (values[1:] + values[:-1]) / 2])

@@ -1,0 +1,75 @@
+"""The raw ops refuse what their kernels would read outside of; the text names op, argument, expected and got."""
+
+import pytest
+import torch
+
+import wilson.ops  # noqa: F401  # registers the raw ops
+from wilson.ops import _library
+
+pytestmark = pytest.mark.skipif(not _library.has_kernel("pamr", "CPU"), reason="installed without compiled kernels")
+
+RAW = torch.ops.wilson
+Z = torch.zeros(2, 5, 4, 4)
+OLD = torch.zeros(2, 3, 4, 4)
+Y = torch.zeros(2, 4)
+LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
+COUNTS = torch.zeros(2, 5, dtype=torch.long)
+IMAGE = torch.zeros(2, 3, 4, 4)
+BC = torch.zeros(2, 5)
+ONE = torch.tensor(1.0)
+
+REFUSED = [
+    (
+        r"ngwp_focal_pool: scores must be \(B, C, H, W\), empty in its batch only, got \(5, 4, 4\)",
+        lambda: RAW.ngwp_focal_pool(Z[0], 1.0, 3.0, 0.01, True),
+    ),
+    (
+        r"mass must be \(B, C\) of a map \(2, 5, 4, 4\), got \(2, 4\)",
+        lambda: RAW.ngwp_focal_pool_backward(BC, Z, Y, BC, 1.0, 3.0, 0.01, True),
+    ),
+    (
+        "score must be float32, got float64",
+        lambda: RAW.ngwp_focal_pool_backward(BC, Z, BC, BC.double(), 1.0, 3.0, 0.01, True),
+    ),
+    (
+        r"old_logits must have the batch, height and width of scores \(2, 5, 4, 4\), got \(1, 3, 4, 4\)",
+        lambda: RAW.localization_prior_loss(Z, OLD[:1]),
+    ),
+    ("old_logits must have at most the 3 classes of scores, got 5", lambda: RAW.localization_prior_loss(OLD, Z)),
+    (
+        r"targets must have the classes of logits \(2, 5, 4, 4\), got \(2, 3, 4, 4\)",
+        lambda: RAW.soft_margin_loss(Z, OLD, None),
+    ),
+    (r"image_weight must be \(B,\) with B = 2, got \(3,\)", lambda: RAW.soft_margin_loss(Z, Z, torch.zeros(3))),
+    (
+        r"image_labels must be \(B, C-1\) of a map \(2, 5, 4, 4\), got \(2, 5\)",
+        lambda: RAW.merge_pseudo_labels(Z, OLD, BC, 0.5, None),
+    ),
+    (
+        r"localizer_scores must have the classes of logits \(2, 3, 4, 4\), got \(2, 5, 4, 4\)",
+        lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False),
+    ),
+    (r"factor must be \(B,\) with B = 2, got \(\)", lambda: RAW.pseudo_label_loss_backward(ONE, ONE, Z)),
+    (r"image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.pamr(Z, Z, 1, [1])),
+    ("iterations must be at least 1, got 0", lambda: RAW.pamr(IMAGE, Z, 0, [1])),
+    (r"dilations must be at least 1 each, and one or more, got \(1, 0\)", lambda: RAW.pamr(IMAGE, Z, 1, [1, 0])),
+    (
+        r"labels must be \(B, H, W\) of scores \(2, 5, 4, 4\), got \(2, 3, 4\)",
+        lambda: RAW.balanced_cross_entropy(Z, LABELS[:, :3], COUNTS, Y, 255),
+    ),
+    (
+        r"counts must be \(B, C\) of a map \(2, 5, 4, 4\), got \(2, 4\)",
+        lambda: RAW.balanced_cross_entropy(Z, LABELS, COUNTS[:, :4], Y, 255),
+    ),
+    (
+        r"labels must be \(B, H', W'\) with B = 2 and no empty side, got \(4, 4\)",
+        lambda: RAW.upsampled_soft_margin_loss(Z, LABELS[0], 255, False),
+    ),
+    ("height and width must be at least 1, got 0 and 4", lambda: RAW.upsampled_argmax(Z, 0, 4)),
+]
+
+
+@pytest.mark.parametrize(("text", "call"), REFUSED, ids=[f"{i}" for i in range(len(REFUSED))])
+def test_refused(text, call):
+    with pytest.raises(RuntimeError, match=text):
+        call()
