@@ -37,7 +37,7 @@ def test_table_of_ops():
 def test_the_two_commands():
     assert re.findall(r"^pip install -e .*$", README, re.MULTILINE) == [
         'pip install -e ".[train]" && wilson demo',
-        'pip install -e ".[train,test]" && pytest',
+        'pip install -e ".[train,test]" && pytest -n 2',
     ]
 
 
