@@ -196,14 +196,14 @@ over the measured time. More than 100 % says that our exponential, a shorter pol
 """
 GPU_INTRODUCTION = """No GPU was at hand: nothing here is a time. The tests' emulator executes the compiled PTX (sm_90,
 float32) on maps of (2, 21, 32, 32), the ops at the image's size to 128, and counts: launches; distinct bytes of global
-memory touched, summed over launches; and bytes that loads and stores ask for, of which caches serve what exceeds the
-distinct ones. Backward of the ops at the image's size is one multiplication by PyTorch.
+memory touched, summed over launches; and bytes that loads and stores request; caches serve those beyond the
+distinct bytes. Backward of the ops at the image's size is one multiplication by PyTorch.
 """
 REGISTERS = """Registers of a thread in the CUDA library, the most of all instances of a kernel, and the share of a
 multiprocessor's warps that they leave room for. No kernel spills.
 """
 ROOFLINE = """The larger of least bytes over published bandwidth and exponentials over the rate of 16 per clock and
-multiprocessor, forward and backward. It leaves launches out, which on these small maps will rule.
+multiprocessor, forward and backward. It ignores launch time, which will dominate on maps this small.
 """
 SWEEP = """`--shapes sweep`: time = a + b * elements, fitted over maps of 16² to 256² pixels, 2 to 1001 classes and 1 to
 32 images. The last column is the time per element at the largest size over the best of the sweep.

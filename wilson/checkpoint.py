@@ -87,7 +87,7 @@ def _config(values: Any) -> Config:
         return from_dict(values)
     except UserError as error:
         raise UserError(
-            f"the configuration is of another version ({error}); use that version, or train again"
+            f"this version does not take its configuration ({error}); use the version that wrote it, or train again"
         ) from error
 
 

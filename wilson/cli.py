@@ -1,4 +1,7 @@
-"""The entry point of the command line. Exit status: 0 good, 1 errors in the data, 2 a user's mistake."""
+"""The entry point of the command line.
+
+Exit status: 0 good, 1 errors in the data, 2 a user's mistake, 70 a fault of wilson, 130 interrupted.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what a user can mend ends in one line and status 2 (`--debug` shows where it arose).
+    """Run a command; a mistake that the user can fix prints one line and returns 2 (`--debug` adds the traceback).
 
     Args:
         arguments: without the program's name; None for those of the process.
@@ -105,10 +108,12 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
 
 def named_recipe(arguments: list[str]) -> Config:
-    """The recipe that --recipe names, before the other options change it; voc's without it."""
+    """The recipe that --recipe names, in commands that have it, before the other options change it; else voc's."""
     from wilson.config import RECIPES
 
     name = "voc"
+    if arguments[:1] not in (["run"], ["train"]) and arguments[:2] != ["data", "bench"]:
+        return RECIPES[name]
     for position, argument in enumerate(arguments):
         if argument.startswith("--recipe"):
             name = argument.partition("=")[2] or (arguments[position + 1] if position + 1 < len(arguments) else "")
@@ -123,7 +128,7 @@ def explain(error: Exception) -> str | None:
 
     text = str(error).strip()
     if isinstance(error, UserError):
-        # Out of a data worker the text is a traceback, of which the last line is the message
+        # An error of a data worker carries a traceback; its last line is the message
         worker = text.startswith("Caught UserError")
         return text.splitlines()[-1].removeprefix("wilson.errors.UserError: ") if worker else text
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("wilson"):

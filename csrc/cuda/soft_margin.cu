@@ -61,8 +61,8 @@ TileFactor<acc> tile_factor(const Tensor* image_weight, int64_t images, int64_t 
 // sums: (B, tiles), of the losses of the classes of `targets`.
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    soft_margin_fwd_kernel(AnyMap logits, AnyMap targets, Target target_of, int64_t tiles,
-                           typename Moves::acc* __restrict__ sums) {
+    soft_margin_loss_fwd_kernel(AnyMap logits, AnyMap targets, Target target_of, int64_t tiles,
+                                typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), q(targets, b, tile);
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 // (sigmoid(s) - q) * factor * grad for the classes of `targets`, 0 for those beyond.
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    soft_margin_bwd_kernel(AnyMatrix grad, AnyMap logits, AnyMap targets, Target target_of,
-                           TileFactor<typename Moves::acc> factor, int64_t tiles, AnyMap grad_logits) {
+    soft_margin_loss_bwd_kernel(AnyMatrix grad, AnyMap logits, AnyMap targets, Target target_of,
+                                TileFactor<typename Moves::acc> factor, int64_t tiles, AnyMap grad_logits) {
   using acc = typename Moves::acc;
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), q(targets, b, tile), out(grad_logits, b, tile);
@@ -121,7 +121,7 @@ Tensor loss_of(const Tensor& logits, const Tensor& targets, Target target_of, Sc
         const Launch launch = launch_for<Moves>(q.pixels, q.classes);
         Tensor sums = torch::stable::new_empty(logits, {q.batch, launch.tiles}, dtype);
         if (q.batch > 0) {
-          soft_margin_fwd_kernel<Moves><<<q.batch * launch.tiles, launch.threads, 0, stream>>>(
+          soft_margin_loss_fwd_kernel<Moves><<<q.batch * launch.tiles, launch.threads, 0, stream>>>(
               s, q, target_of, launch.tiles, mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
@@ -145,7 +145,7 @@ Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targe
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
         const auto factor = tile_factor<acc>(image_weight, s.batch, launch.tiles, pixels);
-        soft_margin_bwd_kernel<Moves><<<s.batch * launch.tiles, launch.threads, 0, current_stream(logits)>>>(
+        soft_margin_loss_bwd_kernel<Moves><<<s.batch * launch.tiles, launch.threads, 0, current_stream(logits)>>>(
             any_matrix(grad), s, q, target_of, factor, launch.tiles, out);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },

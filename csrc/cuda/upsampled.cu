@@ -187,8 +187,8 @@ struct Runs {
 // sums, counted: (B, blocks), the loss and number of the pixels with a class. ArgMax reads no labels.
 template <class T, class Visit>
 __global__ void __launch_bounds__(kThreads, 1)
-    upsampled_fwd_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels, Visit visit,
-                         Runs runs, acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
+    upsampled_loss_fwd_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
+                              Visit visit, Runs runs, acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
   using acc = acc_t<T>;
   const int64_t tile = blockIdx.x % runs.tiles, run = blockIdx.x / runs.tiles % runs.runs;
   const int64_t b = blockIdx.x / runs.tiles / runs.runs;
@@ -260,9 +260,9 @@ struct Cells {
 // derivative: (B, C, H, W), the sum over the pixels of the derivative of their losses. sums: (B, blocks), the losses.
 template <class T, class Loss>
 __global__ void __launch_bounds__(kThreads, 1)
-    upsampled_derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
-                                Loss loss_of, Cells cells, acc_t<T>* __restrict__ derivative,
-                                acc_t<T>* __restrict__ sums) {
+    upsampled_loss_derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
+                                     Loss loss_of, Cells cells, acc_t<T>* __restrict__ derivative,
+                                     acc_t<T>* __restrict__ sums) {
   using acc = acc_t<T>;
   __shared__ acc column_sum[kGroup][kThreads], column_weight[kThreads];
   const int thread = threadIdx.y * kLanes + threadIdx.x;
@@ -374,7 +374,7 @@ template <class T, class Visit>
 void visit_pixels(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns,
                   const LabelView& labels, Visit visit, acc_t<T>* sums, int32_t* counted) {
   const Runs runs(rows, columns);
-  upsampled_fwd_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+  upsampled_loss_fwd_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
       low_map<T>(logits), rows, columns, labels, visit, runs, sums, counted);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -383,8 +383,9 @@ template <class T, class Loss>
 void derivatives(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns, const LabelView& labels,
                  Loss loss_of, acc_t<T>* derivative, acc_t<T>* sums) {
   const Cells cells(rows, columns, logits.size(1));
-  upsampled_derivative_kernel<T><<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
-      low_map<T>(logits), rows, columns, labels, loss_of, cells, derivative, sums);
+  upsampled_loss_derivative_kernel<T>
+      <<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
+          low_map<T>(logits), rows, columns, labels, loss_of, cells, derivative, sums);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -1,4 +1,4 @@
-"""A grid of runs: its recipe, what rows share, resuming, and what is written."""
+"""A grid of runs: its file, what rows share, resuming, and what is written."""
 
 import csv
 import json
@@ -18,15 +18,15 @@ TINY = changes(QUICK)
 BASE = {"recipe": "demo", **TINY, "step": {**TINY["step"], "lr_encoder": "1e-3"}}
 
 
-def recipe(folder, **values):
-    path = folder / "recipe.yaml"
+def grid(folder, **values):
+    path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump({"base": BASE, "seeds": [0], "rows": {"wilson": {}}, **values}, sort_keys=False))
     return path
 
 
-def test_recipe(tmp_path):
+def test_grid_is_read(tmp_path):
     rows = {"wilson": None, "no prior": {"losses": {"prior": "none", "alpha": 1}, "seeds": [3]}}
-    base, (first, second) = read(recipe(tmp_path, rows=rows, seeds=[0, 3]))
+    base, (first, second) = read(grid(tmp_path, rows=rows, seeds=[0, 3]))
     assert (
         base.config.recipe == "demo" and base.config.step.lr_encoder == 0.001 and base.config.data.root == "synthetic"
     )
@@ -69,13 +69,13 @@ def test_recipe(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_mistakes_in_a_recipe_are_told_before_anything_runs(tmp_path, values, text):
+def test_mistakes_in_a_grid_are_told_before_anything_runs(tmp_path, values, text):
     with pytest.raises(UserError, match=text):
-        ablate(recipe(tmp_path, **values), tmp_path / "out")
+        ablate(grid(tmp_path, **values), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_no_recipe_is_one_line_and_status_2(tmp_path, capsys):
+def test_no_grid_is_one_line_and_status_2(tmp_path, capsys):
     assert main(["ablate", "--grid", str(tmp_path / "none.yaml")]) == 2
     assert "no such file" in capsys.readouterr().err
     (tmp_path / "bad.yaml").write_text("rows: [")
@@ -85,7 +85,7 @@ def test_no_recipe_is_one_line_and_status_2(tmp_path, capsys):
 
 def test_grid_continues_where_it_stopped(tmp_path, monkeypatch):
     """Rows share the base step; after an interruption the finished ones are kept, and the rest is run."""
-    path, out = recipe(tmp_path, rows={"wilson": {}, "mib": {"method": "mib"}}), tmp_path / "out"
+    path, out = grid(tmp_path, rows={"wilson": {}, "mib": {"method": "mib"}}), tmp_path / "out"
     calls, original = [], ablation.run
 
     def stopping(config, folder, **options):

@@ -298,7 +298,7 @@ def test_checkpoint_of_another_version_is_one_line(tmp_path):
     values = {"format": checkpoint.FORMAT, "weights": {}, "task": "5-3", "classes": [], "steps": [], "step": 0}
     for config in ({"nonsense": 1}, {"losses": {"nonsense": 1}}, None):
         checkpoint.save({**values, "config": config, "results": []}, tmp_path / CHECKPOINT)
-        with pytest.raises(UserError, match="of another version"):
+        with pytest.raises(UserError, match="this version does not take its configuration"):
             Checkpoint(tmp_path / CHECKPOINT)
 
 

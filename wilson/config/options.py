@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Literal, TypeAlias
 
-from pydantic import ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
@@ -42,8 +41,8 @@ class DataConfig:
     step_val_split: str = "val"
     """Name of the validation list of step_root, on which a model is tested, too."""
     labels: str | None = None
-    """Images and image-level labels of the incremental steps, in the place of those of the root: a folder with one of
-    images for each class, a CSV file (image,class or image,NAME,NAME with 0 and 1) or lines as in image_labels.txt.
+    """Images and image-level labels of the incremental steps, instead of those of the root: a folder with one subfolder
+    of images per class, a CSV file (image,class or image,NAME,NAME with 0 and 1) or lines as in image_labels.txt.
     Images without a class are taken as negatives; those of the validation list are left out."""
     saliency: str | None = None
     """Folder of saliency maps for the method eps: a grey NAME.png for each training image, white where salient. NAME is
@@ -113,19 +112,11 @@ class StepConfig:
     weight_decay: NotNegative = 1e-4
     """Weight decay, of all parameters."""
     accumulate: Count = 1
-    """Parts that a process computes its share of a batch in, one after the other, to save memory. Equal to 1 with
-    --freeze-norm, as long as every image counts in SEG (with alpha under 1 it does); else batch-norm sees smaller
-    batches."""
+    """Split each process's share of a batch into this many parts and compute them one after the other, to save memory.
+    The result is that of 1 with --freeze-norm, if every image counts in SEG (with alpha under 1 it does); otherwise
+    batch-norm sees smaller batches."""
     freeze_norm: Flag = False
     """Normalise by the running statistics in training, too, and leave them as they are; scale and shift are trained."""
-
-    @field_validator("warmup")
-    @classmethod
-    def within_the_epochs(cls, warmup: int, others: ValidationInfo) -> int:
-        epochs = others.data.get("epochs", warmup)
-        if warmup > epochs:
-            raise ValueError(f"expected at most the number of epochs, {epochs}, got {warmup}")
-        return warmup
 
 
 @told
@@ -148,7 +139,7 @@ class LossConfig:
     """Segmentation against the merged pseudo-labels (Eq. 7)."""
     prior: Prior = "loc"
     """Localization prior: loc (Eq. 4); softmax, cross-entropy of the softmax over all classes against the old model's
-    softmax; fixed, the old model's logits in the place of the localizer's scores of old classes; background, a
+    softmax; fixed, the old model's logits instead of the localizer's scores of old classes; background, a
     background score of 1 at every pixel; none. With the last three there is no LOC term."""
     merge: Flag = True
     """Take old classes from the old model in the pseudo-labels; without, all classes from the localizer, only the new

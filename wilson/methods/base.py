@@ -65,7 +65,8 @@ class Method(nn.Module):
         self.model, self.config, self.warmup = model, settings.losses, settings.warmup
         self.old_classes = old.classes if old is not None else 1  # O, background included
         if self.remembers:
-            assert old is not None
+            if old is None:
+                raise ValueError(f"{type(self).__name__} needs the model before this step, got old=None")
             self.old = old.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Method:

@@ -21,7 +21,6 @@ from .upsampling import upsample
 
 SCALES = (1, 2, 4)  # number of pooling cells per side
 FEATURES, LOGITS = 0.01, 0.0005  # weights of the stages and of the logits, as published
-IGNORED = VOID  # crowds have the same label in the masks
 
 
 class Plop(Method):
@@ -69,7 +68,7 @@ class Plop(Method):
         with outputs(self.old.stages()) as old_features:
             old_logits = self.remember(batch).logits
         labels, share = self.pseudo_labels(upsample(old_logits, size), batch["mask"])
-        ce = F.cross_entropy(upsample(logits, size), labels, ignore_index=IGNORED, reduction="none")
+        ce = F.cross_entropy(upsample(logits, size), labels, ignore_index=VOID, reduction="none")
         pod = FEATURES * sum(local_pod(now, old) for now, old in zip(features, old_features, strict=True))
         folded = torch.cat(
             [logits[:, :1] + logits[:, self.old_classes :].sum(1, True), logits[:, 1 : self.old_classes]], 1
@@ -92,7 +91,7 @@ class Plop(Method):
         classes, entropy = guess(old_logits)
         background = mask < self.old_classes
         kept = background & (entropy < self.thresholds[classes])
-        labels = torch.where(kept, classes, torch.where(background, IGNORED, mask))
+        labels = torch.where(kept, classes, torch.where(background, VOID, mask))
         found, all_of_them = kept.flatten(1).sum(1), background.flatten(1).sum(1)
         return labels, torch.where(all_of_them > 0, found / all_of_them.clamp(min=1), 1.0)
 

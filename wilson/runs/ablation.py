@@ -49,11 +49,11 @@ class Row:
         return f"{''.join(c if c.isalnum() or c in '-.' else '_' for c in self.name)}-seed{seed}"
 
 
-def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
+def ablate(grid: Path, out: Path, *, resume: bool = False) -> Path:
     """Run a grid: for each seed the base step, then one row after the other.
 
     Args:
-        recipe: the YAML file that describes the grid.
+        grid: the YAML file that describes the runs.
         out: the folder.
         resume: keep what `out` holds: finished runs stay, an unfinished one continues where it stopped.
 
@@ -63,7 +63,7 @@ def ablate(recipe: Path, out: Path, *, resume: bool = False) -> Path:
     Raises:
         UserError: a mistake that the user can fix; mistakes in the YAML file are found before anything runs.
     """
-    base, rows = read(recipe)
+    base, rows = read(grid)
     with distributed.session(choose_device(base.config.device)):
         resume = resume or distributed.anywhere(distributed.restarted())
         with distributed.main_first():
@@ -117,22 +117,22 @@ def read(path: Path) -> tuple[Row, list[Row]]:
     """Read the base step and the rows of a grid; UserError if the file is malformed."""
     where = f"grid {path}"
     try:
-        recipe = read_yaml(path)
+        grid = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file; give a YAML file with base, seeds and rows") from None
     except UserError as error:
         raise UserError(f"grid {error}") from error
-    if not isinstance(recipe, dict) or not recipe.keys() <= {"base", "seeds", "rows"} or not recipe.get("rows"):
-        found = list(recipe) if isinstance(recipe, dict) else recipe
+    if not isinstance(grid, dict) or not grid.keys() <= {"base", "seeds", "rows"} or not grid.get("rows"):
+        found = list(grid) if isinstance(grid, dict) else grid
         raise UserError(f"{where}: expected base, seeds and rows with one row or more, got {short(found)}")
-    options = _mapping(recipe.get("base"), f"{where}: base")
+    options = _mapping(grid.get("base"), f"{where}: base")
     name = options.get("recipe", "voc")
     if name not in list(RECIPES):
         raise UserError(f"{where}: base.recipe: expected {' or '.join(RECIPES)}, got {short(name)}")
     base = changed(RECIPES[name], options, _under(f"{where}: base"))
-    seeds = _seeds(recipe.get("seeds", [base.seed]), base, f"{where}: seeds")
+    seeds = _seeds(grid.get("seeds", [base.seed]), base, f"{where}: seeds")
     rows = []
-    for title, options in _mapping(recipe["rows"], f"{where}: rows").items():
+    for title, options in _mapping(grid["rows"], f"{where}: rows").items():
         title = " ".join(str(title).split())
         place = f"{where}: rows.{title}"
         changes = dict(_mapping(options, place))

@@ -21,7 +21,7 @@ MAY_DIFFER = {"device", "workers", "evaluate_every"}  # on resuming: they do not
 
 
 def default_folder(config: Config, suffix: str | None = None) -> Path:
-    """Where a run writes by default: runs/TIME-TASK-METHOD, with a suffix in the place of METHOD if one is given."""
+    """Where a run writes by default: runs/TIME-TASK-METHOD, with a suffix instead of METHOD if one is given."""
     task = "".join(c if c.isalnum() or c in "-," else "_" for c in config.task)
     return timed_folder(f"{task}-{suffix or config.method}")
 
