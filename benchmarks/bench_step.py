@@ -52,8 +52,9 @@ def losses(module, variables: tuple[Tensor, ...], constants: tuple[Tensor, ...])
 def step(module, grid: str):
     """A call without arguments: forward and backward of all losses."""
     draw = cases.Draw(f"step{grid}", GRIDS[grid], torch.float32)
+    drawn = measure.to_device((draw.scores(), draw.scores(), draw.scores(64)))
+    variables = tuple(v.requires_grad_() for v in drawn)
     constants = (draw.scores(), draw.old_logits(), draw.scores(64), draw.image(), draw.image_labels().float())
-    variables = measure.to_device((draw.scores(), draw.scores(), draw.scores(64)))
     constants = measure.to_device(constants)
 
     def call() -> tuple[Tensor, ...]:
