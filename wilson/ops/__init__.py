@@ -25,4 +25,4 @@ from .upsampled import *
 load()  # the compiled kernels take over the dispatch keys that they serve
 
 __all__ = ["providers", "reference", *OPS]
-del load
+del OPS, load

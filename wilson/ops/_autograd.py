@@ -1,18 +1,17 @@
 """What the autograd Functions of all ops share.
 
-Each op differentiable in its first argument has one Function, whose forward calls the registered op. Its backward has
-one of two shapes:
+An op with a gradient has one autograd Function, whose forward calls the registered op. The gradient goes to the first
+argument. Backward has one of two shapes:
 
-- Recomputed: the inputs are saved, and the registered `<op>_backward` works the derivative out of them. So it is where
-  the derivative follows from inputs that are in memory anyway: keeping it would cost another map as large as they are.
-- Stored: the registered op also returns the derivative, if one is asked for, and backward multiplies it (`scaled`). So
-  it is where the forward has parts at hand that are dear to work out again: the merged targets of three inputs, or
-  maps at the image's size, whose derivative is as small as the logits. What is stored is the derivative of the plain
-  sum, sigmoid(s) - q^ or its sum over the pixels of the image: divided by B*P it would vanish in float16.
+- Recomputed. The Function saves the inputs, and the registered `<op>_backward` works out the derivative again. This is
+  for derivatives that need little more than inputs which stay in memory anyway: to keep one would cost another map.
+- Stored. The registered op also returns the derivative where one is asked for, and backward multiplies it by a factor
+  (`scaled`). This is for derivatives whose parts are dear and at hand in the forward alone: pseudo-labels merged from
+  three inputs, or maps at the image's size, of which only their sum at feature resolution is kept. Without a factor
+  sigmoid(s) - q^ lies within -1..1; divided by B*P it would be lost in float16.
 
-The factor of a stored derivative and the incoming gradient meet in the accumulation dtype. They multiply it out of
-place, so that a second backward gives the same bits. Where the factor is one number, PyTorch multiplies; where each
-image has its own, `pseudo_label_loss_backward` does, in one launch.
+The product is taken in the accumulation dtype and out of place, so that a second backward gives the same bits. PyTorch
+applies a factor that is one number; `pseudo_label_loss_backward` applies one factor to each image, in one launch.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from torch import Tensor
 class _RefuseSecondDerivative(torch.autograd.Function):
     """The identity on a gradient; differentiating it again raises.
 
-    `once_differentiable` is not enough: it cuts the graph without a word when the incoming gradient needs none, as is
-    the case for a scalar loss, and a gradient penalty would be silently constant.
+    `once_differentiable` is not enough. It cuts the graph without a word when the incoming gradient needs no gradient,
+    as that of a scalar loss; a gradient penalty would then be constant, and nobody would know.
     """
 
     @staticmethod

@@ -134,9 +134,9 @@ def merge_pseudo_labels(
 ) -> tuple[Tensor, Tensor]:
     """Targets for the segmentation model: the localizer for background and new classes, the old model for old ones.
 
-    With m the softmax of the localizer's scores, first multiplied by the image-level labels (background untouched,
-    nothing renormalised), h = 1 where a class reaches the maximum over classes (every one of a tie), and omega the
-    sigmoid of the old model's logits::
+    m is the softmax of the localizer's scores times the image-level labels: the background is not gated, and nothing is
+    renormalised. h is 1 where a class reaches the maximum over classes, for every class of a tie. omega is the sigmoid
+    of the old model's logits. Then::
 
         q = alpha * h + (1 - alpha) * m
         q^_0 = min(omega_0, q_0)    q^_c = omega_c for old c    q^_c = q_c for new c
@@ -153,8 +153,8 @@ def merge_pseudo_labels(
         background: "min", or a weight b in 0..1 for q^_0 = (1 - b) omega_0 + b q_0.
 
     Returns:
-        Targets q^ `(B, C, H, W)` and image weights g `(B,)`, float64 if an input is, else float32. g is 1 if for each
-        new class (sum_i q_i > 0) equals its label, else 0.
+        Targets q^ `(B, C, H, W)` and image weights g `(B,)`, float64 if an input is, else float32. g is 1 if q has a
+        pixel above 0 of exactly the new classes that the image is labelled with, else 0.
 
     Raises:
         TypeError: scores or logits are not floating.

@@ -5,8 +5,8 @@ brings its floating inputs to the accumulation dtype (float64 if any of them is,
 flow, except where the op has none. Arguments are not checked here; :mod:`wilson.ops` does that.
 
 Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
-Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the code is followed and the
-docstring says so.
+Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the op follows the code, and
+its docstring says so.
 """
 
 from __future__ import annotations

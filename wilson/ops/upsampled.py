@@ -17,10 +17,14 @@ ENTROPY = "upsampled_cross_entropy"
 ARGMAX = "upsampled_argmax"
 
 
-def _downsample_gradient(grad_up: Tensor, logits: Tensor) -> Tensor:
-    """The transpose of the bilinear upsampling."""
+def _derivative(probabilities: Tensor, labels: Tensor, logits: Tensor, ignore_index: int) -> Tensor:
+    """Of the loss summed over pixels: `probabilities` - onehot where there is a class, at the logits' resolution."""
     if not logits.shape[0]:
-        return grad_up.new_zeros(logits.shape)
+        return probabilities.new_zeros(logits.shape)
+    valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
+    probabilities.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(probabilities[:, :1]))
+    grad_up = probabilities * valid.unsqueeze(1)
+    # the transpose of the bilinear upsampling
     return torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, False)
 
 
@@ -40,10 +44,8 @@ def _margin(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: 
     loss = reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
     if not with_derivative:
         return loss, loss.new_empty(0)
-    derivative = reference.upsample(logits, labels.shape[1:]).sigmoid()
-    valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
-    derivative.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(derivative[:, :1]))
-    return loss, _downsample_gradient(derivative * valid.unsqueeze(1), logits)
+    probabilities = reference.upsample(logits, labels.shape[1:]).sigmoid()
+    return loss, _derivative(probabilities, labels, logits, ignore_index)
 
 
 @_margin.register_fake
@@ -104,13 +106,12 @@ def _entropy(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative:
     """The loss; the pixels with a class, at least 1; and softmax - onehot summed over them, if asked."""
     _library.note_reference(ENTROPY, logits)
     loss = reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
-    valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
+    valid, _ = reference.valid_labels(labels, logits.shape[1], ignore_index)
     counted = valid.sum().clamp(min=1).to(loss.dtype)
     if not with_derivative:
         return loss, counted, loss.new_empty(0)
-    derivative = reference.upsample(logits, labels.shape[1:]).softmax(1)
-    derivative.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(derivative[:, :1]))
-    return loss, counted, _downsample_gradient(derivative * valid.unsqueeze(1), logits)
+    probabilities = reference.upsample(logits, labels.shape[1:]).softmax(1)
+    return loss, counted, _derivative(probabilities, labels, logits, ignore_index)
 
 
 @_entropy.register_fake
