@@ -79,7 +79,7 @@ table.data { width: 100%; margin: 10px 0 12px; }
 .panels .name { font-size: 11px; color: var(--muted); padding: 2px 0 4px; text-align: left; overflow: hidden;
   text-overflow: ellipsis; white-space: nowrap; }
 
-.chart svg { display: block; width: 100%; height: auto; }
+.chart svg { display: block; width: 100%; height: auto; overflow: visible; }
 .chart svg text, .matrix svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial,
   sans-serif !important; }
 .matrices { display: flex; flex-wrap: wrap; gap: 12px 28px; align-items: flex-start; }
