@@ -39,11 +39,11 @@ def function_of(op: str, module):
 
 
 @functools.lru_cache(maxsize=1)  # the implementations of one op and grid come one after the other
-def case_of(op: str, grid: str, dtype: torch.dtype) -> cases.Case:
+def case_of(op: str, grid: str, dtype: torch.dtype, layout: str = "contiguous") -> cases.Case:
     shape = (BASE_GRIDS if op.startswith("upsampled") else GRIDS)[grid]
     if op != PAIR:
-        return cases.case(op, grid, shape, dtype)
-    draw = cases.Draw(f"{op}{grid}", shape, dtype)
+        return cases.case(op, grid, shape, dtype, layout=layout)
+    draw = cases.Draw(f"{op}{grid}", shape, dtype, layout)
     return cases.Case("balanced_cross_entropy", grid, (draw.scores(), *cases.INPUTS["confident_labels"](draw)))
 
 
@@ -67,7 +67,7 @@ def test_forward_and_backward(benchmark, op, grid, dtype, implementation):
     expected(op, grid, dtype).assert_met_by(function)
 
     args = measure.to_device(case.args)
-    call = measure.forward_and_backward(function, args, case.kwargs, case.differentiable)
+    call = measure.finished(measure.forward_and_backward(function, args, case.kwargs, case.differentiable))
     benchmark.group = f"{op} {grid} {tuple(args[0].shape)} {dtype}".replace("torch.", "")
     benchmark.extra_info["provider"] = provider(op) if implementation == "wilson" else implementation
     benchmark.extra_info["peak extra MB"] = round(measure.peak_extra_bytes(call) / 1e6, 2)

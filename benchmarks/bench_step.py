@@ -49,25 +49,23 @@ def losses(module, variables: tuple[Tensor, ...], constants: tuple[Tensor, ...])
     return loss + module.balanced_cross_entropy(scores, pixels, counts, labels)
 
 
-def step(module, grid: str):
+def step(module, grid: str, dtype: torch.dtype = torch.float32, layout: str = "contiguous"):
     """A call without arguments: forward and backward of all losses."""
-    draw = cases.Draw(f"step{grid}", GRIDS[grid], torch.float32)
+    draw = cases.Draw(f"step{grid}", GRIDS[grid], dtype, layout)
     drawn = measure.to_device((draw.scores(), draw.scores(), draw.scores(64)))
     variables = tuple(v.requires_grad_() for v in drawn)
     constants = (draw.scores(), draw.old_logits(), draw.scores(64), draw.image(), draw.image_labels().float())
     constants = measure.to_device(constants)
 
     def call() -> tuple[Tensor, ...]:
-        grads = torch.autograd.grad(losses(module, variables, constants), variables)
-        measure.finish()
-        return grads
+        return torch.autograd.grad(losses(module, variables, constants), variables)
 
     return call
 
 
 @pytest.mark.parametrize("implementation", ["wilson", "eager"])
 def test_all_losses(benchmark, grid, implementation):
-    call = step(ops if implementation == "wilson" else reference, grid)
+    call = measure.finished(step(ops if implementation == "wilson" else reference, grid))
     with CountOps() as counter:
         call()
     benchmark.group = f"all losses of a step {grid}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import time
 from collections.abc import Callable
@@ -25,23 +26,28 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
+def finished(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call for a clock on the host: it leaves nothing running on the device."""
+    if DEVICE.type == "cpu":
+        return call
+
+    def call_and_wait() -> Any:
+        result = call()
+        finish()
+        return result
+
+    return call_and_wait
+
+
 def forward_and_backward(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict, grad: bool) -> Callable:
-    """A call without arguments that leaves nothing running."""
+    """A call without arguments; on a GPU it returns while the device still works, see :func:`finished`."""
     if not grad:
-
-        def forward() -> Any:
-            result = function(*args, **kwargs)
-            finish()
-            return result
-
-        return forward
+        return functools.partial(function, *args, **kwargs)
     first = args[0].detach().requires_grad_()
     weights = torch.ones_like(function(first, *args[1:], **kwargs))
 
     def call() -> Any:
-        (gradient,) = torch.autograd.grad(function(first, *args[1:], **kwargs), first, weights)
-        finish()
-        return gradient
+        return torch.autograd.grad(function(first, *args[1:], **kwargs), first, weights)[0]
 
     return call
 

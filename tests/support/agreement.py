@@ -32,9 +32,11 @@ class Expected:
         self.eager = flat(case.value_and_grad(definition))
         self.exact = flat(case.double().value_and_grad(definition))
 
-    def assert_met_by(self, function: Callable[..., Any]) -> None:
+    def assert_met_by(self, function: Callable[..., Any], device: str | torch.device | None = None) -> None:
+        """Run the case, on another device if one is named, and compare what it gives."""
         case, dtype = self.case, self.case.args[0].dtype
-        results = flat(case.value_and_grad(function))
+        placed = case if device is None else case.on(device)
+        results = [result.to(case.args[0].device) for result in flat(placed.value_and_grad(function))]
         for i, (got, eager, exact) in enumerate(zip(results, self.eager, self.exact, strict=True)):
             gradient = case.differentiable and i == len(results) - 1
             if case.op == "upsampled_argmax":

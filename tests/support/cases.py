@@ -101,6 +101,11 @@ class Case:
         }
         return replace(self, args=args, kwargs=kwargs)
 
+    def on(self, device: str | torch.device) -> Case:
+        """The same tensors on another device, at the same strides."""
+        args = tuple(_moved(a, device) for a in self.args)
+        return replace(self, args=args, kwargs={k: _moved(v, device) for k, v in self.kwargs.items()})
+
     def run(self, function: Callable[..., Any]) -> Any:
         return function(*self.args, **self.kwargs)
 
@@ -114,6 +119,14 @@ class Case:
         weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) * grad_scale
         (grad,) = torch.autograd.grad(result, first, weights)
         return result.detach(), grad
+
+
+def _moved(value: Any, device: str | torch.device) -> Any:
+    """A tensor with the whole of its storage, since `to` alone makes gaps and repeated strides dense."""
+    if not isinstance(value, Tensor):
+        return value
+    whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+    return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
