@@ -44,7 +44,7 @@ def losses(module, variables: tuple[Tensor, ...], constants: tuple[Tensor, ...])
     loss = loss + module.localization_prior_loss(scores, old_logits)
     loss = loss + F.mse_loss(features, old_features)
     loss = loss + module.pseudo_label_loss(logits, frozen_scores, old_logits, labels)
-    refined = module.pamr(image, frozen_scores.softmax(1))
+    refined = module.pamr(image, frozen_scores.softmax(1), image_labels=labels)
     pixels, counts = module.confident_labels(refined, labels)
     return loss + module.balanced_cross_entropy(scores, pixels, counts, labels)
 

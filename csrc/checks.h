@@ -115,10 +115,12 @@ inline void check_pseudo_label_loss(const char* op, const Tensor& logits, const 
 }
 
 // most: how many dilations the device's kernels can take, if not any number.
-inline void check_pamr(const Tensor& image, const Tensor& mask, int64_t iterations,
-                       const std::vector<int64_t>& dilations, std::optional<int64_t> most = std::nullopt) {
+inline void check_pamr(const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
+                       int64_t iterations, const std::vector<int64_t>& dilations,
+                       std::optional<int64_t> most = std::nullopt) {
   check_map("pamr", "image", image);
   check_map("pamr", "mask", mask);
+  if (image_labels) check_image_labels("pamr", *image_labels, mask);
   STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0),
                   "pamr: image must be (B, 3, H, W) with B = ", mask.size(0), ", got ", shape_text(image));
   STD_TORCH_CHECK(iterations > 0, "pamr: iterations must be at least 1, got ", iterations);

@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, map_of, on_device_of
+from ._launch import accumulator, class_block, map_of, matrix_of, on_device_of
 from ._math import aligned_corners, steepness
-from ._tiles import class_rows
+from ._tiles import class_rows, load_gates
 
 # One pixel per thread, so that its affinities and the sums of its classes are in the registers of one thread.
 # Two warps: enough programs for all processors at 24 maps of 32 x 32.
@@ -31,6 +31,15 @@ def _neighbour(m, y, x, H, W, DISTANCE: tl.constexpr, j):
     row = tl.minimum(tl.maximum(y + (k // 3 - 1) * DISTANCE, 0), H - 1)
     pixel = tl.minimum(tl.maximum(x + (k % 3 - 1) * DISTANCE, 0), W - 1)
     return row.to(tl.int64) * m.row + pixel.to(tl.int64) * m.pixel
+
+
+@triton.jit
+def _shown(image_labels, b, c, C, ACC: tl.constexpr):
+    """Which of the classes c are to be refined: those that the image shows, or all if nobody says which."""
+    shown = c < C
+    if image_labels is not None:
+        shown = shown & (load_gates(image_labels, b, c, C, ACC) != 0)
+    return shown
 
 
 @triton.jit
@@ -91,6 +100,7 @@ def _pamr_affinity_kernel(
 @triton.jit
 def _pamr_resize_kernel(
     mask,  # (B, C, h, w), any strides
+    image_labels,  # (B, C - 1), or None
     resized,  # (B, C, P)
     C,
     small_height,
@@ -108,21 +118,21 @@ def _pamr_resize_kernel(
     top, bottom, down = aligned_corners(p // W, small_height, H, ACC)
     left, right, along = aligned_corners(p % W, small_width, W, ACC)
     top, bottom, left, right = top * mask.row, bottom * mask.row, left * mask.pixel, right * mask.pixel
-    for block in range(0, C, BLOCK_C):
-        c = block + tl.arange(0, BLOCK_C)
-        inside = (c < C)[:, None] & (p < H * W)[None, :]
-        rows = class_rows(mask, b, c)
-        first = tl.load(rows + (top + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-        first += tl.load(rows + (top + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-        second = tl.load(rows + (bottom + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-        second += tl.load(rows + (bottom + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-        value = first * (1.0 - down)[None, :] + second * down[None, :]
-        tl.store(resized + (b * C + c[:, None]) * (tl.zeros((), tl.int64) + H * W) + p[None, :], value, mask=inside)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = _shown(image_labels, b, c, C, ACC)[:, None] & (p < H * W)[None, :]
+    rows = class_rows(mask, b, c)
+    first = tl.load(rows + (top + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
+    first += tl.load(rows + (top + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
+    second = tl.load(rows + (bottom + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
+    second += tl.load(rows + (bottom + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
+    value = first * (1.0 - down)[None, :] + second * down[None, :]
+    tl.store(resized + (b * C + c[:, None]) * (tl.zeros((), tl.int64) + H * W) + p[None, :], value, mask=inside)
 
 
 @triton.jit
 def _pamr_step_kernel(
     mask,  # (B, C, H, W), any strides
+    image_labels,  # (B, C - 1), or None
     affinity,  # (B, 8 COUNT, P)
     refined,  # (B, C, P)
     C,
@@ -141,20 +151,22 @@ def _pamr_step_kernel(
     y, x = p // W, p % W
     plane = tl.zeros((), tl.int64) + H * W
     weights = affinity + b * (8 * COUNT) * plane + p
-    for block in range(0, C, BLOCK_C):
-        c = block + tl.arange(0, BLOCK_C)
-        inside = (c < C)[:, None] & (p < H * W)[None, :]
-        rows = class_rows(mask, b, c)
-        mean = tl.zeros((BLOCK_C, BLOCK_P), ACC)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    shown = _shown(image_labels, b, c, C, ACC)
+    inside = shown[:, None] & (p < H * W)[None, :]
+    rows = class_rows(mask, b, c)
+    mean = tl.zeros((BLOCK_C, BLOCK_P), ACC)
+    if tl.sum(shown.to(tl.int32), axis=0) > 0:
         for i in tl.static_range(COUNT):
             for j in range(8):
                 a = tl.load(weights + (8 * i + j) * plane, mask=p < H * W, other=0.0)
                 at = _neighbour(mask, y, x, H, W, DILATIONS[i], j)
                 mean += a[None, :] * tl.load(rows + at[None, :], mask=inside, other=0.0).to(ACC)
-        tl.store(refined + (b * C + c[:, None]) * plane + p[None, :], mean, mask=inside)
+    to = refined + (b * C + c[:, None]) * plane + p[None, :]
+    tl.store(to, mean, mask=(c < C)[:, None] & (p < H * W)[None, :])
 
 
-def pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
+def pamr(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
     """The refined mask (B, C, H, W) in the accumulation dtype."""
     batch, _, height, width = image.shape
     classes, small = mask.shape[1], mask.shape[2:]
@@ -166,7 +178,10 @@ def pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int])
     affinity = mask.new_empty((batch, 8 * len(dilations), height * width), dtype=dtype)
     tiles = triton.cdiv(height * width, PAMR_PIXELS)
     block = {"BLOCK_P": PAMR_PIXELS, "ACC": acc, "num_warps": PAMR_WARPS}
-    block_c = class_block(classes, PAMR_CLASSES)
+    # With labels few classes are left of an image: a program each, which leaves at once if its class is not shown.
+    block_c = class_block(classes, PAMR_CLASSES) if image_labels is None else 1
+    shown = None if image_labels is None else matrix_of(image_labels)
+    grid = (batch * tiles, triton.cdiv(classes, block_c))
     resized = small != image.shape[2:]
     other = torch.empty_like(refined) if iterations > 1 or resized else refined
     with on_device_of(image):
@@ -174,14 +189,14 @@ def pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int])
         # The last iteration ends in `refined`, the one before in `other`, and so on.
         buffers = (refined, other) if iterations % 2 else (other, refined)
         if resized:
-            _pamr_resize_kernel[(batch * tiles,)](
-                map_of(mask), buffers[1], classes, *small, height, width, tiles, BLOCK_C=block_c, **block
+            _pamr_resize_kernel[grid](
+                map_of(mask), shown, buffers[1], classes, *small, height, width, tiles, BLOCK_C=block_c, **block
             )
             mask = buffers[1]
         for k in range(iterations):
             to = buffers[k % 2]
-            _pamr_step_kernel[(batch * tiles,)](
-                map_of(mask), affinity, to, classes, height, width, tiles, BLOCK_C=block_c, **neighbours, **block
+            _pamr_step_kernel[grid](
+                map_of(mask), shown, affinity, to, classes, height, width, tiles, BLOCK_C=block_c, **neighbours, **block
             )
             mask = to
     return refined

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "checks.h"
 #include "cpu/common/rows.h"
+#include "cpu/common/tiles.h"
 #include "math/bilinear.h"
 #include "math/pamr.h"
 
@@ -225,9 +227,36 @@ void pamr_step(int classes, const Stencil& s, const acc* affinity, const acc* fr
   }
 }
 
+// Classes of an image that are refined together.
+struct Group {
+  int64_t image;
+  std::vector<int64_t> classes, hidden;  // hidden: not shown by the image, so they give 0
+};
+
+// The background and the classes that an image shows, `kGroup` at a time; all classes if nobody says what it shows.
+std::vector<Group> groups_of(const Planes& mask, const std::optional<Tensor>& image_labels) {
+  const int64_t C = mask.classes;
+  std::vector<double> labels(mask.batch * (C - 1), 1.0);
+  if (image_labels) labels = read_matrix<double>(*image_labels);
+  std::vector<Group> groups;
+  for (int64_t b = 0; b < mask.batch; ++b) {
+    groups.push_back({b, {}, {}});
+    for (int64_t c = 0; c < C; ++c) {
+      if (c > 0 && labels[b * (C - 1) + c - 1] == 0) {
+        groups.back().hidden.push_back(c);
+        continue;
+      }
+      if (groups.back().classes.size() == kGroup) groups.push_back({b, {}, {}});
+      groups.back().classes.push_back(c);
+    }
+  }
+  return groups;
+}
+
 template <class acc>
-void refine_images(const Planes& image, const Planes& mask, int64_t iterations, const Stencil& s, acc* refined) {
-  const int64_t B = mask.batch, C = mask.classes, groups = (C + kGroup - 1) / kGroup, N = s.neighbours();
+void refine_images(const Planes& image, const Planes& mask, const std::optional<Tensor>& image_labels,
+                   int64_t iterations, const Stencil& s, acc* refined) {
+  const int64_t B = mask.batch, C = mask.classes, N = s.neighbours();
   const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
   const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
   torch::stable::parallel_for(0, B * s.height, rows_of_work, [&](int64_t begin, int64_t end) {
@@ -240,13 +269,17 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
     }
   });
   const bool same_size = mask.height == s.height && mask.width == s.width;
-  torch::stable::parallel_for(0, B * groups, 1, [&](int64_t begin, int64_t end) {
+  const std::vector<Group> groups = groups_of(mask, image_labels);
+  torch::stable::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<acc[]> planes(new acc[2 * kGroup * s.plane()]);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / groups, first = i % groups * kGroup, classes = std::min<int64_t>(kGroup, C - first);
+      const auto& [b, wanted, hidden] = groups[i];
+      for (const int64_t c : hidden)
+        std::fill_n(refined + (b * C + c) * s.height * s.width, s.height * s.width, acc(0));
+      const int64_t classes = static_cast<int64_t>(wanted.size());
       acc *from = planes.get(), *to = from + kGroup * s.plane();
       for (int64_t c = 0; c < classes; ++c) {
-        (same_size ? load_plane<acc> : load_resized_plane<acc>)(mask, b, first + c, s, from + c * s.plane());
+        (same_size ? load_plane<acc> : load_resized_plane<acc>)(mask, b, wanted[c], s, from + c * s.plane());
       }
       for (int64_t k = 0; k < iterations; ++k) {
         pamr_step<acc>(static_cast<int>(classes), s, affinity.get() + b * s.affinities(), from, to);
@@ -256,21 +289,22 @@ void refine_images(const Planes& image, const Planes& mask, int64_t iterations, 
       for (int64_t c = 0; c < classes; ++c) {
         for (int64_t y = 0; y < s.height; ++y) {
           std::copy_n(from + c * s.plane() + s.first() + y * s.stride, s.width,
-                      refined + ((b * C + first + c) * s.height + y) * s.width);
+                      refined + ((b * C + wanted[c]) * s.height + y) * s.width);
         }
       }
     }
   });
 }
 
-Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
-  check_pamr(image, mask, iterations, dilations);
+Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+            std::vector<int64_t> dilations) {
+  check_pamr(image, mask, image_labels, iterations, dilations);
   Tensor refined =
       torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, acc_dtype(image, mask));
   with_acc(acc_dtype(image, mask), [&](auto type) {
     using acc = decltype(type);
-    refine_images(Planes(image), Planes(mask), iterations, Stencil(image.size(2), image.size(3), dilations),
-                  mutable_data<acc>(refined));
+    refine_images(Planes(image), Planes(mask), image_labels, iterations,
+                  Stencil(image.size(2), image.size(3), dilations), mutable_data<acc>(refined));
   });
   return refined;
 }

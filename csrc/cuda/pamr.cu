@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "checks.h"
@@ -17,183 +18,338 @@
 namespace wilson {
 namespace {
 
-constexpr int kThreads = 128;      // pixels of a block, where a thread works on one
-constexpr int kGroup = 8;          // classes of a thread, which loads the affinities once for all: 8 sums
-constexpr int kGroupWarps = 8;     // groups of a block, which share them in the cache
-constexpr int kMaxDilations = 64;  // what fits among a kernel's arguments with ease
+constexpr int kThreads = 128;         // pixels of a block, where a thread works on one
+constexpr int kGroup = 8;             // classes of a thread, which loads the affinities once for all: 8 sums
+constexpr int kGroupWarps = 8;        // groups of a block, which share them in the cache
+constexpr int kMaxDilations = 64;     // what fits among a kernel's arguments with ease
+constexpr int kDilationWarps = 8;     // dilations of a block at a time, whose colours stay in registers
+constexpr int kRefineThreads = 1024;  // a whole image is refined by one block
+// Shared memory for the planes of a block, old and new: what every GPU since sm_80 has.
+constexpr size_t kPlaneBytes = 99 * 1024;
 
 struct Stencil {
-  int64_t height, width;
+  int height, width;
   int dilations;
   int distance[kMaxDilations];
 
   __host__ __device__ int neighbours() const { return 8 * dilations; }
+  __host__ __device__ int pixels() const { return height * width; }
 };
 
-// Calls visit(n, offset) for the neighbours n of a pixel, in the order of the affinities; offset counts pixels.
-template <class Visit>
-__device__ void for_each_neighbour(const Stencil& s, int64_t pixel, Visit visit) {
-  const int64_t y = pixel / s.width, x = pixel - y * s.width;
-#pragma unroll 1
-  for (int d = 0; d < s.dilations; ++d) {
-    const int64_t distance = s.distance[d];
-    const int64_t rows[3] = {max(y - distance, int64_t(0)), y, min(y + distance, s.height - 1)};
-    const int64_t columns[3] = {max(x - distance, int64_t(0)), x, min(x + distance, s.width - 1)};
+// The rows and columns of the 8 neighbours at one dilation, coordinates clamped to the image.
+struct Around {
+  int row[3], column[3];
+
+  __device__ Around(const Stencil& s, int y, int x, int distance)
+      : row{max(y - distance, 0), y, min(y + distance, s.height - 1)},
+        column{max(x - distance, 0), x, min(x + distance, s.width - 1)} {}
+
+  // Calls visit(j, row, column) for the neighbours j = 0..7, in the order of the affinities.
+  template <class Visit>
+  __device__ void each(Visit visit) const {
 #pragma unroll
     for (int i = 0; i < 9; ++i) {
-      if (i == 4) continue;  // the pixel itself
-      visit(8 * d + i - (i > 4), rows[i / 3] * s.width + columns[i % 3]);
+      if (i != 4) visit(i - (i > 4), row[i / 3], column[i % 3]);  // 4 is the pixel itself
     }
   }
-}
-
-template <class acc>
-struct Colour {
-  acc channel[3];
 };
 
-template <class acc>
-__device__ Colour<acc> colour_at(const AnyMap& image, int64_t b, int64_t pixel) {
-  Colour<acc> colour;
-  const int64_t at = b * image.batch_stride + image.offset(pixel);
-  with_type_of(image.dtype, [&](auto type) {
-    const auto* from = reinterpret_cast<const decltype(type)*>(image.data) + at;
-#pragma unroll
-    for (int c = 0; c < 3; ++c) colour.channel[c] = static_cast<acc>(from[c * image.class_stride]);
-  });
-  return colour;
-}
+// affinity: (B, N, P). A lane has a pixel, a warp a dilation: it loads each neighbour once and takes one exponential.
+template <class acc, class T>
+__global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
+    pamr_affinity_kernel(AnyMap image, Stencil s, int tiles, acc* __restrict__ affinity) {
+  const int64_t b = blockIdx.x / tiles, P = s.pixels();
+  const int tile = blockIdx.x % tiles * kLanes, pixel = min(tile + threadIdx.x, s.pixels() - 1);
+  const int y = pixel / s.width, x = pixel - y * s.width;
+  const T* colours = image.image<T>(b);
+  const auto colour = [&](int row, int column, int c) {
+    return static_cast<acc>(colours[row * image.row_stride + column * image.pixel_stride + c * image.class_stride]);
+  };
+  const acc own[3] = {colour(y, x, 0), colour(y, x, 1), colour(y, x, 2)};
 
-// affinity: (B, N, P).
-template <class acc>
-__global__ void __launch_bounds__(kThreads, 1)
-    pamr_affinity_kernel(AnyMap image, Stencil s, int64_t tiles, acc* __restrict__ affinity) {
-  const int64_t b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
-  if (pixel >= image.pixels) return;
-  const Colour<acc> own = colour_at<acc>(image, b, pixel);
-  // Differences from the pixel, which counts once for each dilation. As it counts in the mean, the squares of the mean
-  // and of the differences are never so close that subtracting them would lose precision: sigma^2 is at least 1/9.
-  acc sum[3] = {}, squares[3] = {};
-  for_each_neighbour(s, pixel, [&](int, int64_t neighbour) {
-    const Colour<acc> other = colour_at<acc>(image, b, neighbour);
+  acc difference[8][3];  // of a dilation's neighbours from the pixel
+  const auto load = [&](int d) {
+    Around(s, y, x, s.distance[d]).each([&](int j, int row, int column) {
 #pragma unroll
-    for (int c = 0; c < 3; ++c) {
-      const acc difference = other.channel[c] - own.channel[c];
-      sum[c] += difference;
-      squares[c] += difference * difference;
+      for (int c = 0; c < 3; ++c) difference[j][c] = colour(row, column, c) - own[c];
+    });
+  };
+  const bool one_each = s.dilations <= blockDim.y;
+  const auto for_my_dilations = [&](auto visit) {
+    for (int d = threadIdx.y; d < s.dilations; d += blockDim.y) {
+      if (!one_each) load(d);
+      visit(d);
+    }
+  };
+  if (one_each) load(threadIdx.y);
+
+  // The pixel counts once for each dilation. As it counts in the mean, the squares of the mean and of the differences
+  // are never so close that subtracting them would lose precision: sigma^2 is at least 1/9.
+  acc moments[6] = {};  // sums and squares of the three colours
+  for_my_dilations([&](int) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) {
+        moments[c] += difference[j][c];
+        moments[3 + c] += difference[j][c] * difference[j][c];
+      }
     }
   });
+  across_warps(moments, [](acc p, acc q) { return p + q; });
   const acc values = deviation_values<acc>(s.dilations);
   acc slope[3];
 #pragma unroll
   for (int c = 0; c < 3; ++c) {
-    const acc variance = max((squares[c] - sum[c] * sum[c] / values) / (values - acc(1)), acc(0));
-    slope[c] = steepness(variance);
+    slope[c] = steepness(max((moments[3 + c] - moments[c] * moments[c] / values) / (values - acc(1)), acc(0)));
   }
-  const auto similarity_to = [&](int64_t neighbour) {
-    const Colour<acc> other = colour_at<acc>(image, b, neighbour);
+  const auto similarity_of = [&](int j) {
     acc k = 0;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) k += similarity(own.channel[c], other.channel[c], slope[c]);
+    for (int c = 0; c < 3; ++c) k += similarity(acc(0), difference[j][c], slope[c]);
     return k;
   };
-  acc peak = -std::numeric_limits<acc>::infinity(), norm = 0;
-  for_each_neighbour(s, pixel, [&](int, int64_t neighbour) {
-    const Step<acc> step = softmax_step(peak, similarity_to(neighbour));
-    norm = step.before * norm + step.now;
+
+  acc peak[1] = {-std::numeric_limits<acc>::infinity()};
+  for_my_dilations([&](int) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) peak[0] = max(peak[0], similarity_of(j));
   });
-  norm = acc(1) / norm;
-  acc* out = affinity + b * s.neighbours() * image.pixels + pixel;
-  for_each_neighbour(
-      s, pixel, [&](int n, int64_t neighbour) { out[n * image.pixels] = exp(similarity_to(neighbour) - peak) * norm; });
+  across_warps(peak, [](acc p, acc q) { return max(p, q); });
+  acc norm[1] = {0}, weight[8];
+  const auto weigh = [&] {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) weight[j] = exp(similarity_of(j) - peak[0]);
+  };
+  for_my_dilations([&](int) {
+    weigh();
+#pragma unroll
+    for (int j = 0; j < 8; ++j) norm[0] += weight[j];
+  });
+  across_warps(norm, [](acc p, acc q) { return p + q; });
+  if (tile + threadIdx.x >= P) return;
+  acc* out = affinity + b * s.neighbours() * P + pixel;
+  for_my_dilations([&](int d) {
+    if (!one_each) weigh();
+#pragma unroll
+    for (int j = 0; j < 8; ++j) out[(8 * d + j) * P] = weight[j] / norm[0];
+  });
 }
 
-// A (B, C, h, w) mask of any dtype and strides as (B, C, H, W) acc.
+// The mask's value at a pixel of the image: resized if their sizes differ (bilinear, corners aligned).
+template <class acc>
+__device__ acc mask_at(const AnyMap& mask, int mask_height, int mask_width, const Stencil& s, int64_t plane, int y,
+                       int x) {
+  const auto value = [&](int64_t row, int64_t column) {
+    return read_as<acc>(mask.data, mask.dtype, plane + mask.offset(row * mask_width + column));
+  };
+  if (mask_height == s.height && mask_width == s.width) return value(y, x);
+  const AlignedCorners<acc> down(y, s.height, mask_height), along(x, s.width, mask_width);
+  const auto across = [&](int64_t row) { return blend(value(row, along.low), value(row, along.high), along.weight); };
+  return blend(across(down.low), across(down.high), down.weight);
+}
+
+// Whether an image shows a class, or nobody says so.
+struct Shown {
+  AnyMatrix labels;  // (B, C-1), without data if all classes are to be refined
+
+  template <class acc>
+  __device__ bool at(int64_t b, int64_t c) const {
+    return !labels.data || c == 0 || labels.at<acc>(b, c - 1) != acc(0);
+  }
+};
+
+// All iterations for `kPlanes` classes of an image, by one block, in shared memory: (P, kPlanes), old and new.
+template <class acc, int kPlanes>
+__global__ void __launch_bounds__(kRefineThreads, 1)
+    pamr_refine_kernel(const acc* __restrict__ affinity, AnyMap mask, int mask_height, int mask_width, Shown shown,
+                       Stencil s, int iterations, int groups, acc* __restrict__ refined) {
+  using Values = Pack<acc, kPlanes>;
+  const int P = s.pixels(), first = blockIdx.x % groups * kPlanes;
+  const int64_t b = blockIdx.x / groups, C = mask.classes;
+  const int count = min(static_cast<int>(C) - first, kPlanes);
+  acc* out = refined + (b * C + first) * P;
+  if (kPlanes == 1 && !shown.at<acc>(b, first)) {
+    for (int p = threadIdx.x; p < P; p += blockDim.x) out[p] = acc(0);
+    return;
+  }
+  Values *from = shared_memory<Values>(), *to = from + P;
+  for (int p = threadIdx.x; p < P; p += blockDim.x) {
+    const int y = p / s.width, x = p - y * s.width;
+#pragma unroll
+    for (int k = 0; k < kPlanes; ++k) {
+      const int64_t plane = b * mask.batch_stride + min(first + k, static_cast<int>(C) - 1) * mask.class_stride;
+      from[p].value[k] = mask_at<acc>(mask, mask_height, mask_width, s, plane, y, x);
+    }
+  }
+  __syncthreads();
+  const acc* weights = affinity + b * s.neighbours() * P;
+  for (int i = 1; i <= iterations; ++i) {
+    for (int p = threadIdx.x; p < P; p += blockDim.x) {
+      const int y = p / s.width, x = p - y * s.width;
+      Values sum{};
+#pragma unroll 1
+      for (int d = 0; d < s.dilations; ++d) {
+        const acc* weight = weights + 8 * d * P + p;
+        Around(s, y, x, s.distance[d]).each([&](int j, int row, int column) {
+          const acc a = __ldg(weight + j * P);
+          const Values neighbour = from[row * s.width + column];
+#pragma unroll
+          for (int k = 0; k < kPlanes; ++k) sum.value[k] += a * neighbour.value[k];
+        });
+      }
+      if (i < iterations) {
+        to[p] = sum;
+      } else {
+#pragma unroll
+        for (int k = 0; k < kPlanes; ++k) {
+          if (k < count) out[k * P + p] = sum.value[k];
+        }
+      }
+    }
+    __syncthreads();
+    Values* written = to;
+    to = from;
+    from = written;
+  }
+}
+
+// For maps whose planes find no room in shared memory: the mask as (B, C, H, W) acc, then a launch for each iteration.
 template <class acc>
 __global__ void __launch_bounds__(kThreads, 1)
-    pamr_resize_kernel(AnyMap mask, int64_t mask_height, int64_t mask_width, int64_t height, int64_t width,
-                       int64_t tiles, acc* __restrict__ resized) {
-  const int64_t plane = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kThreads + threadIdx.x;
-  if (pixel >= height * width) return;
-  const AlignedCorners<acc> y(pixel / width, height, mask_height), x(pixel % width, width, mask_width);
-  const int64_t image = plane / mask.classes * mask.batch_stride + plane % mask.classes * mask.class_stride;
-  const auto value = [&](int64_t row, int64_t column) {
-    return read_as<acc>(mask.data, mask.dtype, image + mask.offset(row * mask_width + column));
-  };
-  const auto across = [&](int64_t row) { return blend(value(row, x.low), value(row, x.high), x.weight); };
-  resized[plane * height * width + pixel] = blend(across(y.low), across(y.high), y.weight);
+    pamr_resize_kernel(AnyMap mask, int mask_height, int mask_width, Shown shown, Stencil s, int tiles,
+                       acc* __restrict__ resized) {
+  const int64_t plane = blockIdx.x / tiles, b = plane / mask.classes, c = plane % mask.classes;
+  const int pixel = blockIdx.x % tiles * kThreads + threadIdx.x, y = pixel / s.width;
+  if (pixel >= s.pixels() || !shown.at<acc>(b, c)) return;
+  resized[plane * s.pixels() + pixel] = mask_at<acc>(
+      mask, mask_height, mask_width, s, b * mask.batch_stride + c * mask.class_stride, y, pixel - y * s.width);
 }
 
 // One iteration: a lane has a pixel, a warp a group of classes. from, to: (B, C, P).
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kGroupWarps, 1)
-    pamr_step_kernel(const acc* __restrict__ affinity, const acc* __restrict__ from, int64_t image_stride,
-                     int64_t class_stride, int64_t classes, Stencil s, int64_t tiles, acc* __restrict__ to) {
-  const int64_t P = s.height * s.width, b = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kLanes + threadIdx.x;
-  const int64_t first = (static_cast<int64_t>(blockIdx.y) * blockDim.y + threadIdx.y) * kGroup;
+    pamr_step_kernel(const acc* __restrict__ affinity, const acc* __restrict__ from, int classes, Shown shown,
+                     Stencil s, int tiles, acc* __restrict__ to) {
+  const int64_t P = s.pixels(), b = blockIdx.x / tiles;
+  const int pixel = blockIdx.x % tiles * kLanes + threadIdx.x, y = pixel / s.width, x = pixel - y * s.width;
+  const int first = (blockIdx.y * blockDim.y + threadIdx.y) * kGroup;
   if (pixel >= P || first >= classes) return;
-  const acc* weights = affinity + b * s.neighbours() * P + pixel;
-  const acc* planes = from + b * image_stride + first * class_stride;
-  const int count = static_cast<int>(min(classes - first, int64_t(kGroup)));
-  acc sum[kGroup] = {};
-  for_each_neighbour(s, pixel, [&](int n, int64_t neighbour) {
-    const acc weight = weights[n * P];
+  const acc* planes = from + (b * classes + first) * P;
+  bool wanted[kGroup];
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      if (k < count) sum[k] += weight * planes[k * class_stride + neighbour];
-    }
-  });
+  for (int k = 0; k < kGroup; ++k) wanted[k] = first + k < classes && shown.at<acc>(b, first + k);
+  acc sum[kGroup] = {};
+#pragma unroll 1
+  for (int d = 0; d < s.dilations; ++d) {
+    const acc* weight = affinity + (b * s.neighbours() + 8 * d) * P + pixel;
+    Around(s, y, x, s.distance[d]).each([&](int j, int row, int column) {
+      const acc a = __ldg(weight + j * P);
+      const acc* neighbour = planes + row * s.width + column;
+#pragma unroll
+      for (int k = 0; k < kGroup; ++k) {
+        if (wanted[k]) sum[k] += a * neighbour[k * P];
+      }
+    });
+  }
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
-    if (k < count) to[(b * classes + first + k) * P + pixel] = sum[k];
+    if (first + k < classes) to[(b * classes + first + k) * P + pixel] = sum[k];
   }
 }
+
+// A call, as its launches see it.
+template <class acc>
+struct Call {
+  AnyMap image, mask;
+  int mask_height, mask_width;
+  Shown shown;
+  Stencil s;
+  int iterations;
+  cudaStream_t stream;
+  acc *affinity, *refined;
+
+  void work_out_affinities() const {
+    const int tiles = (s.pixels() + kLanes - 1) / kLanes, warps = std::min(s.dilations, kDilationWarps);
+    with_type_of(image.dtype, [&](auto type) {
+      pamr_affinity_kernel<acc, decltype(type)>
+          <<<image.batch * tiles, dim3(kLanes, warps), warps * kLanes * 6 * sizeof(acc), stream>>>(image, s, tiles,
+                                                                                                   affinity);
+    });
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  static size_t plane_bytes(const Stencil& s, int planes) { return 2 * planes * s.pixels() * sizeof(acc); }
+
+  template <int kPlanes>
+  void refine_in_shared_memory() const {
+    const int groups = (mask.classes + kPlanes - 1) / kPlanes;
+    const int threads = std::min(kRefineThreads, (s.pixels() + kLanes - 1) / kLanes * kLanes);
+    const size_t bytes = plane_bytes(s, kPlanes);
+    allow_shared(pamr_refine_kernel<acc, kPlanes>, bytes);
+    pamr_refine_kernel<acc, kPlanes><<<mask.batch * groups, threads, bytes, stream>>>(
+        affinity, mask, mask_height, mask_width, shown, s, iterations, groups, refined);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  void refine_step_by_step(acc* other) const {
+    acc *to = iterations % 2 ? refined : other, *from = iterations % 2 ? other : refined;
+    const int64_t blocks = (s.pixels() + kThreads - 1) / kThreads;
+    pamr_resize_kernel<acc><<<mask.batch * mask.classes * blocks, kThreads, 0, stream>>>(mask, mask_height, mask_width,
+                                                                                         shown, s, blocks, from);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    const int tiles = (s.pixels() + kLanes - 1) / kLanes, groups = (mask.classes + kGroup - 1) / kGroup;
+    const dim3 threads(kLanes, std::min(kGroupWarps, groups));
+    const dim3 grid(mask.batch * tiles, (groups + threads.y - 1) / threads.y);
+    for (int i = 0; i < iterations; ++i, std::swap(from, to)) {
+      pamr_step_kernel<acc><<<grid, threads, 0, stream>>>(affinity, from, mask.classes, shown, s, tiles, to);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+  }
+};
 
 template <class acc>
-void refine_images(const Tensor& image, const Tensor& mask, int64_t iterations, const Stencil& s, Tensor& refined) {
-  const cudaStream_t stream = current_stream(image);
-  const AnyMap colours = any_map(image), given = any_map(mask);
-  const int64_t B = given.batch, C = given.classes, P = colours.pixels, blocks = (P + kThreads - 1) / kThreads;
-  Tensor affinity = torch::stable::new_empty(refined, {B, s.neighbours(), P}),
-         other = torch::stable::new_empty(refined, refined.sizes());
-  pamr_affinity_kernel<acc><<<B * blocks, kThreads, 0, stream>>>(colours, s, blocks, mutable_data<acc>(affinity));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-
-  acc *to = mutable_data<acc>(iterations % 2 ? refined : other),
-      *spare = mutable_data<acc>(iterations % 2 ? other : refined);
-  const bool same_size = mask.size(2) == s.height && mask.size(3) == s.width;
-  const bool as_it_is = same_size && given.unit_stride() && given.dtype == refined.scalar_type();
-  const acc* from = as_it_is ? reinterpret_cast<const acc*>(given.data) : spare;
-  int64_t image_stride = as_it_is ? given.batch_stride : C * P, class_stride = as_it_is ? given.class_stride : P;
-  if (!as_it_is) {
-    pamr_resize_kernel<acc>
-        <<<B * C * blocks, kThreads, 0, stream>>>(given, mask.size(2), mask.size(3), s.height, s.width, blocks, spare);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-  const int64_t tiles = (P + kLanes - 1) / kLanes, groups = (C + kGroup - 1) / kGroup;
-  const dim3 threads(kLanes, std::min<int64_t>(kGroupWarps, groups));
-  const dim3 grid(B * tiles, (groups + threads.y - 1) / threads.y);
-  for (int64_t i = 0; i < iterations; ++i) {
-    pamr_step_kernel<acc>
-        <<<grid, threads, 0, stream>>>(const_data<acc>(affinity), from, image_stride, class_stride, C, s, tiles, to);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    from = to;
-    std::swap(to, spare);
-    image_stride = C * P, class_stride = P;
+void refine_images(const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
+                   int64_t iterations, const Stencil& s, Tensor& refined) {
+  Tensor affinity = torch::stable::new_empty(refined, {image.size(0), s.neighbours(), s.pixels()});
+  const Shown shown{image_labels ? any_matrix(*image_labels) : AnyMatrix{}};
+  AnyMap colours = any_map(image);  // kernels count its rows and columns apart
+  colours.row_stride = image.stride(2), colours.pixel_stride = image.stride(3);
+  const Call<acc> call{colours,
+                       any_map(mask),
+                       static_cast<int>(mask.size(2)),
+                       static_cast<int>(mask.size(3)),
+                       shown,
+                       s,
+                       static_cast<int>(iterations),
+                       current_stream(image),
+                       mutable_data<acc>(affinity),
+                       mutable_data<acc>(refined)};
+  call.work_out_affinities();
+  // With labels few classes are left of an image, and a block for each keeps more processors busy. Without, several
+  // share the affinities once they are loaded.
+  if (!image_labels && mask.size(1) > 1 && call.plane_bytes(s, 4) <= kPlaneBytes) {
+    call.template refine_in_shared_memory<4>();
+  } else if (call.plane_bytes(s, 1) <= kPlaneBytes) {
+    call.template refine_in_shared_memory<1>();
+  } else {
+    Tensor other = torch::stable::new_empty(refined, refined.sizes());
+    call.refine_step_by_step(mutable_data<acc>(other));
   }
 }
 
-Tensor pamr(const Tensor& image, const Tensor& mask, int64_t iterations, std::vector<int64_t> dilations) {
-  check_pamr(image, mask, iterations, dilations, kMaxDilations);
+Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+            std::vector<int64_t> dilations) {
+  check_pamr(image, mask, image_labels, iterations, dilations, kMaxDilations);
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
   const ScalarType dtype = acc_dtype(image, mask);
   Tensor refined = torch::stable::new_empty(mask, {mask.size(0), mask.size(1), image.size(2), image.size(3)}, dtype);
   if (mask.size(0) == 0) return refined;
-  Stencil s{image.size(2), image.size(3), static_cast<int>(dilations.size()), {}};
+  Stencil s{static_cast<int>(image.size(2)), static_cast<int>(image.size(3)), static_cast<int>(dilations.size()), {}};
   const int64_t far = std::max(s.height, s.width);  // further out there is nothing but the border again
   std::transform(dilations.begin(), dilations.end(), s.distance,
                  [far](int64_t distance) { return static_cast<int>(std::min(distance, far)); });
-  with_acc(dtype, [&](auto type) { refine_images<decltype(type)>(image, mask, iterations, s, refined); });
+  with_acc(dtype, [&](auto type) { refine_images<decltype(type)>(image, mask, image_labels, iterations, s, refined); });
   return refined;
 }
 

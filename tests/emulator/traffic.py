@@ -52,7 +52,8 @@ def measure(provider: str, case: cases.Case, arch: int = 90) -> list[Call]:
     def observe(session: Session, name: str, launcher: Any, args: tuple[Any, ...]) -> Any:
         first = len(session.launches)
         result = launcher(*args)
-        calls.append(Call(name, least(name, args, result), tuple(session.launches[first:])))
+        launches = tuple(session.launches[first:])
+        calls.append(Call(name, least(name, args, result, len(launches)), launches))
         return result
 
     with emulated_ops.emulated(provider, OPS[case.op].family, arch, observe=observe):
@@ -60,13 +61,15 @@ def measure(provider: str, case: cases.Case, arch: int = 90) -> list[Call]:
     return calls
 
 
-def least(name: str, args: tuple[Any, ...], result: Any) -> int:
-    """Bytes that a raw op must load and store, whatever its kernels do."""
+def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
+    """Bytes that a raw op must load and store in so many launches."""
     once = sum(_bytes(t) for t in _tensors((args, result)))
     if name == "pamr":
-        image, mask, iterations, dilations = args
+        image, mask, _, iterations, dilations = args
         refined = _bytes(result)
         affinities = 8 * len(dilations) * image.shape[0] * image.shape[2] * image.shape[3] * result.element_size()
+        if launches <= 2:  # all iterations in one launch
+            return _bytes(image) + 2 * affinities + _bytes(mask) + refined
         # written once; then in each iteration read, with the mask before, and the mask after written
         steps = affinities + iterations * (affinities + 2 * refined)
         if mask.shape[2:] == image.shape[2:]:

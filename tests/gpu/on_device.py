@@ -115,6 +115,16 @@ def test_the_same_bits_in_every_run_and_beside_any_neighbour(op, dtype):
         assert all(torch.equal(a, b[1:2]) for a, b in zip(tensors(alone), together, strict=False))
 
 
+@pytest.mark.parametrize("side", [20, 56, 64, 150])  # four planes, one plane, or none have room in shared memory
+def test_pamr_of_labelled_classes_has_the_bits_of_all(side):
+    case = cases.case("pamr", "labelled", cases.Shape(3, 6, side, side + 3), torch.float32)
+    Expected(case).assert_met_by(ops.pamr, "cuda")
+    image, mask = case.on("cuda").args
+    labels = torch.tensor([[0, 1, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], device="cuda")
+    every, shown = ops.pamr(image, mask), torch.nn.functional.pad(labels, (1, 0), value=1)
+    assert torch.equal(ops.pamr(image, mask, image_labels=labels), every * shown[:, :, None, None])
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_waits_for_the_stream_it_is_called_on(op):
     """On another stream than the default one, behind work that takes longer than any of the op's kernels."""

@@ -138,7 +138,9 @@ def pseudo_labels(classes: int, dtype: torch.dtype):
 
 
 def pamr(classes: int, dtype: torch.dtype):
-    yield "pamr", (scores(3, dtype), scores(classes, dtype, 16), 3, [1, 2, 4, 8, 12])
+    labels = torch.empty(2, classes - 1, dtype=torch.bool, device="meta")
+    for image_labels in (None, labels):
+        yield "pamr", (scores(3, dtype), scores(classes, dtype, 16), image_labels, 3, [1, 2, 4, 8, 12])
 
 
 def confident(classes: int, dtype: torch.dtype):

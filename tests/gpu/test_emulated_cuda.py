@@ -55,6 +55,16 @@ def test_agrees_on_sm_80(case):
     check.agrees(PROVIDER, case, arch=80)
 
 
+def test_pamr_of_labelled_classes_has_the_bits_of_all():
+    check.labelled_bits(PROVIDER)
+
+
+def test_pamr_of_maps_that_have_no_room_in_shared_memory():
+    draw = cases.Draw("large", cases.Shape(1, 2, 113, 113), torch.float32)
+    options = {"iterations": 2, "dilations": [5], "image_labels": torch.zeros(1, 1)}
+    check.agrees(PROVIDER, cases.Case("pamr", "large", (draw.image(), draw.probabilities()), options))
+
+
 @pytest.mark.parametrize("op", check.FAMILY)
 def test_same_bits_in_any_order(op):
     check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == "odd"))

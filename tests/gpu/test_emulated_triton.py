@@ -55,6 +55,10 @@ def test_agrees_on_sm_80(case):
     check.agrees(PROVIDER, case, arch=80)
 
 
+def test_pamr_of_labelled_classes_has_the_bits_of_all():
+    check.labelled_bits(PROVIDER)
+
+
 @pytest.mark.parametrize("op", check.FAMILY)
 def test_same_bits_in_any_order(op):
     check.same_bits_in_any_order(PROVIDER, next(c for c in every(torch.float32) if c.op == op and c.name == "odd"))

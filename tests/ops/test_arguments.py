@@ -39,6 +39,7 @@ REFUSED = [
     (ValueError, "localizer_scores must have the shape", lambda: ops.pseudo_label_loss(Z, Z[:, :4], OLD, Y[:, :3])),
     (ValueError, r"image must be \(B, 3, H, W\)", lambda: ops.pamr(Z, Z)),
     (ValueError, "one batch size", lambda: ops.pamr(IMAGE[:1], Z)),
+    (ValueError, "leave the background column out", lambda: ops.pamr(IMAGE, Z, image_labels=torch.ones(Z.shape[:2]))),
     (ValueError, "iterations must be at least 1", lambda: ops.pamr(IMAGE, Z, iterations=0)),
     (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=())),
     (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=(1, 0))),

@@ -77,6 +77,21 @@ def test_gradient_penalty_is_refused(op):
         grad.pow(2).sum().backward()
 
 
+@pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("classes", [1, 2, 7, 21])
+@pytest.mark.parametrize("scale", [1, 0.5])
+def test_pamr_of_labelled_classes_has_the_bits_of_all(module, classes, scale):
+    draw = cases.Draw("pamr", cases.Shape(5, classes, 12, 19), torch.float32)
+    size = [round(side * scale) for side in (12, 19)]
+    mask = cases.Draw("mask", cases.Shape(5, classes, *size), torch.float32).probabilities()
+    image, labels = draw.image(), draw.image_labels().float()
+    labels[0], labels[1] = 0, 1
+    every = module.pamr(image, mask, iterations=3)
+    shown = torch.nn.functional.pad(labels, (1, 0), value=1)[:, :, None, None]
+    for given in (labels, labels.bool(), labels * 0.25):
+        assert torch.equal(module.pamr(image, mask, image_labels=given, iterations=3), every * shown)
+
+
 KERNELS = [op for op in NAMES if _library.has_kernel(op, "CPU")]  # the reference has the guarantees of PyTorch
 
 

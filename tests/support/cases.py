@@ -330,6 +330,10 @@ def pamr(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("pamr", "options", (draw.image(), draw.probabilities()), options)
     small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
     yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3})
+    labels = draw.image_labels()
+    yield Case("pamr", "labelled", (draw.image(), draw.probabilities()), {"image_labels": labels, "iterations": 3})
+    yield Case("pamr", "labelled_resized", (draw.image(), small), {"image_labels": labels.int(), "iterations": 2})
+    yield Case("pamr", "no_label", (draw.image(), small), {"image_labels": labels.to(dtype) * 0, "iterations": 1})
 
 
 def confident(dtype: torch.dtype) -> Iterator[Case]:

@@ -162,7 +162,13 @@ class WeaklySupervised(Method):
         """
         c = self.config
         image = F.interpolate(batch["rgb"], size=scores.shape[2:], mode="bilinear", align_corners=True)
-        refined = ops.pamr(image, eval_scores.softmax(1), iterations=c.pamr_iterations, dilations=c.pamr_dilations)
+        refined = ops.pamr(
+            image,
+            eval_scores.softmax(1),
+            image_labels=batch["labels"],
+            iterations=c.pamr_iterations,
+            dilations=c.pamr_dilations,
+        )
         threshold = {"floor": 0.0} if self.paper else {}
         labels, counts = ops.confident_labels(refined, batch["labels"], ignore_index=-1, **threshold)
         return ops.balanced_cross_entropy(scores, labels, counts, batch["labels"], ignore_index=-1)

@@ -15,19 +15,28 @@ PAMR = "pamr"
 
 
 @torch.library.custom_op("wilson::pamr", mutates_args=())
-def _pamr(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
+def _pamr(
+    image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]
+) -> Tensor:
     _library.note_reference(PAMR, image)
-    return reference.pamr(image, mask, iterations=iterations, dilations=dilations)
+    return reference.pamr(image, mask, image_labels=image_labels, iterations=iterations, dilations=dilations)
 
 
 @_pamr.register_fake
-def _(image: Tensor, mask: Tensor, iterations: int, dilations: Sequence[int]) -> Tensor:
+def _(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
     batch, classes = mask.shape[:2]
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))
 
 
 @_registry.op("masks refined by the image's colours")
-def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
+def pamr(
+    image: Tensor,
+    mask: Tensor,
+    *,
+    image_labels: Tensor | None = None,
+    iterations: int = 10,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12),
+) -> Tensor:
     """Pixel-adaptive mask refinement: every pixel of the mask becomes a mean of neighbours of similar colour, repeated.
 
     For the 8 neighbours n of pixel i at each dilation, coordinates clamped to the image::
@@ -43,6 +52,9 @@ def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequen
         image: RGB in 0..1 `(B, 3, H, W)`, floating.
         mask: scores to refine `(B, C, h, w)`, floating; resized to (H, W) first if they differ (bilinear, corners
             aligned).
+        image_labels: 0 or 1 for each class but the background `(B, C-1)`, bool, integer or floating. Only the background
+            and the classes whose label is not 0 are refined; the others give 0. The bits are those of refining all and
+            multiplying by labels of 0 and 1, at a fraction of the cost. None refines all classes.
         iterations: number of passes, >= 1.
         dilations: distances of the neighbours in pixels, each >= 1.
 
@@ -51,7 +63,8 @@ def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequen
 
     Raises:
         TypeError: image or mask is not floating.
-        ValueError: the image is not `(B, 3, H, W)`, batches differ, or an iteration count or dilation is under 1.
+        ValueError: the image is not `(B, 3, H, W)`, batches differ, the labels are not `(B, C-1)`, or an iteration
+            count or dilation is under 1.
 
     Not differentiable.
     """
@@ -65,5 +78,8 @@ def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequen
         raise ValueError(f"{PAMR}: iterations must be at least 1, got {iterations!r}")
     if len(dilations) == 0 or min(dilations) < 1:
         raise ValueError(f"{PAMR}: dilations must be one or more numbers of at least 1, got {tuple(dilations)!r}")
-    _checks.same_device(PAMR, image=image, mask=mask)
-    return _pamr(image.detach(), mask.detach(), int(iterations), [int(d) for d in dilations])
+    if image_labels is not None:
+        _checks.image_labels(PAMR, image_labels, *mask.shape[:2])
+        image_labels = image_labels.detach()
+    _checks.same_device(PAMR, image=image, mask=mask, image_labels=image_labels)
+    return _pamr(image.detach(), mask.detach(), image_labels, int(iterations), [int(d) for d in dilations])

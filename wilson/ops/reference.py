@@ -111,11 +111,19 @@ def pseudo_label_loss(
     return soft_margin_loss(logits, targets, image_weight=image_weight)
 
 
-def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12)) -> Tensor:
+def pamr(
+    image: Tensor,
+    mask: Tensor,
+    *,
+    image_labels: Tensor | None = None,
+    iterations: int = 10,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12),
+) -> Tensor:
     """Pixel-adaptive mask refinement (Araslanov and Roth, CVPR 2020): mask_i <- sum_n a_in mask_n, repeated.
 
     k_in = mean over channels of -|x_i - x_n| / (1e-8 + 0.1 sigma_i); a = softmax of k over the 8 neighbours at each
-    dilation; sigma_i is the unbiased deviation over those neighbours and, once per dilation, the centre.
+    dilation; sigma_i is the unbiased deviation over those neighbours and, once per dilation, the centre. Classes whose
+    image-level label is 0 give 0.
     """
     dtype = accumulate(image, mask)
     x, mask = image.detach().to(dtype), mask.detach().to(dtype)
@@ -132,7 +140,10 @@ def pamr(image: Tensor, mask: Tensor, *, iterations: int = 10, dilations: Sequen
         for a, neighbour in zip(affinity, neighbours(mask, dilations), strict=True):
             refined = refined + a * neighbour
         mask = refined
-    return mask
+    if image_labels is None:
+        return mask
+    shown = F.pad(image_labels != 0, (1, 0), value=True)
+    return torch.where(shown[:, :, None, None], mask, 0)
 
 
 def neighbours(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
