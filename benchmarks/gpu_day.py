@@ -55,7 +55,7 @@ def stages() -> list[Stage]:
     return [
         *(Stage(f"tests-{name}", 170, name, (*tests, *small, workers[name]), together=True) for name in PROVIDERS),
         Stage("demo", 170, None, ("-m", "wilson", "demo", "--out", "{scratch}/demo"), together=True),
-        *(Stage(f"ops-{name}", 60, name) for name in PROVIDERS),
+        *(Stage(f"ops-{name}", 100, name) for name in PROVIDERS),  # Triton compiles for most of it
         *(Stage(f"step-{name}", 30, name) for name in PROVIDERS),
         *(Stage(f"training-{name}", 60, name) for name in TRAINED),
         Stage("profile-cuda", 60, "cuda"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -73,7 +75,8 @@ def labelled_bits(provider: str) -> None:
     draw = cases.Draw("labelled", cases.Shape(2, 6, 5, 7), torch.float32)
     labels = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0]])
     shown = torch.nn.functional.pad(labels, (1, 0), value=1)[:, :, None, None]
-    args, options = (draw.image(), draw.probabilities()), {"iterations": 2, "dilations": [1, 3]}
+    args = draw.image(), draw.probabilities()
+    options: dict[str, Any] = {"iterations": 2, "dilations": [1, 3]}
     with emulated_ops.emulated(provider, family):
         every = ops.pamr(*args, **options)
         gated = ops.pamr(*args, image_labels=labels, **options)

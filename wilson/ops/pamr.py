@@ -52,9 +52,9 @@ def pamr(
         image: RGB in 0..1 `(B, 3, H, W)`, floating.
         mask: scores to refine `(B, C, h, w)`, floating; resized to (H, W) first if they differ (bilinear, corners
             aligned).
-        image_labels: 0 or 1 for each class but the background `(B, C-1)`, bool, integer or floating. Only the background
-            and the classes whose label is not 0 are refined; the others give 0. The bits are those of refining all and
-            multiplying by labels of 0 and 1, at a fraction of the cost. None refines all classes.
+        image_labels: 0 or 1 for each class but the background `(B, C-1)`, bool, integer or floating. Only the
+            background and the classes whose label is not 0 are refined; the others give 0. The bits are those of
+            refining all and multiplying by labels of 0 and 1, at a fraction of the cost. None refines all classes.
         iterations: number of passes, >= 1.
         dilations: distances of the neighbours in pixels, each >= 1.
 
