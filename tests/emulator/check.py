@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-
 from typing import Any
 
 import pytest
