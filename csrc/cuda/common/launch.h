@@ -21,6 +21,8 @@ constexpr int kWarpClasses = 4;
 // GPU since sm_80 has 96.
 constexpr size_t kMaxSharedBytes = 96 * 1024;
 constexpr size_t kFreeSharedBytes = 48 * 1024;
+// What a kernel declares itself, which counts towards those 48, too. At most: the labels and weights of a tile.
+constexpr size_t kMostStaticBytes = 4 * 1024;
 
 inline cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -54,10 +56,10 @@ Launch launch_for(int64_t pixels, int64_t classes) {
   return {(pixels + tile - 1) / tile, dim3(kLanes, warps), warps * tile * sizeof(typename Moves::acc)};
 }
 
-// Lets a kernel have `bytes` of shared memory.
+// Lets a kernel have `bytes` of shared memory besides what it declares.
 template <class Kernel>
 void allow_shared(Kernel kernel, size_t bytes) {
-  if (bytes <= kFreeSharedBytes) return;
+  if (bytes + kMostStaticBytes <= kFreeSharedBytes) return;
   STD_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                       cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
