@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_ops, gpu_counts, limits
+from benchmarks import bench_ops, gpu_counts, gpu_tables, limits
 from wilson.ops import _library
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +159,8 @@ def page(folder: Path) -> str:
     for grid in GRIDS:
         parts += [f"### Limits, {grid.upper()} shapes\n", limits_table(folder, grid)]
     parts += ["## Growth\n", SWEEP, sweep_table(folder), "## All losses of a step\n", STEP, step_table(folder)]
+    for day in gpu_tables.days():
+        parts += gpu_day(day)
     parts += ["## On GPUs, by count\n", GPU_INTRODUCTION]
     for provider in ("cuda", "triton"):
         header = ["call", "launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse"]
@@ -180,6 +182,18 @@ def page(folder: Path) -> str:
     return "\n".join(parts)
 
 
+def gpu_day(day: dict[str, Any]) -> list[str]:
+    """What was measured on one card."""
+    parts = [f"## On a GPU, by the clock: {day['card']}\n", gpu_tables.INTRODUCTION.format(**day)]
+    parts += ["### Tests on the device\n", table(["tests", "ended"], gpu_tables.tests(day))]
+    for grid in GRIDS:
+        parts += [f"### {grid.upper()} shapes\n", table(*gpu_tables.ops(day, grid))]
+    parts += ["### All losses of a step there\n", table(*gpu_tables.step(day))]
+    parts += ["### A training step\n", TRAINING, table(*gpu_tables.training(day))]
+    parts += ["### Where the device's time goes\n", table(*gpu_tables.profile(day))]
+    return parts
+
+
 BOUNDS = """The limits below are the op's exponentials at the rate of `torch.exp` on data in the cache, its
 multiply-adds at that of a matrix product, and its least bytes at that of a copy; "reached" is the largest of the three
 over the measured time. More than 100 % says that our exponential, a shorter polynomial, is faster than `torch.exp`.
@@ -194,10 +208,13 @@ over the measured time. More than 100 % says that our exponential, a shorter pol
 - The ops at the image's size need one exponential and one division per pixel and class for loss and gradient together.
 - `confident_labels` looks at the classes that the image-level labels allow, and at no other.
 """
-GPU_INTRODUCTION = """No GPU was at hand: nothing here is a time. The tests' emulator executes the compiled PTX (sm_90,
-float32) on maps of (2, 21, 32, 32), the ops at the image's size to 128, and counts: launches; distinct bytes of global
-memory touched, summed over launches; and bytes that loads and stores request; caches serve those beyond the
-distinct bytes. Backward of the ops at the image's size is one multiplication by PyTorch.
+TRAINING = """WILSON after its warm-up as `wilson run` takes it: ResNet-101, crops of 512, bf16 autocast, channels-last,
+forward, backward and SGD, without the loading of images.
+"""
+GPU_INTRODUCTION = """Nothing here is a time. The tests' emulator executes the compiled PTX (sm_90, float32) on maps of
+(2, 21, 32, 32), the ops at the image's size to 128, and counts: launches; distinct bytes of global memory touched,
+summed over launches; and bytes that loads and stores request; caches serve those beyond the distinct bytes. Backward of
+the ops at the image's size is one multiplication by PyTorch.
 """
 REGISTERS = """Registers of a thread in the CUDA library, the most of all instances of a kernel, and the share of a
 multiprocessor's warps that they leave room for. No kernel spills.
