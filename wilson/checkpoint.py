@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
+from wilson import tensor_files
 from wilson.atomic import replacing
 from wilson.config import Config, from_dict, to_dict
+from wilson.config.validation import short
 from wilson.data.tasks import Task
-from wilson.errors import UserError, first_line
+from wilson.errors import UserError
 from wilson.models import SegmentationModel, Segmenter, new_model
+from wilson.models.weight_files import not_finite
 from wilson.run_folder import CHECKPOINT
 
 FORMAT = 1
@@ -33,18 +39,46 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file; give a {CHECKPOINT} that a run wrote")
     try:
-        with zipfile.ZipFile(path) as file:
-            if damaged := file.testzip():  # torch.load compares no checksums
-                raise ValueError(f"{damaged} in it is damaged")
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is cut off, or no file of torch.save")
+        values = tensor_files.read(path)
+        if not isinstance(values, dict) or "format" not in values:
+            raise ValueError("it has no format")
         if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
-    except Exception as error:  # torch has a dozen kinds for a broken file
+            raise ValueError(f"format {short(values['format'])}, this version reads {FORMAT}")
+    except ValueError as error:
         raise UserError(
-            f"checkpoint {path}: not a whole checkpoint of this project ({first_line(error)}); "
+            f"checkpoint {path}: not a whole checkpoint of this project ({error}); "
             "it may be truncated or written by another program; use another checkpoint, or train again"
         ) from error
     return values
+
+
+class _Entry(TypedDict):
+    """What every entry of results.json has; the others come with a later version or an option."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+    step: int
+    classes: list[str]
+    iou: dict[str, float | None]
+    miou: dict[str, float | None]
+    pixel_accuracy: float | None
+
+
+class _Content(TypedDict):
+    """What the checkpoint of a step holds, besides its format."""
+
+    __pydantic_config__ = ConfigDict(strict=True, arbitrary_types_allowed=True)  # type: ignore[misc]
+    config: Any
+    task: str
+    classes: list[str]
+    steps: list[list[int]]
+    step: int
+    results: list[_Entry]
+    weights: dict[str, Tensor]
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 class Checkpoint:
@@ -63,23 +97,49 @@ class Checkpoint:
             raise UserError(f"checkpoint {path} is the training state of an unfinished step; give a {CHECKPOINT}")
         self.path = path
         try:
-            self.config = _config(values["config"])
-            self.task = Task(values["task"], tuple(values["classes"]), tuple(tuple(s) for s in values["steps"]))
-            self.step: int = values["step"]
+            found = _CONTENT.validate_python({key: values[key] for key in _Content.__annotations__ if key in values})
+            self.config = _config(found["config"])
+            self.task = Task(found["task"], tuple(found["classes"]), tuple(map(tuple, found["steps"])))
+            self.step: int = found["step"]
             self.results: list[dict[str, Any]] = values["results"]
-            self.weights: dict[str, torch.Tensor] = values["weights"]
+            self.weights: dict[str, Tensor] = values["weights"]
+            self.task.check()
+            self.task.new(self.step)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"checkpoint {path} is of another version or program ({where}: {first['msg']}); use that version, or "
+                "train again"
+            ) from None
         except UserError as error:
             raise UserError(f"checkpoint {path}: {error}") from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"checkpoint {path} is of another version ({first_line(error)}); use that version, or train again"
-            ) from error
 
     def model(self) -> Segmenter:
-        """The segmentation model, in eval mode."""
+        """The segmentation model, in eval mode.
+
+        Raises:
+            UserError: a weight is missing, misshapen or not finite.
+        """
         model = new_model(self.config.model, self.task.class_counts(self.step), self.config.data.crop, weights="none")
+        wanted = model.state_dict()
+        wrong = [name for name, value in wanted.items() if not _fits(self.weights.get(name), value)]
+        if wrong := wrong or [name for name in self.weights if name not in wanted]:
+            raise UserError(
+                f"checkpoint {self.path}: its weights do not fit its configuration; {len(wrong)} tensors are missing, "
+                f"superfluous or of another shape, the first {wrong[0]}; use another checkpoint, or train again"
+            )
         model.load_state_dict(self.weights)
+        if name := not_finite(model.state_dict()):
+            raise UserError(
+                f"checkpoint {self.path}: {name} holds values that are no finite numbers, so predictions would mean "
+                "nothing; use another checkpoint, or train again with a lower learning rate"
+            )
         return model.eval()
+
+
+def _fits(value: Tensor | None, wanted: Tensor) -> bool:
+    return value is not None and value.shape == wanted.shape and value.dtype == wanted.dtype and not value.is_meta
 
 
 def _config(values: Any) -> Config:

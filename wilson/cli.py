@@ -6,8 +6,8 @@ Exit status: 0 good, 1 errors in the data, 2 a user's mistake, 70 a fault of wil
 from __future__ import annotations
 
 import errno
+import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Union
@@ -35,24 +35,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    threads = threading.excepthook
-    if not debug:  # TensorBoard's writer shows a traceback before it hands the error to the run
-        threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else threads(failed)
     try:
         command = Ops() if arguments == ["ops"] else parse(arguments)  # parsing needs the train extra, ops does not
         return command()
     except KeyboardInterrupt:
-        print("wilson: interrupted; --resume continues a run", file=sys.stderr)
-        return 130
+        return interrupted()
     except Exception as error:
+        if caused_by_interrupt(error):
+            return interrupted()
         line = explain(error)
         if line is None or debug:
             traceback.print_exc()
         if line is not None:
             print(f"wilson: {line}", file=sys.stderr)
         return 2 if line is not None else 70
-    finally:
-        threading.excepthook = threads
+
+
+def interrupted() -> int:
+    """Say that Ctrl-C ended the command; returns its exit status."""
+    print("wilson: interrupted; --resume continues a run", file=sys.stderr)
+    return 130
+
+
+def caused_by_interrupt(error: BaseException | None) -> bool:
+    """Whether an error came up while Ctrl-C was ending the command, as when other processes end before this one."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def parse(arguments: list[str]) -> Callable[[], int]:
@@ -138,14 +147,19 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return "out of memory; choose a smaller batch (--base.batch, --step.batch, --batch) or crop (--data.crop)"
     if isinstance(error, PermissionError):
-        return f"no permission for {error.filename}; choose another folder, for results with --out"
+        return f"no permission for {named(error)}; choose another folder, for results with --out"
     if "DataLoader worker" in text:
         reason = text.splitlines()[-1]
         return f"a process that loads images died ({reason}); use fewer --data.workers, --resume continues a run"
     if isinstance(error, FileNotFoundError):
-        return f"{error.filename}: no such file or folder; put it back if it was moved or removed during a run"
+        return f"{named(error)}: no such file or folder; put it back if it was moved or removed during a run"
     if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
+        where = f": {named(error)}" if error.filename else ""
         space = "free some space, then " if error.errno in FULL else ""
         return f"{error.strerror or text}{where}; whatever was complete is kept, {space}--resume continues a run"
     return None
+
+
+def named(error: OSError) -> str:
+    """The file of an error; some libraries give its name as bytes."""
+    return os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)

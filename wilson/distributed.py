@@ -28,23 +28,31 @@ TIMEOUT = timedelta(minutes=30)
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun started this process among others; schedulers and notebooks set its variables for one, too."""
+    return "LOCAL_RANK" in os.environ and _variable("WORLD_SIZE", 1) > 1
 
 
 def local_rank() -> int:
     """Number of this process on its machine; its GPU has the same number."""
-    return int(os.environ.get("LOCAL_RANK", 0))
+    return _variable("LOCAL_RANK", 0)
 
 
 def restarted() -> bool:
     """Whether torchrun started this process again after one had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _variable("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def may_restart() -> bool:
     """Whether torchrun will start the processes again if one dies."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    return _variable("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    try:
+        return int(text or default)
+    except ValueError:
+        raise UserError(f"{name} in the environment: expected a whole number, got '{text[:50]}'; unset it") from None
 
 
 def choose_device(name: str) -> torch.device:

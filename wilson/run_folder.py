@@ -2,6 +2,8 @@
 
 config.yaml        the configuration used
 command.txt        the command line
+data.json          which images the run learns from and is tested on
+run.lock           the process that writes here; empty when none does
 results.json       IoU and mean IoU after each step
 steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
 step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt while the step is unfinished
@@ -15,6 +17,7 @@ from pathlib import Path
 
 CHECKPOINT = "checkpoint.pt"
 STEP = "step-"
+LOG = "events.out.tfevents."
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,13 @@ class StepFolder:
         """The training state one epoch earlier, in case the newer one is damaged."""
         return self.path / "training.previous.pt"
 
-    def logs(self, second: int | None = None) -> list[Path]:
-        """The TensorBoard files, in the order in which TensorBoard reads them; with `second`, those begun in it."""
-        return sorted(self.path.glob(f"events.out.tfevents.{'*' if second is None else f'{second}.*'}"))
+    def logs(self) -> list[Path]:
+        """The TensorBoard files, in the order in which TensorBoard reads them."""
+        return sorted(self.path.glob(f"{LOG}*"))
+
+    def log(self, name: str) -> Path:
+        """The TensorBoard file of this name."""
+        return self.path / f"{LOG}{name}"
 
     @property
     def panels(self) -> Path:
@@ -75,6 +82,16 @@ class RunFolder:
         return self.path / "command.txt"
 
     @property
+    def data(self) -> Path:
+        """What the images of the run are known by."""
+        return self.path / "data.json"
+
+    @property
+    def lock(self) -> Path:
+        """The lock of the process that writes into the folder."""
+        return self.path / "run.lock"
+
+    @property
     def results(self) -> Path:
         """IoU, mean IoU and pixel accuracy after each step."""
         return self.path / "results.json"
@@ -100,5 +117,6 @@ class RunFolder:
 
     def holds(self, path: Path) -> bool:
         """Whether a run writes a file or folder of this name into its folder."""
-        files = (self.config, self.command, self.results, self.report, self.steps_table, self.steps_picture)
-        return path.name in {file.name for file in files} or path.name.startswith(STEP)
+        files = (self.config, self.command, self.data, self.lock, self.results, self.report)
+        names = {file.name for file in (*files, self.steps_table, self.steps_picture)}
+        return path.name in names or path.name.startswith(STEP)

@@ -41,6 +41,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return decoded
 
 
+def cached_files() -> set[Path]:
+    folder = cache_folder()
+    assert folder is not None
+    return files_under(folder)
+
+
 FOUND = [frozenset({0, 1, 254}), frozenset({0, 3})]
 
 
@@ -49,7 +55,7 @@ def test_second_scan_comes_from_the_cache(masks: list[Path], reads: list[Path]) 
     assert reads == masks
     assert scan(masks) == FOUND
     assert reads == masks
-    assert [path.parent for path in files_under(cache_folder())] == [cache_folder()]
+    assert [path.parent for path in cached_files()] == [cache_folder()]
 
 
 def test_moved_masks_are_known_and_a_changed_one_is_not(masks: list[Path], reads: list[Path]) -> None:
@@ -73,7 +79,7 @@ def test_order_matters(masks: list[Path]) -> None:
 @pytest.mark.parametrize("text", ["", "[[1]]", '{"a": 1}', "[[1, 254], [3]"])
 def test_broken_cache_is_replaced(masks: list[Path], reads: list[Path], text: str) -> None:
     scan(masks)
-    (cache,) = files_under(cache_folder())
+    (cache,) = cached_files()
     whole = cache.read_text()
     cache.write_text(text)
     reads.clear()

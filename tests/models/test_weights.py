@@ -306,7 +306,7 @@ def test_code_in_a_file_is_not_run(tmp_path, zipped):
     file, trace = tmp_path / "w.pth", tmp_path / "trace"
     torch.save({"state_dict": {"a": torch.ones(2)}, "evil": Evil(trace)}, file, _use_new_zipfile_serialization=zipped)
     text = refusal(file, tmp_path / "w.safetensors")
-    assert "weights_only=False" in text and ".open" in text and "nothing was run" in text
+    assert "weights_only" not in text and ".open" in text and "nothing was run" in text
     file.write_bytes(pickle.dumps(Evil(trace), protocol=2))
     refusal(file, tmp_path / "w.safetensors")
     assert not trace.exists()

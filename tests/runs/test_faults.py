@@ -10,7 +10,7 @@ import resource
 import shutil
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from wilson.checkpoint import Checkpoint
 from wilson.cli import main
 from wilson.errors import UserError
 from wilson.run_folder import CHECKPOINT, RunFolder, StepFolder
-from wilson.runs.folder import prepare_folder, write_results
+from wilson.runs.folder import prepared, write_results
 from wilson.runs.run import run
 from wilson.training import loop, state
+from wilson.training.state import TrainingState
 
 KILLS = 20
 OPTIONS = options(QUICK)
@@ -60,10 +61,11 @@ def unharmed(processes, tmp_path_factory):
 
 
 def epoch_in(step):
-    """The epoch of the state that a step would go on from."""
-    found = state.load(step)
-    assert found is not None
-    return found["epoch"]
+    """The epoch of the newest whole state of a step."""
+    for path in (step.state, step.previous_state):
+        with suppress(UserError):
+            return checkpoint.load(path)["epoch"]
+    return None
 
 
 def finish(processes, target, *arguments, exitcode=0):
@@ -213,12 +215,17 @@ def test_folder_removed_during_a_run_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_leftovers_of_killed_processes_are_removed_on_resume(tmp_path):
     out = tmp_path / "run"
-    prepare_folder(out, TINY, resume=False, overwrite=False)
+    prepare(out, TINY)
     (out / "step-0").mkdir()
     for path in (out / ".results.json.1.part", out / "step-0" / ".training.pt.1.part"):
         path.write_text("half")
-    prepare_folder(out, TINY, resume=True, overwrite=False)
-    assert names(out) == ["command.txt", "config.yaml"]
+    prepare(out, TINY, resume=True)
+    assert names(out) == ["command.txt", "config.yaml", "run.lock"]
+
+
+def prepare(out, config, resume=False, overwrite=False, data=None):
+    with prepared(out, config, data, resume=resume, overwrite=overwrite):
+        pass
 
 
 def test_writing_fails_without_a_trace(tmp_path):
@@ -263,19 +270,69 @@ def cut(data, length):
     return data[:length]
 
 
+def training(step, width=3):
+    """The state of a step that trains a small layer."""
+    return TrainingState(step, torch.device("cpu"), method=torch.nn.Linear(width, 1))
+
+
+def keep(step, *epochs):
+    for epoch in epochs:
+        torch.manual_seed(epoch)
+        kept = training(step)
+        kept.keep(epoch)
+    return kept.parts["method"].state_dict()
+
+
+def foreign(path):
+    """Whole states that are none of this step."""
+    checkpoint.save(STATE, path)
+    yield "keys of another program"
+    other = StepFolder(path.parent / "other")
+    other.path.mkdir()
+    for width in (5, 3):
+        training(other, width).keep(7)
+        whole = checkpoint.load(other.state)
+        if width == 5:
+            checkpoint.save(whole, path)
+            yield "another network"
+    for change in ({"epoch": "2"}, {"epoch": True}, {"epoch": 0}, {"rng": 3}, {"method": [1]}, {"method": {1: 2}}):
+        checkpoint.save({**whole, **change}, path)
+        yield str(change)
+    checkpoint.save({"format": checkpoint.FORMAT, "weights": {}}, path)
+    yield "the checkpoint of a step"
+
+
 def test_damaged_state_falls_back_on_the_one_before(tmp_path, capsys):
     step = StepFolder(tmp_path)
-    assert state.load(step) is None
-    for epoch in (1, 2, 3):
-        state.save({**STATE, "epoch": epoch}, step)
-    assert epoch_in(step) == 3 and capsys.readouterr().out == ""
+    assert training(step).restore() == 0
+    keep(step, 1, 2, 3)
+    assert training(step).restore() == 3 and capsys.readouterr().out == ""
     damage(step.state)
-    assert epoch_in(step) == 2
+    going_on = training(step)
+    assert going_on.restore() == 2
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "training.pt is damaged" in said and "after epoch 2" in said
+    assert said.count("\n") == 1 and "training.pt cannot be used" in said and "after epoch 2" in said
+    assert step.state.exists()  # until there is another
+    going_on.keep(3)
+    assert training(step).restore() == 3 and checkpoint.load(step.previous_state)["epoch"] == 2
+    damage(step.state)
     damage(step.previous_state)
-    with pytest.raises(UserError, match="remove, and --resume trains the step from its start"):
-        state.load(step)
+    with pytest.raises(UserError, match="move away, and --resume trains this step from its start; the steps before it"):
+        training(step).restore()
+
+
+def test_a_foreign_state_falls_back_on_the_one_before(tmp_path, capsys):
+    step = StepFolder(tmp_path)
+    weights_before = keep(step, 1, 2)
+    step.state.replace(step.previous_state)
+    for kind in foreign(step.state):
+        going_on = training(step)
+        assert going_on.restore() == 2, kind
+        assert same(going_on.parts["method"].state_dict(), weights_before)
+        assert "cannot be used" in capsys.readouterr().out
+    step.previous_state.unlink()
+    with pytest.raises(UserError, match=r"training\.pt: damaged, or of another configuration or program"):
+        training(step).restore()
 
 
 def damage(path):
@@ -284,14 +341,14 @@ def damage(path):
 
 
 def test_damaged_configuration_is_one_line(tmp_path):
-    prepare_folder(tmp_path, TINY, resume=False, overwrite=False)
+    prepare(tmp_path, TINY)
     for text in ("{", "seed: 0\nnonsense: 1\n", "just words"):
         RunFolder(tmp_path).config.write_text(text)
         with pytest.raises(UserError, match=r"config\.yaml.*configuration"):
-            prepare_folder(tmp_path, TINY, resume=True, overwrite=False)
+            prepare(tmp_path, TINY, resume=True)
     RunFolder(tmp_path).config.write_text(yaml.safe_dump({}))
     with pytest.raises(UserError, match="was run with"):
-        prepare_folder(tmp_path, replace(TINY, seed=7), resume=True, overwrite=False)
+        prepare(tmp_path, replace(TINY, seed=7), resume=True)
 
 
 def test_checkpoint_of_another_version_is_one_line(tmp_path):
@@ -319,8 +376,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
         torch.save({"format": checkpoint.FORMAT, "epoch": 1, "weights": Touch(made)}, path)
     with pytest.raises(UserError, match="not a whole checkpoint"):
         Checkpoint(step.checkpoint)
-    with pytest.raises(UserError, match="damaged or of another program"):
-        state.load(step)
+    with pytest.raises(UserError, match="damaged, or of another configuration or program"):
+        training(step).restore()
     assert not made.exists()
     torch.load(step.checkpoint, weights_only=False)  # the file is as harmful as it is meant to be
     assert made.exists()

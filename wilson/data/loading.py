@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, TypedDict
 
@@ -89,6 +90,12 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_interrupts,
         generator=torch.Generator(),  # the global random numbers are for dropout; samples draw their own
         **order,
     )
+
+
+def _leave_interrupts(_: int) -> None:
+    """Let Ctrl-C, which a terminal sends to all processes, end a worker through the process that it works for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -79,6 +79,15 @@ class Task:
                 raise UserError(f"task '{text}': class {class_id} ({name}) comes more than once; name each class once")
         return cls(text, tuple(classes), tuple(tuple(step) for step in steps))
 
+    def check(self) -> None:
+        """Raise a UserError if there is no step, or a step adds what is no class of the data set, or nothing."""
+        known = range(1, len(self.classes))
+        if not self.steps or any(not ids or not set(ids) <= set(known) for ids in self.steps):
+            raise UserError(
+                f"task '{self.name}': expected steps of mask ids from 1 to {known[-1] if known else 0}, got "
+                f"{[list(ids) for ids in self.steps][:5]}"
+            )
+
     def new(self, step: int) -> tuple[int, ...]:
         """Mask ids that `step` adds, in the order of its output channels."""
         self._check(step)

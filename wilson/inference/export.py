@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from wilson.atomic import replacing
 from wilson.checkpoint import Checkpoint
 from wilson.errors import UserError
-from wilson.inference.exported import KEY, ONNX, PROGRAM, Description, Exported
+from wilson.inference.exported import KEY, LEAST, ONNX, PROGRAM, Description, Exported
 from wilson.models import Segmenter
 from wilson.models.backbone import TimmBackbone
 from wilson.models.decoder import DeepLabV3Head
 
 TOLERANCE = 1e-4  # allowed difference of a logit, relative to the largest logit; rounding stays well below
-LEAST = 32  # smallest side of an image, in pixels
 
 
 def export(checkpoint: Path, out: Path) -> float:

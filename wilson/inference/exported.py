@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ from torch import Tensor
 from wilson.checkpoint import Checkpoint
 from wilson.errors import UserError, first_line
 from wilson.models import image_statistics
+from wilson.tensor_files import check_archive
 
 PROGRAM, ONNX = ".pt2", ".onnx"
+LEAST = 32  # smallest side of an image, in pixels
 KEY = "wilson"  # key of the description in a file's metadata
 
 
@@ -60,18 +61,25 @@ class Exported:
         """Read a .pt2 or .onnx file. A .pt2 file is a program: reading it may execute what it holds.
 
         Raises:
-            UserError: the file is missing, damaged, or was not written by `wilson export`.
+            UserError: the file is missing, damaged, not written by `wilson export`, or its logits are not finite.
         """
         if not path.is_file():
             raise UserError(f"model {path}: no such file; wilson export writes one")
         try:
-            return cls.parse(path.read_bytes(), path.suffix, device)
+            model = cls.parse(path.read_bytes(), path.suffix, device)
+            grey = model.logits(torch.zeros(1, 3, LEAST, LEAST, device=device))
         except ModuleNotFoundError:
             raise
         except Exception as error:  # both libraries have a dozen kinds for a broken file
             raise UserError(
                 f"model {path}: not a whole file of wilson export ({first_line(error)}); export the checkpoint again"
             ) from error
+        if not grey.isfinite().all():
+            raise UserError(
+                f"model {path}: its logits are no finite numbers, so predictions would mean nothing; export another "
+                "checkpoint"
+            )
+        return model
 
     @classmethod
     def parse(cls, data: bytes, suffix: str, device: torch.device) -> Exported:
@@ -80,8 +88,7 @@ class Exported:
 
 
 def _program(data: bytes, device: torch.device) -> Exported:
-    if damaged := zipfile.ZipFile(io.BytesIO(data)).testzip():
-        raise ValueError(f"{damaged} in it is damaged")
+    check_archive(io.BytesIO(data))
     metadata = {KEY: ""}
     program = torch.export.load(io.BytesIO(data), extra_files=metadata)
     if device.type != "cpu":

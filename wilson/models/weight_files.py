@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wilson import tensor_files
 from wilson.atomic import replacing
 from wilson.config import Activation
 from wilson.errors import UserError, first_line
@@ -26,7 +27,7 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
 
     Raises:
         UserError: the file is missing or no state dict, a tensor of the model is missing in it or has another shape, or
-            the weights were trained with another activation.
+            the weights were trained with another activation or are not finite.
     """
     state, metadata = read_weights(path)
     trained_with = metadata.get(ACTIVATION, activation)
@@ -45,6 +46,8 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
             "(published in-place-ABN weights: see wilson weights import)"
         )
     model.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+    if name := not_finite(model.state_dict()):
+        raise UserError(f"weights {path}: {name} holds values that are no finite numbers; give weights without any")
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -60,13 +63,21 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"weights {path}: no such file; give a .safetensors or .pth file, hub, or none")
     try:
         if path.suffix != ".safetensors":
-            return dict(torch.load(path, map_location="cpu", weights_only=True)), {}
+            state = tensor_files.read(path)
+            if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise ValueError("expected a dictionary of tensors")
+            return {str(name): value for name, value in state.items()}, {}
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except Exception as error:  # each format has errors of its own for a broken file
         raise UserError(f"weights {path}: not a readable state dict: {first_line(error)}") from error
+
+
+def not_finite(weights: Mapping[str, Tensor]) -> str:
+    """The name of the first tensor with NaN or an infinite value; empty if there is none."""
+    return next((name for name, value in weights.items() if not value.isfinite().all()), "")
 
 
 def write_weights(weights: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:

@@ -133,7 +133,7 @@ def _results(folder: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"report: {path} is not valid JSON ({error}); run the evaluation again to rewrite it") from None
+        raise UserError(f"report: {path} is not valid JSON ({error}); wilson run --resume writes it again") from None
     if not isinstance(results, dict):
         raise UserError(f"report: {path} holds no results; expected an object with method, task, protocol, seed, steps")
     return results

@@ -15,6 +15,7 @@ updated after every row.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from wilson.run_folder import RunFolder
 
 from .checks import check_batch, check_single_class
 from .experiment import Experiment
-from .folder import claim_folder
+from .folder import claimed
 from .run import run
 
 FIXED = ("recipe", "task", "protocol", "seed", "model", "base")  # a row cannot change these: the base step uses them
@@ -64,12 +65,12 @@ def ablate(grid: Path, out: Path, *, resume: bool = False) -> Path:
         UserError: a mistake that the user can fix; mistakes in the YAML file are found before anything runs.
     """
     base, rows = read(grid)
-    with distributed.session(choose_device(base.config.device)):
+    with distributed.session(choose_device(base.config.device)), ExitStack() as ours:
         resume = resume or distributed.anywhere(distributed.restarted())
         with distributed.main_first():
             steps = {row.name: check(row) for row in rows}
             if distributed.is_main():
-                claim_folder(out, resume=resume, overwrite=False)
+                ours.enter_context(claimed(out, resume=resume, overwrite=False))
         outcomes: list[Outcome] = []
         for seed in base.seeds:
             folder = run(replace(base.config, seed=seed), out / base.folder(seed), steps=[0], resume=True)

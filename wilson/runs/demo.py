@@ -9,7 +9,7 @@ from wilson import report
 from wilson.config import Config
 from wilson.run_folder import RunFolder
 
-from .folder import claim_folder
+from .folder import claimed
 from .run import run
 
 METHODS = ("finetune", "wilson")
@@ -27,9 +27,9 @@ def demo(config: Config, out: Path, *, resume: bool = False, overwrite: bool = F
     Returns:
         Path of the report.
     """
-    claim_folder(out, resume=resume, overwrite=overwrite)
-    base = run(config, out / "base", steps=[0], resume=resume)
-    for method in METHODS:
-        start = RunFolder(base).step(0).checkpoint
-        run(replace(config, method=method), out / method, steps=[1], start=start, resume=resume)  # type: ignore[arg-type]
-    return report.write([out / name for name in ("base", *METHODS)], RunFolder(out).report)
+    with claimed(out, resume=resume, overwrite=overwrite) as folder:
+        base = run(config, out / "base", steps=[0], resume=resume)
+        for method in METHODS:
+            start = RunFolder(base).step(0).checkpoint
+            run(replace(config, method=method), out / method, steps=[1], start=start, resume=resume)  # type: ignore[arg-type]
+        return report.write([out / name for name in ("base", *METHODS)], folder.report)

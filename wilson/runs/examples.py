@@ -34,7 +34,7 @@ def log(board: Any, iteration: int, method: Method, experiment: Experiment, vali
     for number, entry in enumerate(look(method, experiment, validation, choose(experiment, LOGGED))):
         pictures = [overlay(entry.image, labels) for labels in (entry.prediction, entry.truth)]
         row = np.concatenate([entry.image, *(np.asarray(p) for p in pictures)], axis=1)
-        board.add_image(f"validation/{number}: image, prediction, truth", row, iteration, dataformats="HWC")
+        board.add_image(f"validation/{number}: image, prediction, truth", row, iteration)
 
 
 def choose(experiment: Experiment, count: int) -> list[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,6 +60,26 @@ class Experiment:
             choose_device(config.device),
             Normalization(*image_statistics(config)),
         )
+
+    def data(self) -> dict[str, Any]:
+        """What the images are known by, wherever they lie: classes, and number, names and classes of the images."""
+
+        def known(source: ImageSource, held: bool = False) -> dict[str, Any]:
+            digest, sets = hashlib.blake2b(digest_size=16), class_sets(source) if held else []
+            for index, name in enumerate(source.names):
+                digest.update(f"{name!r} {sorted(sets[index]) if held else ''}\n".encode())
+            return {"count": len(source.names), "digest": digest.hexdigest()}
+
+        parts = {
+            "training images": known(self.training, held=True),
+            "images of the incremental steps": known(self.incremental, held=True),
+            "validation images": known(self.validation),
+        }
+        if self.negatives is not None:
+            parts["negatives"] = known(self.negatives)
+        if self.step_validation is not None:
+            parts["validation images of the incremental steps"] = known(self.step_validation)
+        return {"classes": list(self.task.classes), **parts}
 
     def steps(self) -> range:
         """The steps to train: all steps of the task, or, offline, the last one alone with the masks of all classes."""

@@ -7,17 +7,26 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from wilson import config as configuration
+from wilson import distributed
 from wilson.atomic import SUFFIX, remove_leftovers, replacing
 from wilson.config import Config
 from wilson.errors import UserError
 from wilson.run_folder import RunFolder
 
-MAY_DIFFER = {"device", "workers", "evaluate_every"}  # on resuming: they do not change what is learned
+from .lock import alone
+
+# On resuming, these may differ, as they do not change what is learned,
+MAY_DIFFER = ("device", "data.workers", "evaluate_every")
+# and these, as they only say where something is.
+PLACES = ("data.root", "data.step_root", "data.labels", "data.saliency", "data.negatives", "model.weights")
+RESTART = 60.0  # seconds in which a process that torchrun has replaced lets go of the folder
 
 
 def default_folder(config: Config, suffix: str | None = None) -> Path:
@@ -31,25 +40,74 @@ def timed_folder(name: str) -> Path:
     return Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
 
 
-def prepare_folder(out: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Create the run's folder and write the configuration; on resuming, check it against the one in the folder.
+@contextmanager
+def prepared(
+    out: Path, config: Config, data: dict[str, Any] | None = None, *, resume: bool, overwrite: bool
+) -> Iterator[RunFolder]:
+    """Claim a run's folder and write the configuration there; on resuming, check it against the one in the folder.
+
+    Args:
+        out: the folder.
+        config: of the run.
+        data: what the images are known by; the data set may move, but must stay the same. None is not checked.
+        resume, overwrite: see :func:`claimed`.
 
     Raises:
-        UserError: the folder is not empty, or, on resuming, is of another configuration.
+        UserError: the folder is not empty or in use, or, on resuming, is of another configuration or data set.
+    """
+    with claimed(out, resume=resume, overwrite=overwrite) as folder:
+        if resume:
+            remove_leftovers(out)
+            if folder.config.exists():
+                check_same(folder, config, data)
+        with replacing(folder.config) as temporary:
+            configuration.save(config, temporary)
+        if data is not None:
+            with replacing(folder.data) as temporary:
+                temporary.write_text(json.dumps(data, indent=2))
+        if not folder.command.exists():
+            with replacing(folder.command) as temporary:
+                temporary.write_text(shlex.join(["wilson", *sys.argv[1:]]) + "\n")
+        yield folder
+
+
+@contextmanager
+def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+    """Create a folder for results, and keep other processes out of it while the block runs.
+
+    Args:
+        out: the folder.
+        resume: keep what it holds.
+        overwrite: remove what it holds, if runs wrote all of it.
+
+    Raises:
+        UserError: it is a file, is in use, is not empty with neither option, or holds other files that would go.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite exclude each other; choose one")
-    claim_folder(out, resume=resume, overwrite=overwrite)
-    if resume:
-        remove_leftovers(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder with --out")
     folder = RunFolder(out)
-    if resume and folder.config.exists():
-        check_same(read_config(folder.config), config, out)
-    with replacing(folder.config) as temporary:
-        configuration.save(config, temporary)
-    if not folder.command.exists():
-        with replacing(folder.command) as temporary:
-            temporary.write_text(shlex.join(["wilson", *sys.argv[1:]]) + "\n")
+
+    def held() -> list[Path]:
+        return [path for path in out.iterdir() if path != folder.lock] if out.exists() else []
+
+    def check() -> None:
+        if overwrite and (others := [path.name for path in held() if not _ours(path, folder)]):
+            raise UserError(
+                f"{out} holds files that no run wrote ({others[0]}); nothing was removed; use another --out"
+            )
+        if not (resume or overwrite) and held():
+            raise UserError(f"{out} is not empty; use --resume, --overwrite, or another --out")
+
+    if not folder.lock.exists():
+        check()  # a folder that is none of a run gets no lock
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(folder.lock, patience=RESTART if distributed.restarted() else 0):
+        check()
+        for path in held() if overwrite else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        yield folder
 
 
 def read_config(path: Path) -> Config:
@@ -58,33 +116,9 @@ def read_config(path: Path) -> Config:
         return configuration.from_dict(configuration.read_yaml(path))
     except UserError as error:
         raise UserError(
-            f"{path} is not the configuration of a run of this version ({error}); use --overwrite, or another --out"
+            f"{path} is not the configuration of a run of this version ({error}); remove this file alone, and --resume "
+            f"goes on with the options given, which must be those of the run"
         ) from error
-
-
-def claim_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Create a folder for results.
-
-    Args:
-        out: the folder.
-        resume: keep what it holds.
-        overwrite: remove what it holds, if runs wrote all of it.
-
-    Raises:
-        UserError: it is a file, is not empty with neither option, or holds other files that would be removed.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder with --out")
-    if overwrite and out.exists():
-        others = [p.name for p in out.iterdir() if not _ours(p, RunFolder(out))]
-        if others:
-            raise UserError(
-                f"{out} holds files that no run wrote ({others[0]}); nothing was removed; use another --out"
-            )
-        shutil.rmtree(out)
-    if not resume and out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; use --resume, --overwrite, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _ours(path: Path, folder: RunFolder) -> bool:
@@ -92,8 +126,8 @@ def _ours(path: Path, folder: RunFolder) -> bool:
     return folder.holds(path) or path.name in ("base", "finetune", "wilson") or path.suffix == SUFFIX
 
 
-def check_same(saved: Config, config: Config, out: Path) -> None:
-    """Raise a UserError if a run would resume with options that change what it learns."""
+def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -> None:
+    """Raise a UserError if a run would resume with options or images that change what it learns."""
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         items: dict[str, Any] = {}
@@ -101,15 +135,41 @@ def check_same(saved: Config, config: Config, out: Path) -> None:
             items.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
         return items
 
-    old, new = flat(asdict(saved)), flat(asdict(config))
-    differing = [key for key in new if old[key] != new[key] and key.split(".")[-1] not in MAY_DIFFER]
+    old, new = flat(asdict(read_config(folder.config))), flat(asdict(config))
+    changed = [key for key in new if old[key] != new[key]]
+    moved = [key for key in changed if key in PLACES and _is_place(old[key]) and _is_place(new[key])]
+    differing = [key for key in changed if key not in (*moved, *MAY_DIFFER)]
     if differing:
         key = differing[0]
         raise UserError(
-            f"{out} was run with {key} {old[key]!r}, not {new[key]!r}"
+            f"{folder.path} was run with {key} {old[key]!r}, not {new[key]!r}"
             + (f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else "")
             + "; resume with the same options, or use another --out"
         )
+    if moved and data is not None:
+        before = _known(folder.data)
+        if other := [part for part in data if part in before and before[part] != data[part]]:
+            raise UserError(
+                f"{folder.path}: {moved[0]} moved from {old[moved[0]]} to {new[moved[0]]}, but the {other[0]} "
+                f"there are not those of the run ({_counts(before[other[0]], data[other[0]])}); give the same data set"
+            )
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and value not in ("hub", "none", "synthetic")
+
+
+def _known(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _counts(before: Any, now: Any) -> str:
+    counts = [len(value) if isinstance(value, list) else value.get("count") for value in (before, now)]
+    return f"{counts[0]} then, {counts[1]} now" if counts[0] != counts[1] else "other names or classes"
 
 
 def write_results(folder: RunFolder, config: Config, steps: list[dict[str, Any]]) -> None:

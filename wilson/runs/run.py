@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from wilson.config import Config
 from wilson.data.dataset import StepDataset
 from wilson.data.loading import batches, make_loader
 from wilson.distributed import choose_device
+from wilson.errors import UserError
 from wilson.evaluation import metrics
 from wilson.evaluation.evaluate import evaluate_step
 from wilson.evaluation.segment import segment
@@ -28,7 +30,7 @@ from wilson.training.loop import fit
 from . import examples
 from .checks import check_batch, check_single_class, check_start
 from .experiment import Experiment
-from .folder import prepare_folder, write_results
+from .folder import prepared, write_results
 
 
 def run(
@@ -56,7 +58,7 @@ def run(
     Raises:
         UserError: a mistake that the user can fix.
     """
-    with distributed.session(choose_device(config.device)):
+    with distributed.session(choose_device(config.device)), ExitStack() as ours:
         if distributed.anywhere(distributed.restarted()):
             resume, overwrite = True, False
         out = distributed.from_main(out)
@@ -70,11 +72,12 @@ def run(
             for step, dataset in datasets.items():
                 check_batch(step, dataset, config.for_step(step))
             if distributed.is_main():
-                prepare_folder(out, config, resume=resume, overwrite=overwrite)
+                known = experiment.data()
+                ours.enter_context(prepared(out, config, known, resume=resume, overwrite=overwrite))
 
         for step in chosen:
             files = folder.step(step)
-            if not distributed.from_main(resume and files.checkpoint.exists()):
+            if not distributed.from_main(resume and distributed.is_main() and is_complete(files)):
                 train_step(experiment, datasets[step], step, files, old, resume)
             distributed.wait()  # the first process writes the checkpoint
             old = Checkpoint(files.checkpoint)
@@ -88,6 +91,26 @@ def run(
             report.write([out], folder.report)
             print(folder.report, flush=True)
     return out
+
+
+def is_complete(files: StepFolder) -> bool:
+    """Whether a step has a checkpoint, so that it need not be trained.
+
+    Raises:
+        UserError: the checkpoint is damaged, and nothing else of the step is left.
+    """
+    if not files.checkpoint.exists():
+        return False
+    try:
+        Checkpoint(files.checkpoint)
+    except UserError as error:
+        if not state.present(files):
+            raise UserError(
+                f"{error}. To train this step alone again, move the file away and use --resume; the result is the same"
+            ) from error
+        print(f"{error}; going on from the training state beside it", flush=True)
+        return False
+    return True
 
 
 def train_step(

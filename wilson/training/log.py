@@ -5,23 +5,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from contextlib import nullcontext, suppress
+from typing import TypeVar
 
 import torch
 
 from wilson import distributed
 from wilson.run_folder import StepFolder
 
+from .board import Board, Silent
+
 T = TypeVar("T")
-
-
-class Silent:
-    """Stands in for the TensorBoard log in processes that do not write one."""
-
-    def add_scalar(self, *_: Any, **__: Any) -> None:
-        """Do nothing."""
-
-    add_image = flush = close = add_scalar
 
 
 class Log:
@@ -37,13 +31,14 @@ class Log:
 
     def __init__(self, folder: StepFolder, purge_step: int, title: str, epochs: int, batch: int) -> None:
         self.title, self.epochs, self.batch = title, epochs, batch
-        self.board = open_board(folder, purge_step)
+        self.board = Board(folder, purge_step) if distributed.is_main() else Silent()
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with nullcontext() if kind is None else suppress(OSError):  # the first error is the one to tell
+            self.board.close()
 
     def progress(self, loader: Iterable[T], epoch: int) -> Iterator[T]:
         """Iterate over a loader with a progress bar; starts the means and the clock of an epoch."""
@@ -75,15 +70,3 @@ class Log:
         if distributed.is_main():
             means = " ".join(f"{term} {value / self.iterations:.4f}" for term, value in self.sums.items())
             print(f"{self.name}: {means}, {self.speed:.0f} images/s", flush=True)
-
-
-def open_board(folder: StepFolder, purge_step: int) -> Any:
-    """Open the TensorBoard log of a step from `purge_step` on; a silent one in all processes but the first."""
-    if not distributed.is_main():
-        return Silent()
-    from torch.utils.tensorboard import SummaryWriter
-
-    # TensorBoard reads its files in the order of their names, which begin with the second of their creation
-    while folder.logs(int(time.time())):
-        time.sleep(0.05)
-    return SummaryWriter(str(folder.path), purge_step=purge_step)

@@ -73,12 +73,10 @@ def fit(
         raise UserError(f"{folder.path}: the processes see training states of different epochs; start them again")
     if not first:
         method.prepare(batches(loader, device, normalization))
-    computed = distribute(method) if first < settings.epochs else method
-
+    if first >= settings.epochs:  # stopped between the last epoch and the end of the step
+        return state.evaluation
+    computed = distribute(method)
     with Log(folder, first * length, title, settings.epochs, settings.batch) as log:
-        if first >= settings.epochs:  # stopped between the last epoch and the end of the step
-            return evaluate(log.board, settings.epochs * length - 1)
-        result = None
         for epoch in range(first, settings.epochs):
             sampler.set_epoch(epoch)
             method.train()
@@ -102,11 +100,11 @@ def fit(
                 scheduler.step()
             log.end_of_epoch()
             if epoch + 1 == settings.epochs or (epoch + 1) % config.evaluate_every == 0:
-                result = evaluate(log.board, (epoch + 1) * length - 1)
+                state.evaluation = evaluate(log.board, (epoch + 1) * length - 1)
             log.board.flush()  # a killed process loses unwritten entries, and the state must not be ahead of the log
             if distributed.is_main():
                 state.keep(epoch + 1)
-        return result
+        return state.evaluation
 
 
 def make_optimizer(

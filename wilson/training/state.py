@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from wilson import checkpoint
+from wilson import checkpoint, distributed
 from wilson.atomic import replacing
 from wilson.errors import UserError, first_line
 from wilson.run_folder import StepFolder
@@ -19,80 +20,97 @@ class TrainingState:
         folder: of the step.
         device: of the training; its random numbers are kept, besides the CPU's.
         parts: objects with `state_dict` and `load_state_dict`, by name.
+
+    Attributes:
+        evaluation: what the last epoch's evaluation returned, plain values and tensors; None before it.
     """
 
     def __init__(self, folder: StepFolder, device: torch.device, **parts: Any) -> None:
         self.folder, self.device, self.parts = folder, device, parts
+        self.evaluation: Any = None
+        self._newest_is_good = True
 
     def keep(self, epoch: int) -> None:
-        """Write the state after `epoch` epochs."""
+        """Write the state after `epoch` epochs; the one before stays beside it."""
         values = {name: part.state_dict() for name, part in self.parts.items()}
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         save(
-            {"format": checkpoint.FORMAT, "epoch": epoch, "rng": torch.get_rng_state(), "cuda_rng": cuda, **values},
+            {
+                "format": checkpoint.FORMAT,
+                "epoch": epoch,
+                "rng": torch.get_rng_state(),
+                "cuda_rng": cuda,
+                "evaluation": self.evaluation,
+                **values,
+            },
             self.folder,
+            keep_newest=self._newest_is_good,
         )
+        self._newest_is_good = True
 
     def restore(self) -> int:
-        """Load what :meth:`keep` wrote.
+        """Load the newest state that is whole and fits the parts. One that is not stays until the next is written.
 
         Returns:
             The epoch to continue with; 0 if there is no state.
 
         Raises:
-            UserError: no state is whole, or the state does not fit the parts.
+            UserError: there are states, but none will do.
         """
-        values = load(self.folder)
-        if values is None:
-            return 0
-        try:
-            for name, part in self.parts.items():
-                part.load_state_dict(values[name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        failed: dict[Path, str] = {}
+        for path in (self.folder.state, self.folder.previous_state):
+            if not path.exists():
+                continue
+            try:
+                epoch = self._take(checkpoint.load(path))
+            except (UserError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                failed[path] = first_line(error)
+                continue  # a misfit may have been loaded in part; the next one, or none at all, takes its place
+            for wrong, reason in failed.items():
+                self._newest_is_good = False
+                _say(f"{wrong} cannot be used ({reason}); going on from {path}, after epoch {epoch}")
+            return epoch
+        if failed:
+            names, reason = " and ".join(map(str, failed)), next(iter(failed.values()))
             raise UserError(
-                f"{self.folder.state} does not fit this configuration ({first_line(error)}); use --overwrite"
-            ) from error
-        torch.set_rng_state(values["rng"])
-        if self.device.type == "cuda" and values["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(values["cuda_rng"], self.device)
-        return values["epoch"]
+                f"{names}: damaged, or of another configuration or program ({reason}); move away, and --resume trains "
+                "this step from its start; the steps before it are kept"
+            )
+        return 0
+
+    def _take(self, values: dict[str, Any]) -> int:
+        epoch, evaluation, rng, cuda = (values[key] for key in ("epoch", "evaluation", "rng", "cuda_rng"))
+        if type(epoch) is not int or epoch < 1:
+            raise ValueError(f"epoch {epoch!r}")
+        for name, part in self.parts.items():
+            part.load_state_dict(values[name])
+        torch.set_rng_state(rng)
+        if self.device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
+        self.evaluation = evaluation
+        return epoch
 
 
-def save(values: dict[str, Any], folder: StepFolder) -> None:
-    """Write the training state of a step, and keep the one before beside it."""
+def save(values: dict[str, Any], folder: StepFolder, *, keep_newest: bool = True) -> None:
+    """Write the training state of a step, and keep the one before beside it, unless that one cannot be used."""
     with replacing(folder.state) as temporary:
         with temporary.open("wb") as file:
             torch.save(values, file)
-        if folder.state.exists():
+        if keep_newest and folder.state.exists():
             folder.state.replace(folder.previous_state)
 
 
-def load(folder: StepFolder) -> dict[str, Any] | None:
-    """Read the newest whole training state of a step; None if there is none at all.
-
-    Raises:
-        UserError: there are states, but none is whole.
-    """
-    damaged = []
-    for path in (folder.state, folder.previous_state):
-        if not path.exists():
-            continue
-        try:
-            values = checkpoint.load(path)
-        except UserError:
-            damaged.append(path)
-            continue
-        if damaged:
-            print(f"{damaged[0]} is damaged; going on from {path}, after epoch {values['epoch']}", flush=True)
-            damaged[0].unlink(missing_ok=True)  # else the next save would put it in the place of the whole one
-        return values
-    if damaged:
-        names = " and ".join(map(str, damaged))
-        raise UserError(f"{names}: damaged or of another program; remove, and --resume trains the step from its start")
-    return None
+def present(folder: StepFolder) -> bool:
+    """Whether a step has a training state to go on from."""
+    return folder.state.exists() or folder.previous_state.exists()
 
 
 def remove(folder: StepFolder) -> None:
     """Remove the training state of a step that is complete."""
     for path in (folder.state, folder.previous_state):
         path.unlink(missing_ok=True)
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)

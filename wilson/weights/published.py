@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from wilson import tensor_files
 from wilson.errors import UserError
+from wilson.tensor_files import ForeignObjectError
 
 KINDS = ("state_dict", "model_state")  # key of the weights in ImageNet checkpoints, and in step checkpoints
 CLASSIFIER = "classifier."  # names of ImageNet's classifier begin with it
@@ -61,20 +61,15 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has a dozen kinds for a broken file
-        if found := re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(error)):
-            raise UserError(
-                f"weights {path}: expected tensors and plain values, got {found[1]}, which only code can restore; "
-                "nothing was run. If you trust the file, keep the tensors alone: values = "
-                f"torch.load('{path}', weights_only=False); torch.save(values['{KINDS[0]}'], NEW) "
-                f"('{KINDS[1]}' for a step checkpoint), and import NEW"
-            ) from error
-        reason = re.search(r"WeightsUnpickler error: ([^\n]+)", str(error)) or re.search(r"(.+)", str(error))
+        return tensor_files.read(path, safe=_numpy_numbers())
+    except ForeignObjectError as error:
         raise UserError(
-            f"weights {path}: not a readable checkpoint ({reason[1][:200] if reason else type(error).__name__}); "
-            "it may be truncated; download it again"
+            f"weights {path}: expected tensors and plain values, got {error.name}, which only code can restore; "
+            "nothing was run. Let the code that wrote the file save its tensors alone (torch.save), and import those"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"weights {path}: not a readable checkpoint ({error}); it may be truncated; download it again"
         ) from error
 
 
