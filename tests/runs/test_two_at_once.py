@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import time
 import zipfile
 
@@ -35,7 +34,7 @@ def test_a_living_run_is_left_alone_and_a_dead_one_does_not_block(how, tmp_path)
     options = {"resume": False, "overwrite": False, **how}
     with pytest.raises(UserError, match=f"in use by process {process.pid} on "), claimed(out, **options):
         pass
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     with claimed(out, **options):
         assert f"process {os.getpid()} on" in RunFolder(out).lock.read_text()
