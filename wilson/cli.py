@@ -1,6 +1,7 @@
 """The entry point of the command line.
 
-Exit status: 0 good, 1 errors in the data, 2 a user's mistake, 70 a fault of wilson, 130 interrupted.
+Exit status: 0 good, 1 errors in the data, 2 a user's mistake, 70 a fault of wilson, 130 interrupted, 141 the reader of
+the output has gone (`| head`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from wilson.commands.ops import Ops
 from wilson.errors import UserError
+from wilson.printing import CLOSED, forgive_characters, printable, readers_left
 
 if TYPE_CHECKING:
     from wilson.config import Config
@@ -36,18 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
+        forgive_characters()
         command = Ops() if arguments == ["ops"] else parse(arguments)  # parsing needs the train extra, ops does not
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return interrupted()
     except Exception as error:
         if caused_by_interrupt(error):
             return interrupted()
+        if isinstance(error, BrokenPipeError) and readers_left():
+            return CLOSED
         line = explain(error)
         if line is None or debug:
             traceback.print_exc()
         if line is not None:
-            print(f"wilson: {line}", file=sys.stderr)
+            print(f"wilson: {printable(line)}", file=sys.stderr)
         return 2 if line is not None else 70
 
 

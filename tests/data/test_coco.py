@@ -148,7 +148,7 @@ def test_maps_with_values_that_are_never_used_are_refused(tmp_path: Path) -> Non
 
 def test_instances_name_the_extra_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_instances(tmp_path, "train2017", {"a.jpg": []})
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match=r"pip install .wilson-seg\[coco\]"):
         open_source(tmp_path, "train2017")
 
@@ -183,7 +183,7 @@ def test_malformed_json_is_refused(tmp_path: Path, text: str) -> None:
 def test_instances_that_cannot_be_drawn_name_their_image(tmp_path: Path, shape: object) -> None:
     wrong = {"category_id": 1, "segmentation": shape, "area": 1}
     write_instances(tmp_path, "train2017", {"a.jpg": [wrong]})
-    with pytest.raises(UserError, match="image 'a': its instances cannot be drawn"):
+    with pytest.raises(UserError, match=r"2017.json: image id 101 \(a.jpg\), annotation id 1: 'segmentation'"):
         open_source(tmp_path, "train2017").mask(0)
 
 

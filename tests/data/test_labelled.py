@@ -68,7 +68,7 @@ def test_list_of_labels_finds_images_beside_it_and_in_the_data_set(tmp_path: Pat
         ("l.csv", ["a.jpg,bee"], "expected the header 'image,class'"),
         ("l.csv", [], "expected the header"),
         ("l.csv", ["image,class"], "names no image"),
-        ("l.csv", ["image,class", "b.jpg,bee"], "line 2: no image 'b.jpg' in "),
+        ("l.csv", ["image,class", "b.jpg,bee"], r"line 2: no image 'b.jpg'; looked for .*/b with \.jpg, "),
         ("l.csv", ["image,class", "../a.jpg,bee"], "must stay inside"),
         ("l.txt", ["a wolf"], "line 1: unknown class 'wolf'"),
         ("l.txt", ["x/../../a bee"], "must stay inside"),

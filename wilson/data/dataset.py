@@ -117,7 +117,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         image, mask = self.source.image(index), self.source.mask(index) if self.dense else None
         if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
             raise UserError(wrong)
-        pixels, ids, more = self._cut(image, mask, name, self.seed, epoch, index)
+        pixels, ids, more = self._cut(image, mask, name, self.source.files(index), self.seed, epoch, index)
         sample = {"image": pixels, "labels": self.labels[position], "name": name, **more}
         return sample if ids is None else {**sample, "mask": self.mask_channels[ids.long()]}
 
@@ -125,18 +125,18 @@ class StepDataset(Dataset[dict[str, Any]]):
         assert self.negatives is not None
         image, name = self.negatives.image(index), self.negatives.names[index]
         # the 1 keeps these numbers apart from those of the step's own image of this index
-        pixels, _, more = self._cut(image, None, name, self.seed, epoch, index, 1)
+        pixels, _, more = self._cut(image, None, name, self.negatives.files(index), self.seed, epoch, index, 1)
         return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
 
     def _cut(
-        self, image: Image, mask: Image | None, name: str, *key: int
+        self, image: Image, mask: Image | None, name: str, files: Sequence[Path], *key: int
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         with random_numbers_from(*key):
             pixels, ids = self.transform(image, mask)
         if self.saliency is None:
             return pixels, ids, {}
         with random_numbers_from(*key):  # the same numbers again, so that the map is cut like the image
-            _, values = self.transform(image, self.saliency.read(name, image.size))
+            _, values = self.transform(image, self.saliency.read(name, image.size, next(iter(files), None)))
         assert values is not None
         return pixels, ids, {"saliency": values.float() / 255}
 

@@ -1,55 +1,98 @@
-"""Find and read the files of data sets, with errors that name the file."""
+"""Which files are images, and how the names of lists lead to them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
-
-import numpy as np
-from PIL import Image, ImageOps
-from PIL.ExifTags import Base
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 
 from wilson.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
-# What Pillow raises depends on the format and on where the file is broken.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# Pillow's names of the formats, and their extensions; everything that reads or lists images goes by this table.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+# Of masks: formats that keep ids as they are. PNG comes first, where there are several.
+MASK_EXTENSIONS = (*FORMATS["PNG"], *FORMATS["BMP"], *FORMATS["GIF"], *FORMATS["TIFF"])
+
+# What systems and tools leave beside people's files, in lower case; so is everything that begins with a dot.
+LEFT_BEHIND = frozenset(
+    {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"}
+)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read an image as RGB in its stored orientation, which its mask shares; UserError if it cannot be read."""
-    return rgb(_open(path), str(path))
+def is_data(path: PurePath) -> bool:
+    """Whether a path, relative to the folder that is listed, is none of what systems and tools leave there."""
+    return not any(
+        part.lower() in LEFT_BEHIND or (part.startswith(".") and part not in (".", "..")) for part in path.parts
+    )
 
 
-def upright(path: Path) -> Image.Image:
-    """Read an image without a mask as RGB, turned as its EXIF data says; UserError if it cannot be read."""
-    return rgb(ImageOps.exif_transpose(_open(path)), str(path))
+def is_image(path: PurePath) -> bool:
+    """Whether a path, relative to the folder that is listed, is named like an image."""
+    return path.suffix.lower() in EXTENSIONS and is_data(path)
 
 
-def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an image: 1 is upright, above 4 is turned by a quarter."""
-    return image.getexif().get(Base.Orientation, 1)
+def images_below(folder: Path) -> list[Path]:
+    """All image files in a folder and its subfolders, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)) and path.is_file())
 
 
-def rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """Convert an image to RGB; UserError if the range of its values is unknown."""
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit values at 255
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise UserError(f"{name}: expected values of 8 or 16 bits, got mode {image.mode}; store it with 8 bits")
-    return image.convert("RGB")
+def bare(name: PurePosixPath) -> PurePosixPath:
+    """The name without the extension of an image."""
+    return name.with_suffix("") if name.suffix.lower() in EXTENSIONS else name
 
 
-def read_mask(path: Path) -> Image.Image:
-    """Read a mask of 8-bit ids, mode L or P; UserError if it cannot be read or has another mode."""
-    mask = _open(path)
-    if mask.mode not in ("L", "P"):
-        raise UserError(
-            f"{path}: expected a mask of one channel of 8-bit class ids (PNG, palette or grey), got mode {mask.mode}; "
-            "convert the mask's colours to class ids"
-        )
-    return mask
+class Finder:
+    """Finds files by names as people list them: with an extension in any case, with another one, or without.
+
+    Args:
+        folders: where the names begin; the first that has a file wins.
+        extensions: of the files, in lower case. Where a name has several files, the first extension wins.
+    """
+
+    def __init__(self, folders: Sequence[Path], extensions: Sequence[str] = EXTENSIONS) -> None:
+        self.folders, self.extensions = list(folders), tuple(extensions)
+        self._found: dict[Path, dict[str, Path]] = {}
+
+    def __call__(self, name: PurePosixPath) -> Path | None:
+        """The file of this name, or None."""
+        for folder in self.folders:
+            there = self._files((folder / name).parent)
+            if (file := there.get(name.name) or there.get(bare(name).name)) is not None:
+                return file
+        return None
+
+    def sought(self, name: PurePosixPath) -> str:
+        """What was looked for, and where, for an error."""
+        where = " or ".join(str(folder / bare(name)) for folder in self.folders)
+        return f"{where} with {', '.join(self.extensions)} in any case"
+
+    def _files(self, folder: Path) -> dict[str, Path]:
+        """The files of a folder by name, and by name without extension; listed once."""
+        if folder not in self._found:
+            files = [path for path in _listed(folder) if path.suffix.lower() in (*self.extensions, "")]
+            order = {extension: number for number, extension in enumerate((*self.extensions, ""))}
+            files.sort(key=lambda path: (order[path.suffix.lower()], path.suffix.lower() != path.suffix))
+            # From the last to the first, so that the first stays
+            short = {bare(PurePosixPath(path.name)).name: path for path in reversed(files)}
+            self._found[folder] = short | {path.name: path for path in files}
+        return self._found[folder]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_file()]
+    except (OSError, ValueError):  # there is none, or its name holds a null byte
+        return []
 
 
 def read_lines(path: Path) -> list[str]:
@@ -60,34 +103,21 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
+def named_data(lines: Iterable[str]) -> list[str]:
+    """The lines of a list, without empty ones and those whose first word names no data, such as `.DS_Store`."""
+    stripped = [line.strip() for line in lines]
+    return [line for line in stripped if line and is_data(posix(line.split()[0]))]
+
+
+def posix(text: str) -> PurePosixPath:
+    """A path as written on any system: backslashes part folders, and `./` is the folder itself."""
+    return PurePosixPath(os.path.normpath(text.replace("\\", "/").lstrip("/")))
+
+
 def inside(text: str, where: str) -> PurePosixPath:
     """Turn a path that a list names into one relative to the data set's folder; UserError if it leads out of it."""
     # Judged by its text alone, because a folder of the data set may be a link to another disk.
-    path = PurePosixPath(os.path.normpath(text.lstrip("/")))
+    path = posix(text)
     if path.parts[:1] in ((), ("..",)):
         raise UserError(f"{where}: leads out of the data set's folder; paths and names must stay inside")
     return path
-
-
-def find_image(folders: Iterable[Path], name: PurePosixPath) -> Path | None:
-    """The first file of this name, with a usual extension or with its own; None if there is none."""
-    for folder in folders:
-        for path in (*(folder / f"{name}{extension}" for extension in EXTENSIONS), folder / name):
-            if path.is_file():
-                return path
-    return None
-
-
-def images_below(folder: Path) -> list[Path]:
-    """All image files in a folder and its subfolders, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            file.load()
-            return file.copy()
-    except UNREADABLE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"{path}: cannot be read: {reason}; replace the file or take it out of the list") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from wilson.errors import UserError
 
@@ -65,12 +65,50 @@ def find(name: str, classes: Sequence[str]) -> int | None:
     return None
 
 
+def find_id(word: str, classes: Sequence[str]) -> int | None:
+    """The mask id that a word stands for; None for an unknown class.
+
+    A word is the name of a class, or else an id. `name:3` is the class named 3 and nothing else, `id:3` the id 3.
+    """
+    if (found := find(word, classes)) is not None:
+        return found
+    kind, colon, rest = word.partition(":")
+    if colon and kind == "name":
+        return find(rest, classes)
+    number = rest if colon and kind == "id" else word
+    return int(number) if number.isdecimal() and int(number) < len(classes) else None
+
+
 def named(word: str, classes: Sequence[str], where: object) -> int:
-    """The mask id that a word, an id or a name, stands for; a UserError for an unknown class begins with `where`."""
-    class_id = int(word) if word.isdecimal() else find(word, classes)
-    if class_id is None or class_id >= len(classes):
+    """The mask id of a word, see :func:`find_id`; a UserError for an unknown class begins with `where`."""
+    found = find_id(word, classes)
+    if found is None:
         raise UserError(
             f"{where}: unknown class '{word}'; expected ids from 1 to {len(classes) - 1} or class names, such as "
             f"{', '.join(classes[1:4])}"
         )
-    return class_id
+    return found
+
+
+def check_names(names: Sequence[str], where: Callable[[int], str]) -> None:
+    """Check class names by mask id: each is given, printable and unlike the others, also in lower case.
+
+    Args:
+        names: without surrounding spaces.
+        where: begins the error on the name at a position.
+
+    Raises:
+        UserError: a name is wrong.
+    """
+    first: dict[str, str] = {}
+    for position, name in enumerate(names):
+        before = first.setdefault(name.casefold(), name)
+        if not name or not name.isprintable():
+            wrong = "is empty" if not name else f"holds characters that cannot be printed: {name!r}"
+        elif len(first) <= position:
+            wrong = (
+                f"repeats '{before}'" if name == before else f"is '{name}', which differs from '{before}' by case only"
+            )
+        else:
+            continue
+        raise UserError(f"{where(position)} {wrong}; each class needs a name of its own")

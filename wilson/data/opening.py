@@ -15,10 +15,11 @@ from wilson.data.sources.base import ImageSource
 from wilson.data.sources.coco import coco_splits, open_coco
 from wilson.data.sources.labelled import Labelled, open_labelled, open_negatives
 from wilson.data.sources.views import Chosen, matched, usable
-from wilson.data.sources.voc import IMAGES, VOCFolder
+from wilson.data.sources.voc import CLASSES, IMAGES, VOCFolder, classes_are_vocs
 from wilson.data.tasks import Task
 from wilson.data.transforms import CentreCrop
 from wilson.errors import UserError
+from wilson.printing import printable
 
 
 def open_source(
@@ -60,6 +61,9 @@ def open_source(
 
 def training(config: Config) -> ImageSource:
     """Open the images of the base step; later steps use them, too, unless they have their own."""
+    for root in (config.data.root, config.data.step_root):
+        if root not in (None, "synthetic") and classes_are_vocs(Path(root)):
+            _say(f"{root}: the classes are VOC's 20, because there is no {CLASSES}")
     return _open(config, config.data.root, config.data.train_split, config.data.train_images)
 
 
@@ -161,4 +165,4 @@ def _untested(source: Labelled, where: str, tests: Sequence[ImageSource]) -> Lab
 
 def _say(text: str) -> None:
     if distributed.is_main():
-        print(text, flush=True)
+        print(printable(text), flush=True)

@@ -12,12 +12,12 @@ from tqdm import tqdm
 
 from wilson.config.masks import VOID
 from wilson.data.cache import cached
-from wilson.data.files import read_mask
+from wilson.data.images import read_mask
 from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 
 # Raise a number when the findings, or the way they are stored, change.
-SCAN, BROKEN = "scan 2", "broken 1"
+SCAN, BROKEN = "scan 3", "broken 2"
 
 
 def scan(masks: Sequence[Path]) -> list[frozenset[int] | None]:

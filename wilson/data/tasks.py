@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wilson.config import ProtocolName
 from wilson.config.masks import BACKGROUND, VOID
-from wilson.data.names import VOC_CLASSES, find
+from wilson.data.names import VOC_CLASSES, find, find_id
 from wilson.errors import UserError
 
 PROTOCOLS: tuple[str, ...] = get_args(ProtocolName)
@@ -191,14 +191,14 @@ def _coco_to_voc(text: str, classes: Sequence[str]) -> list[list[int]]:
 
 def _class_id(text: str, word: str, classes: Sequence[str]) -> int:
     word = word.strip()
-    class_id = int(word) if word.isdecimal() else classes.index(word) if word in classes else None
-    if class_id == BACKGROUND:
+    found = find_id(word, classes)
+    if found == BACKGROUND:
         raise UserError(f"task '{text}': background (0) is always there; leave it out")
-    if class_id is None or class_id >= len(classes):
+    if found is None:
         near = difflib.get_close_matches(word, classes[1:], n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise UserError(
             f"task '{text}': expected X-Y, 'offline', '{COCO_TO_VOC}', or classes such as '1,2/3', got the class "
             f"'{word}'; {hint}the data set's classes are 1 to {len(classes) - 1}: {', '.join(classes[1:])}"
         )
-    return class_id
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,6 +14,8 @@ from torchvision.transforms.v2 import functional as F
 from wilson.errors import UserError
 
 SCALE = (0.5, 2.0)  # area of a training crop, relative to the image's own
+LONGEST = 6  # a whole image, once resized, has at most the pixels of this many crops: one of 6:1 or less is not touched
+NEEDED = 16  # a crop of the centre is cut from the middle of a longer image than 16:1; the rest does not reach it
 BILINEAR, NEAREST = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 
 # Masks are resized as PIL images: torchvision's nearest resizing of tensors is up to half a pixel off its bilinear
@@ -84,6 +87,9 @@ class CentreCrop:
 
     def __call__(self, image: Image, mask: Image | None) -> tuple[Tensor, Tensor | None]:
         def cut(picture: Image, interpolation: v2.InterpolationMode) -> Image:
+            most = NEEDED * min(picture.size)
+            if max(picture.size) > most:
+                picture = F.center_crop(picture, [min(picture.height, most), min(picture.width, most)])
             return F.center_crop(F.resize(picture, self.size[:1], interpolation=interpolation), self.size)
 
         return tensors(cut(image, BILINEAR), None if mask is None else cut(mask, NEAREST))
@@ -91,6 +97,8 @@ class CentreCrop:
 
 class WholeImage:
     """Resize the short side of the image to `short_side` pixels and keep the mask as it is.
+
+    An image longer than 6:1 is resized to the area of one of 6:1, so that memory does not grow with its length.
 
     Args:
         short_side: in pixels, at least 1.
@@ -103,7 +111,15 @@ class WholeImage:
         self.size = square(short_side)
 
     def __call__(self, image: Image, mask: Image | None) -> tuple[Tensor, Tensor | None]:
-        return tensors(F.resize(image, self.size[:1], interpolation=BILINEAR), mask)
+        return tensors(F.resize(image, self._size(image), interpolation=BILINEAR), mask)
+
+    def _size(self, image: Image) -> list[int]:
+        """Height and width that the image is resized to; the short side alone where the limit does not matter."""
+        short, long = sorted(image.size)
+        if long <= LONGEST * short:
+            return self.size[:1]
+        scale = self.size[0] * math.sqrt(LONGEST / (short * long))
+        return [max(1, round(side * scale)) for side in (image.height, image.width)]
 
 
 def square(crop: int) -> list[int]:

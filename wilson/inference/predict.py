@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +16,18 @@ from torch import Tensor
 
 from wilson import ops
 from wilson.checkpoint import Checkpoint
-from wilson.data.files import UNREADABLE, orientation, rgb, upright
+from wilson.data.files import EXTENSIONS, is_data, is_image
+from wilson.data.images import header, read_image, rgb
 from wilson.data.transforms import Normalization, WholeImage, unit_range
 from wilson.errors import UserError
 from wilson.inference.exported import ONNX, PROGRAM, Description, Exported
 from wilson.pictures import palette
 from wilson.pictures.overlay import overlay
+from wilson.printing import printable
 
-EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # of the images in a folder
+# Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
+BATCH, PART = 2**27, 2**24
+LONGEST_OVERLAY, LARGEST_OVERLAY = 2**14, 2**25  # side and area; a larger overlay is drawn at a fraction of the size
 
 
 class Predictor:
@@ -60,10 +66,12 @@ class Predictor:
     def predict(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
         """Predict the mask id of every pixel.
 
-        The model sees the image with its short side resized to the training crop.
+        The model sees the image with its short side resized to the training crop; an image longer than 6:1 is
+        resized to the area of one of 6:1.
 
         Args:
-            image: a PIL image; an array, uint8 (H, W, 3) RGB or (H, W) grey; or an image file.
+            image: a PIL image, as its pixels stand; an array, uint8 (H, W, 3) RGB or (H, W) grey; or an image file,
+                which is turned upright as its EXIF data says.
 
         Returns:
             Mask ids (H, W), uint8.
@@ -78,13 +86,30 @@ class Predictor:
         """Predict the mask ids of RGB images of one size together; see :meth:`predict`."""
         pixels = torch.stack([self._resize(image, None)[0] for image in images]).to(self.device)
         logits = self._logits(self._normalize(unit_range(pixels)))
-        channels = ops.upsampled_argmax(logits, (images[0].height, images[0].width)).cpu().numpy()
-        return list(self.ids[channels])
+        size = (images[0].height, images[0].width)
+        return [np.concatenate([self.ids[part] for part in _parts(one, size)]) for one in logits.split(1)]
+
+
+def _parts(logits: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """The arg-max of the upsampled logits (1, C, h, w), channels (rows, W) from top to bottom; small ones are whole."""
+    height, width = size
+    rows = max(1, PART // width)
+    if rows >= height:
+        yield ops.upsampled_argmax(logits, size)[0].cpu().numpy()
+        return
+    # As bilinear upsampling does it: each row of the result lies between two rows of the logits.
+    place = ((torch.arange(height, dtype=torch.float64) + 0.5) * (logits.shape[2] / height) - 0.5).clamp(min=0)
+    above = place.long().clamp(max=logits.shape[2] - 1)
+    below, weight = (above + 1).clamp(max=logits.shape[2] - 1), (place - above)[:, None]
+    for which in torch.arange(height).split(rows):
+        over, under, share = (values[which].to(logits.device) for values in (above, below, weight))
+        between = torch.lerp(logits[:, :, over], logits[:, :, under], share.to(logits.dtype))
+        yield ops.upsampled_argmax(between, (len(which), width))[0].cpu().numpy()
 
 
 def _rgb(image: Image.Image | np.ndarray | Path | str) -> Image.Image:
     if isinstance(image, (str, Path)):
-        return upright(Path(image))
+        return read_image(Path(image))
     if isinstance(image, Image.Image):
         return rgb(image)
     pixels = np.asarray(image)
@@ -119,8 +144,8 @@ def predict(
         The masks written, in the order of the images.
 
     Raises:
-        UserError: an argument is wrong, an image is missing or no image, or two images have the same name; nothing is
-            written then. Or an image turned out to be broken when it was read; the others are written then.
+        UserError: an argument is wrong, an image is missing, or no image can be read; nothing is written then. Or some
+            images cannot be read; the others are written then.
     """
     from tqdm import tqdm
 
@@ -129,29 +154,41 @@ def predict(
     files = find_images(images)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; use --overwrite or another --out")
-    by_size = check_images(files, out)
+    results = result_names(files, out)
+    by_size, broken = check_images(files)
     predictor = Predictor.load(model, device)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[Path, Path] = {}
-    broken: list[str] = []
-    with tqdm(total=len(files), unit="image", disable=None) as bar:
-        for same_size in by_size.values():
-            for start in range(0, len(same_size), batch):
-                paths = same_size[start : start + batch]
-                pictures = {path: picture for path in paths if (picture := _read(path, broken))}
-                masks = predictor.predict_batch(list(pictures.values())) if pictures else []
-                for (path, picture), ids in zip(pictures.items(), masks, strict=True):
-                    written[path] = write(picture, ids, out, path.stem)
-                    bar.write(f"{written[path]}: {', '.join(names(predictor, ids)) or 'background'}")
+    with tqdm(total=len(files), initial=len(broken), unit="image", disable=None) as bar:
+        for (width, height), same_size in by_size.items():
+            at_once = min(batch, max(1, BATCH // (width * height)))
+            for start in range(0, len(same_size), at_once):
+                paths = same_size[start : start + at_once]
+                for path, picture, ids in _segmented(predictor, paths, broken):
+                    written[path] = write(picture, ids, out, results[path])
+                    bar.write(f"{printable(written[path])}: {', '.join(names(predictor, ids)) or 'background'}")
                 bar.update(len(paths))
     if broken:
         raise UserError(f"{len(broken)} of {len(files)} images were left out; the others are in {out}: {broken[0]}")
     return [written[path] for path in files]
 
 
+def _segmented(
+    predictor: Predictor, paths: Sequence[Path], broken: list[str]
+) -> Iterator[tuple[Path, Image.Image, np.ndarray]]:
+    """Each image that can be read, and its mask ids; the errors of the others are added to `broken`."""
+    by_size: defaultdict[tuple[int, int], dict[Path, Image.Image]] = defaultdict(dict)
+    for path in paths:
+        if (picture := _read(path, broken)) is not None:
+            by_size[picture.size][path] = picture  # a header may tell another size than the pixels have
+    for pictures in by_size.values():
+        masks = predictor.predict_batch(list(pictures.values()))
+        yield from zip(pictures, pictures.values(), masks, strict=True)
+
+
 def _read(path: Path, broken: list[str]) -> Image.Image | None:
     try:
-        return upright(path)
+        return read_image(path)
     except UserError as error:
         broken.append(str(error))
         return None
@@ -160,7 +197,12 @@ def _read(path: Path, broken: list[str]) -> Image.Image | None:
 def write(picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
     """Write the mask and the overlay of one image; returns the mask's file."""
     colours, (mask, coloured) = palette.palette(256), outputs(out, name)
+    mask.parent.mkdir(parents=True, exist_ok=True)
     palette.apply(ids, colours).save(mask)
+    side, area = max(picture.size), picture.width * picture.height
+    step = max(math.ceil(side / LONGEST_OVERLAY), math.ceil(math.sqrt(area / LARGEST_OVERLAY)))
+    if step > 1:
+        picture, ids = picture.reduce(step), np.ascontiguousarray(ids[::step, ::step])
     overlay(picture, ids, colours=colours).save(coloured, quality=92)
     return mask
 
@@ -179,16 +221,19 @@ def names(predictor: Predictor, ids: np.ndarray) -> list[str]:
 def find_images(patterns: Sequence[Path]) -> list[Path]:
     """The files that paths, folders and patterns stand for, each once; UserError if one of them stands for no file."""
     found: list[Path] = []
+    images = f"images ({', '.join(EXTENSIONS)})"
     for pattern in patterns:
         if pattern.is_dir():
-            files = sorted(path for path in pattern.iterdir() if path.suffix.lower() in EXTENSIONS)
-            expected = f"a folder with images ({', '.join(EXTENSIONS)})"
+            files = sorted(path for path in pattern.iterdir() if is_image(Path(path.name)))
+            expected = f"a folder with {images}"
         elif glob.has_magic(str(pattern)) and not pattern.exists():
-            files = sorted(path for name in glob.glob(str(pattern), recursive=True) if (path := Path(name)).is_file())
-            expected = "a pattern that files fit"
+            matches = (Path(name) for name in glob.glob(str(pattern), recursive=True))
+            files = sorted(path for path in matches if _is_meant(path, pattern) and path.is_file())
+            expected = f"a pattern that {images} fit"
         else:
-            files, expected = [pattern], "a file"
-        if not files:
+            # A shell that expands a pattern names side files, too
+            files, expected = [pattern] if is_data(Path(pattern.name)) else [], "an image, no side file of a system"
+        if not files and (len(patterns) == 1 or is_data(Path(pattern.name))):
             raise UserError(f"images {pattern}: expected {expected}, found none")
         found += files
     if not found:
@@ -196,28 +241,49 @@ def find_images(patterns: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def check_images(images: Sequence[Path], out: Path) -> dict[tuple[int, int], list[Path]]:
-    """Group images by their size (width, height) when upright.
+def _is_meant(path: Path, pattern: Path) -> bool:
+    """Whether a pattern stands for a path that it fits: an image, and no side file unless the pattern names it."""
+    found = [part for part in path.parts if part not in pattern.parts]
+    return path.suffix.lower() in EXTENSIONS and is_data(Path(*found))
+
+
+def result_names(images: Sequence[Path], out: Path) -> dict[Path, str]:
+    """The name of each image's results: that of its file, with its folders where several files have the same name.
 
     Raises:
-        UserError: a file is missing or no image, a result would overwrite an image, or two results have the same name.
+        UserError: a result would overwrite an image.
     """
+    top = Path(os.path.commonpath([path.absolute().parent for path in images]))
+    below = {path: path.absolute().relative_to(top) for path in images}
+    names = {path: path.stem for path in images}
+    for longer in (lambda path: str(below[path].with_suffix("")), lambda path: str(below[path])):
+        times = Counter(names.values())
+        names = {path: name if times[name] == 1 else longer(path) for path, name in names.items()}
     inputs = {path.resolve() for path in images}
-    stems: dict[str, Path] = {}
-    sizes: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
-    for path in images:
-        if stems.setdefault(path.stem, path) != path:
-            raise UserError(f"{stems[path.stem]} and {path} would both be written as {path.stem}.png; rename one")
-        if lost := [file for file in outputs(out, path.stem) if file.resolve() in inputs]:
+    for path, name in names.items():
+        if lost := [file for file in outputs(out, name) if file.resolve() in inputs]:
             raise UserError(f"the result of {path} would overwrite the image {lost[0]}; choose another --out")
+    return names
+
+
+def check_images(images: Sequence[Path]) -> tuple[dict[tuple[int, int], list[Path]], list[str]]:
+    """Group images by their size (width, height) when upright.
+
+    Returns:
+        The groups, and the errors of images that cannot be read.
+
+    Raises:
+        UserError: a file is missing, or no image can be read.
+    """
+    sizes: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
+    broken: list[str] = []
+    for path in images:
+        if not path.exists():
+            raise UserError(f"image {path}: no such file")
         try:
-            with Image.open(path) as file:
-                file.verify()
-            with Image.open(path) as file:  # nothing else can be read after verify
-                turned = orientation(file) > 4  # by a quarter
-                sizes[file.size[::-1] if turned else file.size].append(path)
-        except FileNotFoundError:
-            raise UserError(f"image {path}: no such file") from None
-        except UNREADABLE as error:
-            raise UserError(f"image {path} cannot be read ({error}); give an image file such as JPEG or PNG") from error
-    return sizes
+            sizes[header(path).upright].append(path)
+        except UserError as error:
+            broken.append(str(error))
+    if not sizes:
+        raise UserError(broken[0])
+    return sizes, broken

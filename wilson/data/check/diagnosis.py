@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wilson.config.masks import BACKGROUND, VOID
+from wilson.data.images import Stored
 from wilson.data.names import COCO_GAPS, COCO_IDS
 from wilson.data.sources.coco import LAST, MAPS, UNUSED
 
@@ -33,6 +34,11 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
                 "covers more pixels than 0, so 0 seems to be the first class and 255 the background; add 1 to every "
                 "id, and turn 255 into 0"
             )
+        if found == {BACKGROUND} and pixels[VOID]:
+            return (
+                "255 is probably the class: the masks hold 0 and 255 alone, and 255 means no label; turn 255 into the "
+                f"id of the class, such as 1 ({classes[1]})"
+            )
         return None
     if last == len(COCO_IDS) and unknown[-1] <= COCO_IDS[-1] and not found & COCO_GAPS:
         return (
@@ -54,6 +60,16 @@ def likely_cause(pixels: NDArray[np.int64], classes: Sequence[str]) -> str | Non
         f"the classes are 0 to {last}, and the masks also hold {_listed(unknown)}: either classes.txt in the data "
         "set's folder lacks names (without the file, the classes are VOC's), or the masks hold shades of grey "
         "instead of ids"
+    )
+
+
+def turns_doubtfully(image: Stored, mask: tuple[int, int]) -> str | None:
+    """What is unsure about an image that EXIF data turns if its mask, of this size, fits it turned or not."""
+    if image.orientation == 1 or not mask == image.size == image.upright:
+        return None
+    return (
+        "the EXIF data turns this image, and its mask fits it either way: the mask is turned with it, as one drawn on "
+        "the stored pixels; if it was drawn on the upright image, store the image upright, without EXIF data"
     )
 
 

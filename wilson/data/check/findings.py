@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wilson.data.tasks import Task
+from wilson.printing import printable
 
 SHOWN = 20  # how many errors, and how many warnings, `render` prints
 
@@ -53,11 +54,12 @@ class Report:
     splits: tuple[Split, ...]
     errors: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    named: str  # where the classes' names come from
 
 
 def render(report: Report) -> str:
     """Format the report for a terminal."""
-    lines = [f"{report.root}: {len(report.classes)} classes, background included"]
+    lines = [f"{printable(report.root)}: {len(report.classes)} classes, background included ({report.named})"]
     header = ["list", "images", "masks"]
     if report.task is not None:
         header += [f"step {step}" for step in range(len(report.task.steps))]
@@ -77,13 +79,13 @@ def render(report: Report) -> str:
     lines += ["", "images with each class, and its share of the labelled pixels in %", "", *_table([header, *rows])]
     for title, problems in (("error", report.errors), ("warning", report.warnings)):
         lines += ["", f"{len(problems)} {title}{'s' if len(problems) != 1 else ''}"]
-        lines += [f"  {problem.file}: {problem.text}" for problem in problems[:SHOWN]]
+        lines += [f"  {printable(problem.file)}: {printable(problem.text)}" for problem in problems[:SHOWN]]
         lines += [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
     return "\n".join(lines)
 
 
 def _table(rows: Sequence[Sequence[object]]) -> list[str]:
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     # Words are aligned left, numbers right.
     words = [not all(row[column].replace(".", "").isdigit() for row in cells[1:]) for column in range(len(widths))]

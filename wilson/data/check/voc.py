@@ -15,19 +15,19 @@ from tqdm import tqdm
 
 from wilson.config.masks import BACKGROUND, VOID
 from wilson.data.check.counts import count
-from wilson.data.check.diagnosis import label_shift, likely_cause
+from wilson.data.check.diagnosis import label_shift, likely_cause, turns_doubtfully
 from wilson.data.check.findings import Problem, Report, Split
-from wilson.data.files import orientation, read_image, read_mask
+from wilson.data.images import how_stored, read_image, read_mask, turned
 from wilson.data.scan import ids_among
 from wilson.data.sources.voc import (
+    CLASSES,
     LABELS,
     LISTS,
     Entry,
+    Lists,
     list_file,
-    mask_folder,
     read_classes,
     read_image_labels,
-    read_line,
     read_list,
     splits,
 )
@@ -41,6 +41,7 @@ class _Finding:
 
     pixels: NDArray[np.int64] | None = None  # of each mask id, (256,); None without a readable mask
     errors: list[tuple[Path, str]] = field(default_factory=list)
+    warnings: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def check_voc(root: Path, task: str | None, protocol: str) -> Report:
@@ -54,7 +55,7 @@ class _Check:
         self.names = splits(root)
         if not self.names:
             raise UserError(f"{root / LISTS}: no lists; expected files such as train.txt with one image name per line")
-        self.classes = read_classes(root)
+        self.classes, self.lists = read_classes(root), Lists(root)
         self.task = None if task is None else Task.parse(task, self.classes)
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -69,8 +70,9 @@ class _Check:
         self._judge_ids()
         counts = tuple(self._count(name, listed) for name, listed in lists.items())
         self._warn_overlap(lists)
+        source = f"of {CLASSES}" if (self.root / CLASSES).is_file() else f"VOC's, because there is no {CLASSES}"
         return Report(
-            self.root, self.classes, self.task, self.protocol, counts, tuple(self.errors), tuple(self.warnings)
+            self.root, self.classes, self.task, self.protocol, counts, tuple(self.errors), tuple(self.warnings), source
         )
 
     def _error(self, file: Path, text: object) -> None:
@@ -94,7 +96,7 @@ class _Check:
 
     def _entry(self, name: str, line: str) -> Entry | None:
         try:
-            return read_line(self.root, name, line)
+            return self.lists.entry(name, line)
         except UserError as error:
             self._error(list_file(self.root, name), error)
             return None
@@ -109,6 +111,8 @@ class _Check:
     def _judge(self, entry: Entry, finding: _Finding) -> None:
         for file, text in finding.errors:
             self._error(file, text)
+        for file, text in finding.warnings:
+            self._warn(file, text)
         if finding.pixels is not None:
             beyond = np.flatnonzero(finding.pixels[len(self.classes) : VOID]) + len(self.classes)
             if len(beyond):
@@ -116,7 +120,11 @@ class _Check:
                 more = f" and {len(beyond) - 5} more" if len(beyond) > 5 else ""
                 self._error(entry.mask, f"unknown ids {ids}{more}; the classes are 0 to {len(self.classes) - 1}")
         elif not finding.errors and entry.name not in self.labels:
-            self._error(entry.mask, f"no such mask, and no line for '{entry.name}' in {LABELS}.txt; add one of them")
+            sought = entry.sought.replace(f"{self.root}{os.sep}", "")
+            self._error(
+                entry.mask,
+                f"no such mask (looked for {sought}), and no line for '{entry.name}' in {LABELS}.txt; add one of them",
+            )
 
     def _judge_ids(self) -> None:
         """Look at all masks together, for the likely cause of wrong ids and for contradictions to the labels."""
@@ -135,7 +143,7 @@ class _Check:
         if cause is not None:
             example = wrong[0] if wrong else next(iter(masks))
             self.errors.insert(
-                0, self._problem(mask_folder(self.root), f"likely cause: {cause} (see {example.mask.name})")
+                0, self._problem(example.mask.parent, f"likely cause: {cause} (see {example.mask.name})")
             )
         elif wrong:
             self._warn(
@@ -178,7 +186,7 @@ def _examine(entry: Entry) -> _Finding:
     finding = _Finding()
     image = mask = None
     if not entry.image.is_file():
-        finding.errors.append((entry.image, "no such image"))
+        finding.errors.append((entry.image, entry.no_image))
     else:
         try:
             image = read_image(entry.image)
@@ -191,11 +199,12 @@ def _examine(entry: Entry) -> _Finding:
             finding.errors.append((entry.mask, str(error)))
     if mask is not None:
         finding.pixels = np.array(mask.histogram(), np.int64)
-        if image is not None and image.size != mask.size:
-            turned = orientation(image) != 1 and image.size == mask.size[::-1]
-            why = "; the image's EXIF data turns it: store it turned, without EXIF" if turned else ""
-            sizes = "{}x{} pixels, the image {}x{}".format(*mask.size, *image.size)
-            finding.errors.append((entry.mask, f"is {sizes}{why}"))
+        if image is not None:
+            stored = how_stored(entry.image)
+            if turned(mask, stored).size != image.size:
+                finding.errors.append((entry.mask, "is {}x{} pixels, the image {}x{}".format(*mask.size, *image.size)))
+            elif text := turns_doubtfully(stored, mask.size):
+                finding.warnings.append((entry.image, text))
     return finding
 
 

@@ -8,13 +8,14 @@ annotations/instances_train2017.json           COCO's instances, where there are
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from wilson.config.masks import BACKGROUND, VOID
-from wilson.data.files import images_below, read_image, read_mask
+from wilson.data.files import MASK_EXTENSIONS, Finder, bare, images_below, is_data
+from wilson.data.images import read_image, read_mask
 from wilson.data.names import COCO_CLASSES, COCO_GAPS, COCO_IDS
 from wilson.data.scan import mask_ids, scan
 from wilson.data.sources.base import ImageSource
@@ -58,20 +59,23 @@ class StuffMaps(ImageSource):
         self._images = images_below(images)
         if not self._images:
             raise UserError(f"{images}: holds no image; expected the images of {split}")
-        self.names = [path.relative_to(images).with_suffix("").as_posix() for path in self._images]
-        self._maps = [maps / f"{name}.png" for name in self.names]
-        missing = [file for file in self._maps if not file.is_file()]
+        names = [bare(PurePosixPath(path.relative_to(images))) for path in self._images]
+        self.names = [str(name) for name in names]
+        find = Finder([maps], MASK_EXTENSIONS)
+        found = [find(name) for name in names]
+        self._maps = [file for file in found if file is not None]
+        missing = [name for name, file in zip(names, found, strict=True) if file is None]
         if missing:
             raise UserError(
-                f"{missing[0]}: no such pixel map ({len(missing)} of {len(self.names)} images have none); unpack all "
-                "of COCO-Stuff's maps"
+                f"{maps / missing[0]}.png: no such pixel map ({len(missing)} of {len(names)} images have none; looked "
+                f"for {find.sought(missing[0])}); unpack all of COCO-Stuff's maps"
             )
 
     def image(self, index: int) -> Image.Image:
         return read_image(self._images[index])
 
     def mask(self, index: int) -> Image.Image:
-        return Image.fromarray(TABLE[np.asarray(read_mask(self._maps[index]))])
+        return Image.fromarray(TABLE[np.asarray(read_mask(self._maps[index], self._images[index]))])
 
     def has_mask(self, index: int) -> bool:
         return True
@@ -119,7 +123,8 @@ def coco_splits(root: Path) -> list[str]:
         return []
     maps = [path.name for folder in MAPS for path in (root / folder).glob("*") if path.is_dir()]
     instances = [path.stem.removeprefix("instances_") for path in root.glob(INSTANCES.format("*"))]
-    found = sorted(split for split in {*maps, *instances} if image_folder(root, split) is not None)
+    named = {split for split in (*maps, *instances) if is_data(PurePath(split))}
+    found = sorted(split for split in named if image_folder(root, split) is not None)
     if found and (root / CLASSES).is_file():
         raise UserError(
             f"{root}: has COCO's folders ({', '.join(found)}), where COCO or the JSON names the classes, and {CLASSES} "

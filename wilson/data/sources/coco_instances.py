@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from wilson.config.masks import VOID
-from wilson.data.files import inside, read_image
+from wilson.config.masks import BACKGROUND, VOID
+from wilson.data.files import Finder, bare, inside
+from wilson.data.images import header, how_stored, read_image, turned
+from wilson.data.scan import mismatch
 from wilson.data.sources.base import ImageSource
+from wilson.data.sources.coco_json import Document
+from wilson.data.sources.coco_outlines import area, is_crowd, outline
 from wilson.errors import UserError
 
 
@@ -22,6 +24,7 @@ class Instances(ImageSource):
 
     Mask ids number the file's categories from 1, in the order of their ids. Smaller instances lie on top of larger
     ones. Pixels that only a crowd covers are 255 in the mask; the image still counts as holding the crowd's class.
+    An image without annotations is all background.
 
     Args:
         file: the JSON.
@@ -34,54 +37,45 @@ class Instances(ImageSource):
     crowds = True
 
     def __init__(self, file: Path, folder: Path) -> None:
-        try:
-            from pycocotools.coco import COCO
-        except ImportError as error:
-            raise UserError('COCO\'s JSON needs the package pycocotools: pip install "wilson-seg[coco]"') from error
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # COCO prints its progress
-                self._coco = COCO(str(file))
-            categories = sorted(self._coco.cats.values(), key=lambda category: category["id"])
-            self._ids = {category["id"]: number for number, category in enumerate(categories, 1)}
-            self.classes = ("background", *(str(category["name"]) for category in categories))
-            self._entries = sorted(self._coco.imgs.values(), key=lambda entry: str(entry["file_name"]))
-            self._annotations = [self._coco.imgToAnns[entry["id"]] for entry in self._entries]
-            self._held = [frozenset(self._ids[a["category_id"]] for a in held) for held in self._annotations]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise UserError(
-                f"{file}: cannot be read as COCO's JSON of instances ({type(error).__name__}: {error})"
-            ) from error
-        if not self._entries or not 1 < len(self.classes) <= VOID:
-            raise UserError(
-                f"{file}: expected images and 1 to {VOID - 1} categories, got {len(self._entries)} images and "
-                f"{len(categories)} categories"
-            )
-        paths = [inside(str(entry["file_name"]), f"{file}: '{entry['file_name']}'") for entry in self._entries]
-        self.names = [path.with_suffix("").as_posix() for path in paths]
-        self._images = [folder / path for path in paths]
-        missing = [path for path in self._images if not path.is_file()]
+        if find_spec("pycocotools") is None:
+            raise UserError('COCO\'s JSON needs the package pycocotools: pip install "wilson-seg[coco]"')
+        self._document = Document(file)
+        self.classes = self._document.classes
+        pictures = self._document.pictures
+        self._held = [
+            frozenset(self._document.mask_id(picture, annotation) for annotation in annotations) - {BACKGROUND}
+            for picture, annotations in zip(pictures, self._document.annotations, strict=True)
+        ]
+        paths = [inside(picture.file, f"{file}: image id {picture.id}: '{picture.file}'") for picture in pictures]
+        self.names = [bare(path).as_posix() for path in paths]
+        find = Finder([folder, folder.parent])  # some files name the split's folder, too
+        found = [find(path) for path in paths]
+        self._images = [path for path in found if path is not None]
+        missing = [path for path, image in zip(paths, found, strict=True) if image is None]
         if missing:
             raise UserError(
-                f"{missing[0]}: no such image, named in {file} ({len(missing)} of {len(paths)} images are missing)"
+                f"{folder / missing[0]}: no such image, named in {file} ({len(missing)} of {len(paths)} images are "
+                f"missing; looked for {find.sought(missing[0])})"
             )
 
     def image(self, index: int) -> Image.Image:
         return read_image(self._images[index])
 
     def mask(self, index: int) -> Image.Image:
-        entry = self._entries[index]
-        try:
-            mask = np.zeros((entry["height"], entry["width"]), np.uint8)
-            for annotation in sorted(self._annotations[index], key=_height):
-                _check(annotation["segmentation"], 4 * max(mask.shape))
-                shape = self._coco.annToMask(annotation).astype(bool)
-                mask[shape] = VOID if _crowd(annotation) else self._ids[annotation["category_id"]]
-        except Exception as error:  # pycocotools raises a bare Exception, too
-            raise UserError(
-                f"image '{self.names[index]}': its instances cannot be drawn ({type(error).__name__}: {error}); "
-                "fix the JSON, or take the image out"
-            ) from error
-        return Image.fromarray(mask)
+        picture, file = self._document.pictures[index], self._images[index]
+        stored = how_stored(file)
+        size = picture.size or header(file).size
+        if stored.size != (0, 0) and size not in (stored.size, stored.upright):
+            raise UserError(mismatch(self.names[index], stored.size, size))
+        mask = np.zeros(size[::-1], np.uint8)
+        told = [(self._document.where(picture, held), held) for held in self._document.annotations[index]]
+        crowds = [is_crowd(held, where) for where, held in told]
+        # Crowds first, then from the largest to the smallest
+        order = sorted(range(len(told)), key=lambda i: (not crowds[i], -area(told[i][1], size, told[i][0])))
+        for i in order:
+            where, held = told[i]
+            mask[outline(held, size, where)] = VOID if crowds[i] else self._document.mask_id(picture, held)
+        return turned(Image.fromarray(mask), stored)
 
     def has_mask(self, index: int) -> bool:
         return True
@@ -93,21 +87,4 @@ class Instances(ImageSource):
         return (self._images[index],)
 
     def drawn_from(self, index: int) -> str:
-        return json.dumps([self._entries[index], self._annotations[index]])
-
-
-def _check(shape: Any, limit: float) -> None:
-    """Refuse corners far outside of the image: they overflow pycocotools' integers, and the process dies."""
-    if isinstance(shape, list):
-        for polygon in shape:
-            if not np.all(np.abs(np.asarray(polygon, np.float64)) <= limit):
-                raise ValueError(f"a polygon leads beyond {limit:g} pixels")
-
-
-def _crowd(annotation: dict[str, Any]) -> bool:
-    return bool(annotation.get("iscrowd", 0))
-
-
-def _height(annotation: dict[str, Any]) -> tuple[bool, float]:
-    """The order in which instances are drawn: crowds first, then from the largest to the smallest."""
-    return not _crowd(annotation), -float(annotation["area"])
+        return json.dumps([self._document.pictures[index], self._document.annotations[index]])

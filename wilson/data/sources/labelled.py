@@ -1,6 +1,7 @@
 """Images with labels but without masks: from a folder for each class, a CSV file or a list, or with no class at all.
 
-A folder: `horse/one.jpg`, `sheep/two.jpg`; class names or mask ids name the folders.
+A folder: `horse/one.jpg`, `sheep/two.jpg`; class names or mask ids name the folders. An image that lies in several of
+them, as equal files, has the classes of all.
 A CSV file: the columns `image,class` with a row for each class of an image, or `image,horse,sheep` with a 0 or 1 each.
 A text file: lines as in `image_labels.txt`, `name id id ...`.
 """
@@ -8,14 +9,16 @@ A text file: lines as in `image_labels.txt`, `name id id ...`.
 from __future__ import annotations
 
 import csv
-from collections import Counter
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
 
 from wilson.config.masks import BACKGROUND
-from wilson.data.files import find_image, images_below, inside, read_lines, upright
+from wilson.data.files import Finder, bare, images_below, inside, is_data, named_data, posix, read_lines
+from wilson.data.images import read_image
 from wilson.data.names import named
 from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
@@ -34,7 +37,7 @@ class Labelled(ImageSource):
         self.names = [name for name, _, _ in images]
 
     def image(self, index: int) -> Image.Image:
-        return upright(self._entries[index][1])
+        return read_image(self._entries[index][1])
 
     def mask(self, index: int) -> None:
         return None
@@ -78,14 +81,15 @@ def open_labelled(path: str | Path, classes: Sequence[str], folders: Sequence[Pa
     path = Path(path)
     folders = [path] if path.is_dir() else [path.parent, *folders]
     if path.is_dir():
-        held = {image: frozenset({class_id}) - {BACKGROUND} for image, class_id in _by_folder(path, classes)}
+        held = _same(_by_folder(path, classes))
     elif path.is_file():
         read = _rows if path.suffix.lower() == ".csv" else _lines
-        labels: dict[Path, set[int]] = {}
+        find, labels = Finder(folders), dict[Path, set[int]]()
         for where, name, ids in read(path, classes):
-            image = find_image(folders, inside(name, f"{where}: '{name}'"))
+            listed = inside(name, f"{where}: '{name}'")
+            image = find(listed)
             if image is None:
-                raise UserError(f"{where}: no image '{name}' in {', '.join(map(str, folders))}")
+                raise UserError(f"{where}: no image '{name}'; looked for {find.sought(listed)}")
             labels.setdefault(image, set()).update(ids)
         held = {image: frozenset(ids) - {BACKGROUND} for image, ids in labels.items()}
     else:
@@ -111,15 +115,30 @@ def _names(files: Iterable[Path], folders: Sequence[Path]) -> list[str]:
     def nearest(file: Path) -> Path:
         return min((file.relative_to(f) for f in folders if file.is_relative_to(f)), key=lambda path: len(path.parts))
 
-    pairs = [(path.with_suffix("").as_posix(), path.as_posix()) for path in map(nearest, files)]
+    pairs = [(bare(PurePosixPath(path)).as_posix(), path.as_posix()) for path in map(nearest, files)]
     times = Counter(name for pair in pairs for name in pair)
     return [short if times[short] == 1 else full for short, full in pairs]
 
 
 def _by_folder(root: Path, classes: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and is_data(PurePath(path.name))):
         class_id = named(folder.name, classes, folder)
         yield from ((image, class_id) for image in images_below(folder))
+
+
+def _same(labelled: Iterable[tuple[Path, int]]) -> dict[Path, frozenset[int]]:
+    """Mask ids of each image; copies of one image in several folders are one image with the classes of all."""
+    sizes: defaultdict[int, list[tuple[Path, int]]] = defaultdict(list)
+    for image, class_id in labelled:
+        sizes[image.stat().st_size].append((image, class_id))
+    first: dict[object, Path] = {}
+    held: dict[Path, set[int]] = {}
+    for same_size in sizes.values():
+        for image, class_id in same_size:
+            # Only files of one size can be equal
+            content = image if len(same_size) == 1 else hashlib.blake2b(image.read_bytes()).digest()
+            held.setdefault(first.setdefault(content, image), set()).add(class_id)
+    return {image: frozenset(held[image]) - {BACKGROUND} for image in sorted(held)}
 
 
 Label = tuple[str, str, list[int]]  # place in the file, name of the image, mask ids
@@ -127,8 +146,8 @@ Label = tuple[str, str, list[int]]  # place in the file, name of the image, mask
 
 def _lines(path: Path, classes: Sequence[str]) -> Iterator[Label]:
     for number, line in enumerate(read_lines(path), 1):
-        name, *words = line.split() or [""]
-        if name:
+        if named_data([line]):
+            name, *words = line.split()
             where = f"{path}: line {number}"
             yield where, name, [named(word, classes, where) for word in words]
 
@@ -143,7 +162,7 @@ def _rows(path: Path, classes: Sequence[str]) -> Iterator[Label]:
     columns = None if header == ["image", "class"] else [named(name, classes, path) for name in header[1:]]
     for row in rows:
         cells, where = [cell.strip() for cell in row], f"{path}: line {rows.line_num}"
-        if not any(cells):
+        if not any(cells) or not is_data(posix(cells[0])):
             continue
         if len(cells) != len(header):
             raise UserError(f"{where}: expected {len(header)} cells, as in the header, got {len(cells)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from wilson.data.files import read_mask
+from wilson.data.images import read_mask
 from wilson.data.scan import mismatch
 from wilson.errors import UserError
 
@@ -36,9 +36,18 @@ class Saliency:
                 "give a folder with a grey NAME.png for each training image (--data.saliency)"
             )
 
-    def read(self, name: str, size: tuple[int, int]) -> Image:
-        """Read the map, mode L, of an image of this size (width, height); UserError if it is broken or does not fit."""
-        image = read_mask(self._file(name))
+    def read(self, name: str, size: tuple[int, int], file: Path | None = None) -> Image:
+        """Read the map, mode L, of an image.
+
+        Args:
+            name: of the image.
+            size: its width and height when upright.
+            file: of the image, with which the map is turned upright; None if it is drawn.
+
+        Raises:
+            UserError: the map is broken or does not fit.
+        """
+        image = read_mask(self._file(name), file)
         if image.mode != "L":
             raise UserError(f"{self._file(name)}: expected a grey image (mode L), got mode {image.mode}; convert it")
         if wrong := mismatch(name, size, image.size):

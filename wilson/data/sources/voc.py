@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL.Image import Image
 
 from wilson.config.masks import BACKGROUND, VOID
-from wilson.data.files import EXTENSIONS, find_image, inside, read_image, read_lines, read_mask
-from wilson.data.names import VOC_CLASSES, named
+from wilson.data.files import EXTENSIONS, MASK_EXTENSIONS, Finder, bare, inside, is_data, named_data, posix, read_lines
+from wilson.data.images import read_image, read_mask
+from wilson.data.names import VOC_CLASSES, check_names, named
 from wilson.data.scan import mask_ids, scan
 from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 
 IMAGES = "JPEGImages"
-MASKS = ("SegmentationClassAug", "SegmentationClass")  # the first one that is there
+MASKS = ("SegmentationClassAug", "SegmentationClass")  # the first one that has the mask
 LISTS = PurePosixPath("ImageSets", "Segmentation")
 LABELS = "image_labels"
 CLASSES = "classes.txt"
@@ -26,11 +27,11 @@ CLASSES = "classes.txt"
 class VOCFolder(ImageSource):
     """One split of a folder in the VOC layout.
 
-    `JPEGImages` holds the images, `SegmentationClassAug` or `SegmentationClass` the masks.
-    `ImageSets/Segmentation/<split>.txt` lists the split: each line is an image name, or the paths of an image and its
-    mask, relative to the folder. `classes.txt` names the classes by mask id, one per line, background first; without it
-    they are VOC's. `ImageSets/Segmentation/image_labels.txt` gives the classes of images without masks: each line is an
-    image name and the ids or names of its classes.
+    `JPEGImages` holds the images, `SegmentationClassAug` or `SegmentationClass` the masks; each image has the first
+    of its name. `ImageSets/Segmentation/<split>.txt` lists the split: each line is an image name, or the paths of an
+    image and its mask, relative to the folder. `classes.txt` names the classes by mask id, one per line, background
+    first; without it they are VOC's. `ImageSets/Segmentation/image_labels.txt` gives the classes of images without
+    masks: each line is an image name and the ids or names of its classes.
 
     Args:
         root: the folder.
@@ -44,28 +45,30 @@ class VOCFolder(ImageSource):
     def __init__(self, root: str | Path, split: str = "train") -> None:
         self.root = Path(root)
         self.classes = read_classes(self.root)
-        entries = [read_line(self.root, split, line) for line in read_list(self.root, split)]
+        lists = Lists(self.root)
+        entries = [lists.entry(split, line) for line in read_list(self.root, split)]
         if not entries:
             raise UserError(f"{list_file(self.root, split)}: lists no image; expected one name per line")
         repeated, times = Counter(entry.name for entry in entries).most_common(1)[0]
         if times > 1:
             raise UserError(f"{list_file(self.root, split)}: lists '{repeated}' {times} times; list each image once")
-        missing = [entry.image for entry in entries if not entry.image.is_file()]
+        missing = [entry for entry in entries if not entry.image.is_file()]
         if missing:
             raise UserError(
-                f"{missing[0]}: no such image, named in {list_file(self.root, split)} ({len(missing)} of "
+                f"{missing[0].image}: {missing[0].no_image}, named in {list_file(self.root, split)} ({len(missing)} of "
                 f"{len(entries)} images are missing); `wilson data check {self.root}` lists all"
             )
         self.names = [entry.name for entry in entries]
         self._images = [entry.image for entry in entries]
         self._masks = [entry.mask if entry.mask.is_file() else None for entry in entries]
         self._labels = {} if all(self._masks) else read_image_labels(self.root, self.classes)
-        without_mask = [name for name, mask in zip(self.names, self._masks, strict=True) if mask is None]
-        unlabelled = [name for name in without_mask if name not in self._labels]
+        without_mask = [entry for entry, mask in zip(entries, self._masks, strict=True) if mask is None]
+        unlabelled = [entry for entry in without_mask if entry.name not in self._labels]
         if unlabelled:
             raise UserError(
-                f"image '{unlabelled[0]}' of {list_file(self.root, split)} has neither a mask nor a line in "
-                f"{list_file(self.root, LABELS)} ({len(unlabelled)} of {len(entries)} have neither); add one of them"
+                f"image '{unlabelled[0].name}' of {list_file(self.root, split)} has neither a mask nor a line in "
+                f"{list_file(self.root, LABELS)} ({len(unlabelled)} of {len(entries)} have neither; looked for "
+                f"{unlabelled[0].sought}); add one of them"
             )
 
     def image(self, index: int) -> Image:
@@ -73,7 +76,7 @@ class VOCFolder(ImageSource):
 
     def mask(self, index: int) -> Image | None:
         path = self._masks[index]
-        return None if path is None else read_mask(path)
+        return None if path is None else read_mask(path, self._images[index])
 
     def has_mask(self, index: int) -> bool:
         return self._masks[index] is not None
@@ -104,11 +107,45 @@ class VOCFolder(ImageSource):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a list: an image's name, its file, and the path of its mask, which may not exist."""
+    """One line of a list: an image's name, its file, and its mask; both are where one would be if there is none."""
 
     name: str
     image: Path
     mask: Path
+    sought: str = field(compare=False)  # as what, and where, the mask was looked for
+
+    @property
+    def no_image(self) -> str:
+        """The end of an error about a missing image."""
+        return f"no such image, nor one with another extension ({', '.join(EXTENSIONS)}, in any case)"
+
+
+class Lists:
+    """Finds the files that the lists of a folder name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._image, self._image_by_path = Finder([root / IMAGES]), Finder([root])
+        folders = [folder for name in MASKS if (folder := root / name).is_dir()] or [root / MASKS[-1]]
+        self._mask, self._mask_by_path = Finder(folders, MASK_EXTENSIONS), Finder([root], MASK_EXTENSIONS)
+
+    def entry(self, split: str, line: str) -> Entry:
+        """The files that a line of a list stands for; UserError if it is malformed or leads out of the folder."""
+        words = line.split()
+        where = f"{list_file(self.root, split)}: '{line}'"
+        if len(words) == 1:
+            listed = inside(line, where)
+            below = PurePosixPath(*listed.parts[1:]) if listed.parts[0] == IMAGES and listed.parts[1:] else listed
+            name = bare(below)
+            mask = self._mask.folders[0] / f"{name}{MASK_EXTENSIONS[0]}"
+            image = self.root / IMAGES / f"{name}{EXTENSIONS[0]}"
+            return Entry(str(name), self._image(below) or image, self._mask(name) or mask, self._mask.sought(name))
+        if len(words) == 2:
+            path, ids = inside(words[0], where), inside(words[1], where)
+            below = PurePosixPath(*path.parts[1:] or path.parts)  # the name does not repeat the folder of the images
+            image, mask = self._image_by_path(path) or self.root / path, self._mask_by_path(ids) or self.root / ids
+            return Entry(str(bare(below)), image, mask, self._mask_by_path.sought(ids))
+        raise UserError(f"{where}: expected an image name without spaces, or the paths of an image and its mask")
 
 
 def list_file(root: Path, name: str) -> Path:
@@ -120,13 +157,8 @@ def splits(root: Path) -> list[str]:
     """Names of the lists in a folder; UserError if there is no such folder."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected a data set in the VOC layout, with {IMAGES} and {LISTS}")
-    return sorted(path.stem for path in (root / LISTS).glob("*.txt") if path.stem != LABELS)
-
-
-def mask_folder(root: Path) -> Path:
-    """The folder of the masks: the first of `MASKS` that exists, else the last."""
-    folders = [root / name for name in MASKS]
-    return next((folder for folder in folders if folder.is_dir()), folders[-1])
+    lists = (path for path in (root / LISTS).glob("*.txt") if is_data(PurePath(path.name)))
+    return sorted(path.stem for path in lists if path.stem != LABELS)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
@@ -142,34 +174,21 @@ def read_classes(root: Path) -> tuple[str, ...]:
         )
     if len(names) > VOID:
         raise UserError(f"{path}: expected at most {VOID} classes (the id {VOID} means no label), got {len(names)}")
-    for line, name in enumerate(names, 1):
-        if not name or name in names[: line - 1]:
-            wrong = f"repeats '{name}'" if name else "is empty"
-            raise UserError(f"{path}: line {line} {wrong}; each mask id needs a name of its own")
+    check_names(names, lambda position: f"{path}: line {position + 1}")
     return names
 
 
+def classes_are_vocs(root: Path) -> bool:
+    """Whether a folder in VOC's layout names no classes, so that they are VOC's."""
+    return (root / LISTS).is_dir() and not (root / CLASSES).is_file()
+
+
 def read_list(root: Path, split: str) -> list[str]:
-    """Read the lines of a list, without empty ones; UserError if it is missing."""
+    """Read the lines of a list, without empty ones and side files of a system; UserError if it is missing."""
     names = splits(root)
     if split not in names:
         raise UserError(f"{list_file(root, split)}: no such list; the folder has {', '.join(names) or 'none'}")
-    return [line.strip() for line in read_lines(list_file(root, split)) if line.strip()]
-
-
-def read_line(root: Path, split: str, line: str) -> Entry:
-    """The files that a line of a list stands for; UserError if it is malformed or leads out of the folder."""
-    words = line.split()
-    where = f"{list_file(root, split)}: '{line}'"
-    if len(words) == 1:
-        name = inside(line, where)
-        image = find_image([root / IMAGES], name) or root / IMAGES / f"{name}{EXTENSIONS[0]}"
-        return Entry(str(name), image, mask_folder(root) / f"{name}.png")
-    if len(words) == 2:
-        path, mask = inside(words[0], where), inside(words[1], where)
-        below = PurePosixPath(*path.parts[1:] or path.parts)  # the name does not repeat the folder of the images
-        return Entry(str(below.with_suffix("")), root / path, root / mask)
-    raise UserError(f"{where}: expected an image name without spaces, or the paths of an image and its mask")
+    return named_data(read_lines(list_file(root, split)))
 
 
 def read_image_labels(root: Path, classes: tuple[str, ...]) -> dict[str, frozenset[int]]:
@@ -181,9 +200,10 @@ def read_image_labels(root: Path, classes: tuple[str, ...]) -> dict[str, frozens
     path = list_file(root, LABELS)
     labels: dict[str, frozenset[int]] = {}
     for number, line in enumerate(read_lines(path) if path.is_file() else [], 1):
-        name, *words = line.split() or [""]
-        if not name:
+        if not named_data([line]):
             continue
+        listed, *words = line.split()
+        name = str(bare(posix(listed)))
         if name in labels:
             raise UserError(f"{path}: line {number}: image '{name}' has a line already; put all its classes in one")
         labels[name] = frozenset(named(word, classes, f"{path}: line {number}") for word in words) - {BACKGROUND}
