@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import unicodedata
 from contextlib import suppress
@@ -32,11 +33,14 @@ def readers_left() -> bool:
 
 
 def _reader_left(stream: TextIO) -> bool:
+    poll = select.poll()
     try:
-        stream.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
-        return True
-    return False
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return True

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.support.data_sets import CATEGORIES, box, mask_of, write_image, write_instances, write_stuff_maps, write_voc
 from wilson.config import Config, DataConfig
 from wilson.data.check import check, render
 from wilson.data.names import COCO_CLASSES, COCO_IDS
 from wilson.data.opening import open_source
-from wilson.data.sources.base import class_sets
+from wilson.data.sources.base import ImageSource, class_sets
 from wilson.data.sources.views import Chosen
 from wilson.data.tasks import Task, select
 from wilson.data.transforms import Normalization
@@ -268,3 +272,156 @@ def test_check_counts_instances(tmp_path: Path) -> None:
     assert report.errors == ()
     assert (split.class_images[1:], split.class_pixels[2], split.steps) == ((0, 1, 0), 48, (0, 1))
     assert len(report.classes) == 1 + len(CATEGORIES)
+
+
+def written(root: Path, change: Callable[[dict[str, Any]], None]) -> ImageSource:
+    """Two images, the first with a box of 3x3 pixels of class 1, after a change of their JSON."""
+    instance = {"category_id": 1, "segmentation": box(2, 2, 3, 3), "area": 9}
+    write_instances(root, "train2017", {"a.jpg": [instance], "b.jpg": []})
+    file = root / "annotations" / "instances_train2017.json"
+    document = json.loads(file.read_text())
+    change(document)
+    file.write_text(json.dumps(document))
+    return open_source(root, "train2017")
+
+
+def change(list_name: str, **values: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of the first entry of a list; None takes the key away."""
+
+    def apply(document: dict[str, Any]) -> None:
+        entry = document[list_name][0]
+        entry.update(values)
+        for key in [key for key, value in values.items() if value is None]:
+            del entry[key]
+
+    return apply
+
+
+SQUARE = np.zeros((8, 12), np.uint8)
+SQUARE[2:5, 2:5] = 1
+RUNS = {"counts": [18, 3, 5, 3, 5, 3, 59], "size": [8, 12]}  # the same in columns
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        change("annotations", area=None),
+        change("annotations", area="nine"),
+        change("annotations", iscrowd=None),
+        change("annotations", iscrowd="0"),
+        change("annotations", iscrowd=False),
+        change("annotations", segmentation=box(2, 2, 3, 3)[0]),
+        change("annotations", segmentation=json.dumps(box(2, 2, 3, 3))),
+        change("annotations", segmentation=[*box(2, 2, 3, 3), [1, 1, 9, 9], []]),
+        change("annotations", segmentation=RUNS),
+        change("annotations", segmentation=[RUNS]),
+        change("annotations", segmentation=json.dumps(RUNS)),
+        change("annotations", segmentation={"counts": RUNS["counts"]}),
+        change("annotations", segmentation={"counts": [float(n) for n in RUNS["counts"]], "size": ["8", 12.0]}),
+        change("annotations", image_id="101", category_id="1"),
+        change("annotations", image_id=101.0),
+        change("annotations", id=None),
+        change("images", id="101"),
+        change("images", width=None, height=None),
+        change("images", height=None),
+        change("images", width="12", height=8.0),
+        change("images", file_name=r".\a.JPG"),
+        change("images", file_name="train2017/a.jpg"),
+        change("categories", id="7"),
+        lambda document: document["annotations"].append({"image_id": 999, "category_id": 12345}),
+    ],
+)
+def test_jsons_as_tools_write_them_are_drawn_alike(tmp_path: Path, harmless: Callable[[dict[str, Any]], None]) -> None:
+    source = written(tmp_path, harmless)
+    first, second = sorted(range(2), key=lambda index: source.names[index][-1])
+    assert (source.class_ids(first), source.class_ids(second)) == ({1}, frozenset())
+    np.testing.assert_array_equal(source.mask(first), SQUARE)
+    assert not np.asarray(source.mask(second)).any(), "an image without annotations is background"
+
+
+def test_run_lengths_as_text_are_drawn_alike(tmp_path: Path) -> None:
+    from pycocotools import mask
+
+    text = mask.encode(np.asfortranarray(SQUARE))["counts"].decode()
+    source = written(tmp_path, change("annotations", segmentation={"counts": text, "size": [8, 12]}))
+    np.testing.assert_array_equal(source.mask(0), SQUARE)
+
+
+@pytest.mark.parametrize(
+    ("fault", "key"),
+    [
+        (change("annotations", segmentation=None), "annotation id 1: 'segmentation' holds no outline"),
+        (change("annotations", segmentation=[]), "annotation id 1: 'segmentation' holds no outline"),
+        (change("annotations", segmentation=[[]]), "annotation id 1: 'segmentation' holds no outline"),
+        (change("annotations", segmentation=[[1, 1, 9, 9]]), "annotation id 1: 'segmentation' holds no outline"),
+        (change("annotations", segmentation=[[1, 1, 9, 9, 5, 5, 3]]), "annotation id 1: 'segmentation' holds"),
+        (change("annotations", segmentation="mask.png"), "annotation id 1: 'segmentation' is text"),
+        (change("annotations", segmentation=7), "annotation id 1: 'segmentation' is of type int"),
+        (change("annotations", segmentation={"counts": [1, 2]}), "annotation id 1: 'segmentation': 'counts' add up"),
+        (change("annotations", segmentation={"size": [8, 12]}), "annotation id 1: 'segmentation': 'counts' is of type"),
+        (change("annotations", segmentation={**RUNS, "size": [12, 8]}), r"'size' is \[12, 8\]; expected .*\[8, 12\]"),
+        (change("annotations", segmentation={**RUNS, "counts": [97, -1]}), "'counts' is -1"),
+        (change("annotations", iscrowd="yes"), "annotation id 1: 'iscrowd' is 'yes'"),
+        (change("annotations", iscrowd=2), "annotation id 1: 'iscrowd' is 2; expected 0 or 1"),
+        (change("annotations", image_id=None), "annotation id 1: 'image_id' is missing; expected an id"),
+        (change("annotations", category_id=None), "image id 101 .a.jpg., annotation id 1: 'category_id' is missing"),
+        (change("annotations", category_id=5), "annotation id 1: 'category_id' is 5, which 'categories' lacks"),
+        (change("images", id=None), "an image: 'id' is missing"),
+        (change("images", id=102), "several images with the id '102'"),
+        (change("images", file_name=None), "image id 101: 'file_name' is None"),
+        (change("images", file_name="b.jpg"), "several images with the file 'b.jpg'"),
+        (change("images", width=0), "image id 101: 'width' is 0; expected a whole number of at least 1"),
+        (change("images", height=8.5), "image id 101: 'height' is 8.5"),
+        (change("categories", name=None), "category id 7: 'name' is None"),
+        (change("categories", id=None), "category without an id: 'id' is missing"),
+        (change("categories", id=90), "several categories with the id '90'"),
+        (change("categories", name="person"), "category id 7 repeats 'person'"),
+        (change("categories", name="Person"), "category id 7 is 'Person', which differs from 'person' by case only"),
+        (lambda document: document.pop("annotations"), "'annotations' is missing"),
+        (lambda document: document.update(images={}), "'images' is missing or none"),
+        (lambda document: document.update(images=[]), "'images' is empty"),
+        (lambda document: document.update(categories=[]), "expected 1 to 254 categories"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_json_name_file_image_and_key(
+    tmp_path: Path, fault: Callable[[dict[str, Any]], None], key: str
+) -> None:
+    with pytest.raises(UserError, match=f"instances_train2017.json: .*{key}"):
+        written(tmp_path, fault).mask(0)
+
+
+def test_sizes_that_are_not_the_images_are_refused_before_drawing(tmp_path: Path) -> None:
+    source = written(tmp_path, change("images", width=10**9, height=10**9))
+    with pytest.raises(UserError, match="image 'a' is 12x8 pixels, its mask 1000000000x1000000000"):
+        source.mask(0)
+
+
+def test_a_category_named_background_is_the_background(tmp_path: Path) -> None:
+    source = written(tmp_path, change("categories", id=0, name="Background"))
+    assert source.classes == ("background", "person", "toothbrush")
+    assert class_sets(source) == [{1}, set()]
+
+
+def test_instances_of_the_background_are_drawn_as_such(tmp_path: Path) -> None:
+    def rename(document: dict[str, Any]) -> None:
+        next(entry for entry in document["categories"] if entry["id"] == 1)["name"] = "background"
+
+    source = written(tmp_path, rename)
+    assert source.classes == ("background", "train", "toothbrush")
+    assert class_sets(source) == [set(), set()] and not np.asarray(source.mask(0)).any()
+
+
+def test_an_outline_is_not_needed_for_labels(tmp_path: Path) -> None:
+    source = written(tmp_path, change("annotations", segmentation=None))
+    assert class_sets(source) == [{1}, set()]
+    (error,) = check(tmp_path).errors
+    assert error.file == "train2017/a.jpg" and "annotation id 1: 'segmentation' holds no outline" in error.text
+
+
+def test_instances_turn_with_their_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    source = written(tmp_path, lambda document: None)
+    Image.new("RGB", (12, 8)).save(tmp_path / "train2017" / "a.jpg", exif=exif)
+    assert source.image(0).size == (8, 12)
+    np.testing.assert_array_equal(source.mask(0), np.rot90(SQUARE, -1))

@@ -74,3 +74,23 @@ def test_images_stay_bytes_and_no_mask_stays_none(make: Any) -> None:
 def test_crop_of_nothing_is_refused(make: Any) -> None:
     with pytest.raises(UserError, match="crop: expected at least 1 pixel, got 0"):
         make(0)
+
+
+@pytest.mark.parametrize("size", [(600, 100), (100, 600), (300, 100), (7, 5)])
+def test_whole_images_up_to_six_to_one_are_resized_by_their_short_side(size: tuple[int, int]) -> None:
+    pixels, _ = WholeImage(20)(Image.new("RGB", size), None)
+    assert min(pixels.shape[1:]) == 20 and max(pixels.shape[1:]) == int(20 * max(size) / min(size))
+
+
+@pytest.mark.parametrize("size", [(8000, 100), (100, 8000), (65000, 1), (20000, 900), (610, 100)])
+def test_long_strips_become_no_more_than_six_crops(size: tuple[int, int]) -> None:
+    height, width = WholeImage(32)(Image.new("RGB", size), None)[0].shape[1:]
+    assert height * width <= 6 * 32 * 32 * 1.1
+    assert (width > height) == (size[0] > size[1])
+
+
+def test_the_centre_of_a_long_strip_is_the_same_without_its_ends() -> None:
+    strip = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 160, 3), dtype=np.uint8))
+    longer = Image.new("RGB", (100000, 10))
+    longer.paste(strip, ((100000 - 160) // 2, 0))
+    assert torch.equal(CentreCrop(20)(longer, None)[0], CentreCrop(20)(strip, None)[0])

@@ -1,5 +1,6 @@
 """Segmenting images: files, folders and patterns, batches, broken images, and the Python API."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.support.tiny_runs import CPU, one_line, save_tiny
 from wilson.cli import main
 from wilson.data.images import read_image
 from wilson.errors import UserError
+from wilson.inference import predict as module
 from wilson.inference.predict import Predictor, check_images, find_images, predict
 
 
@@ -132,3 +134,99 @@ def test_photographs_stand_read_image(tmp_path):
     image.save(tmp_path / "photo.jpg", exif=exif)
     assert read_image(tmp_path / "photo.jpg").size == (4, 6)
     assert list(check_images([tmp_path / "photo.jpg"])[0]) == [(4, 6)]
+
+
+def test_images_of_one_name_keep_their_folders(model, photos, tmp_path):
+    Image.new("RGB", (40, 40)).save(photos / "below" / "a.png")
+    Image.new("RGB", (40, 40)).save(photos / "b.jpg")
+    written = predict([photos, photos / "below"], model, tmp_path / "out", CPU)
+    names = ["a.png", "b.jpg.png", "b.png.png", "c.png", "below/a.png", "d.png"]
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in written] == names
+    assert all(path.is_file() for path in written)
+
+
+def test_side_files_and_broken_images_do_not_keep_the_others_from_being_segmented(model, photos, tmp_path, capsys):
+    for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "__MACOSX/a.jpg", ".ipynb_checkpoints/a.jpg"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_bytes(b"\x00\x05\x16\x07")
+    shell = [str(path) for path in sorted(photos.iterdir()) if path.is_file() and path.suffix != ".txt"]
+    for number, arguments in enumerate(([str(photos)], [f"{photos}/**/[a-c].*"], shell)):
+        out = tmp_path / str(number)
+        assert main(["predict", *arguments, "--checkpoint", str(model), "--out", str(out)]) == 0
+        assert {path.name for path in out.glob("*.png")} == {"a.png", "b.png", "c.png"}
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main(["predict", str(photos), "--checkpoint", str(model), "--out", str(out)]) == 2
+    assert "1 of 4 images were left out" in capsys.readouterr().err
+    assert {path.name for path in out.glob("*.png")} == {"a.png", "b.png", "c.png"}
+    hidden = photos / ".hidden"
+    hidden.mkdir()
+    (photos / "a.jpg").rename(hidden / "e.jpg")
+    assert find_images([photos / ".hidden" / "*.jpg"]) == find_images([hidden]) == [hidden / "e.jpg"]
+    with pytest.raises(UserError, match="expected an image, no side file"):
+        find_images([photos / "._a.jpg"])
+
+
+def test_turned_photographs_of_every_format_are_grouped_by_their_upright_size(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    for name in ("a.jpg", "b.tif", "c.png", "d.webp"):
+        pixels.save(tmp_path / name, exif=exif)
+    pixels.save(tmp_path / "e.jpg")
+    assert {size: len(paths) for size, paths in check_images(find_images([tmp_path]))[0].items()} == {
+        (40, 60): 4, (60, 40): 1,
+    }  # fmt: skip
+    assert {Image.open(path).size for path in predict([tmp_path], model, tmp_path / "out", CPU)} == {(40, 60), (60, 40)}
+
+
+def test_parts_of_a_large_image_are_segmented_alike(model, photos, monkeypatch):
+    predictor = wilson.load(model, "cpu")
+    image = Image.open(photos / "a.jpg").resize((210, 330))
+    whole = predictor.predict(image)
+    for pixels in (210, 1000, 210 * 329):
+        monkeypatch.setattr(module, "PART", pixels)
+        assert (predictor.predict(image) != whole).mean() < 1e-4  # rounding between two equal classes
+
+
+def test_batches_are_bounded_by_their_pixels(model, photos, tmp_path, monkeypatch):
+    sizes = []
+    segment = Predictor.predict_batch
+    monkeypatch.setattr(
+        Predictor, "predict_batch", lambda self, images: sizes.append(len(images)) or segment(self, images)
+    )
+    predict([photos], model, tmp_path / "one", CPU)
+    monkeypatch.setattr(module, "BATCH", 40 * 56)
+    predict([photos], model, tmp_path / "two", CPU)
+    assert sizes == [2, 1, 1, 1, 1]
+
+
+def test_overlays_of_huge_images_are_drawn_smaller(model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_OVERLAY", 20)
+    (mask,) = predict([photos / "a.jpg"], model, tmp_path / "out", CPU)
+    assert Image.open(mask).size == (40, 56)
+    assert Image.open(tmp_path / "out" / "a_overlay.jpg").size == (14, 19)
+
+
+def test_names_of_files_cannot_write_on_the_terminal(model, photos, tmp_path, capsys):
+    odd = photos / "odd"
+    odd.mkdir()
+    for name in (b"new\nline.png", b"red\x1b[31m.png", b"latin\xe9.png", "\u202egnp.png".encode()):
+        Path(os.fsdecode(os.fsencode(odd) + b"/" + name)).write_bytes((photos / "b.png").read_bytes())
+    assert main(["predict", str(odd), "--checkpoint", str(model), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 4 and said.isascii() and "\x1b" not in said
+    for shown in (r"new\nline.png", r"red\x1b[31m.png", r"latin\udce9.png", r"\u202egnp.png"):
+        assert f"{shown}: " in said
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("closed", ["stdout", "both"])
+def test_a_closed_pipe_ends_quietly(photos, closed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "wilson", "ops"]
+    errors = writer if closed == "both" else subprocess.PIPE
+    run = subprocess.run(command, stdout=writer, stderr=errors, text=True, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr or "") == (141, "")

@@ -19,8 +19,8 @@ FORMATS = {
     "WEBP": (".webp",),
 }
 EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
-# Of masks: formats that keep ids as they are. PNG comes first, where there are several.
-MASK_EXTENSIONS = (*FORMATS["PNG"], *FORMATS["BMP"], *FORMATS["GIF"], *FORMATS["TIFF"])
+# Of masks: formats that keep ids as they are (what writes GIF numbers the colours anew); the first one wins.
+MASK_EXTENSIONS = (*FORMATS["PNG"], *FORMATS["BMP"], *FORMATS["TIFF"])
 
 # What systems and tools leave beside people's files, in lower case; so is everything that begins with a dot.
 LEFT_BEHIND = frozenset(
