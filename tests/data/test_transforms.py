@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -82,7 +83,7 @@ def test_whole_images_up_to_six_to_one_are_resized_by_their_short_side(size: tup
     assert min(pixels.shape[1:]) == 20 and max(pixels.shape[1:]) == int(20 * max(size) / min(size))
 
 
-@pytest.mark.parametrize("size", [(8000, 100), (100, 8000), (65000, 1), (20000, 900), (610, 100)])
+@pytest.mark.parametrize("size", [(8000, 100), (100, 8000), (60000, 10), (20000, 900), (610, 100)])
 def test_long_strips_become_no_more_than_six_crops(size: tuple[int, int]) -> None:
     height, width = WholeImage(32)(Image.new("RGB", size), None)[0].shape[1:]
     assert height * width <= 6 * 32 * 32 * 1.1

@@ -17,7 +17,8 @@ class Predict:
     checkpoint: Path
     """checkpoint.pt of a step, or an exported model (.onnx, .pt2). A .pt2 file is a program: trust its source."""
     out: Path | None = None
-    """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default."""
+    """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default. Images of one name
+    keep their folders."""
     batch: int = 8
     """Number of images of one size that are computed together."""
     overwrite: bool = False
