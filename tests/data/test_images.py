@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, value:
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("value", range(1, 9))
 def test_every_orientation_is_turned_once_and_masks_with_it(tmp_path: Path, extension: str, value: int) -> None:
-    turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
+    turns: dict[int, Any] = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
              6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}  # fmt: skip
     ids = mask_of(1, 2, 3, 4, size=SCENE.shape[:2])
     ids[0, 0] = 9
@@ -91,7 +92,7 @@ def unusual(folder: Path) -> dict[Path, np.ndarray]:
     deep = (np.arange(16 * 24, dtype=np.uint16).reshape(16, 24) * 170).astype(np.uint16)
     grey = (deep // 257).astype(np.uint8)[..., None].repeat(3, 2)
     other = Image.fromarray(np.zeros_like(SCENE))
-    kinds = {
+    kinds: dict[str, Any] = {
         "cmyk.jpg": (picture.convert("CMYK"), {"quality": 95}, SCENE),
         "cmyk.tif": (picture.convert("CMYK"), {}, SCENE),
         "alpha.png": (see_through, {}, on_white),

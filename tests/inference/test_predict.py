@@ -192,9 +192,12 @@ def test_parts_of_a_large_image_are_segmented_alike(model, photos, monkeypatch):
 def test_batches_are_bounded_by_their_pixels(model, photos, tmp_path, monkeypatch):
     sizes = []
     segment = Predictor.predict_batch
-    monkeypatch.setattr(
-        Predictor, "predict_batch", lambda self, images: sizes.append(len(images)) or segment(self, images)
-    )
+
+    def noted(self, images):
+        sizes.append(len(images))
+        return segment(self, images)
+
+    monkeypatch.setattr(Predictor, "predict_batch", noted)
     predict([photos], model, tmp_path / "one", CPU)
     monkeypatch.setattr(module, "BATCH", 40 * 56)
     predict([photos], model, tmp_path / "two", CPU)
