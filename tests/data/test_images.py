@@ -63,8 +63,14 @@ def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path: Path, value:
 @pytest.mark.parametrize("value", range(1, 9))
 def test_every_orientation_is_turned_once_and_masks_with_it(tmp_path: Path, extension: str, value: int) -> None:
     turns: dict[int, Any] = {
-        **{1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1)},
-        **{6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90},
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: np.rot90,
     }
     ids = mask_of(1, 2, 3, 4, size=SCENE.shape[:2])
     ids[0, 0] = 9
