@@ -16,7 +16,17 @@ import pytest
 from torch.utils.data import get_worker_info
 
 from tests.support import tiny_runs
-from tests.support.data_sets import box, write_image, write_instances, write_stuff_maps, write_voc
+from tests.support.data_sets import (
+    box,
+    mask_of,
+    write_image,
+    write_instances,
+    write_labels,
+    write_stuff_maps,
+    write_text,
+    write_voc,
+)
+from tests.support.tiny_runs import one_line
 from wilson.cli import main, parse
 from wilson.config import RECIPES, Config
 from wilson.data.names import COCO_CLASSES, COCO_IDS, VOC_CLASSES
@@ -62,6 +72,76 @@ def test_negatives_are_mixed_into_incremental_steps_only(exported: Path) -> None
     assert len(base.sampler(8)) == len(base)
     dense = Experiment.open(configured("--task", "1,2,3,4,5/6", "--method", "mib", *negatives)).training_set(1)
     assert len(dense.sampler(8)) == len(dense)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), "none d,e"),
+        (("--protocol", "overlap"), "none a,d,e,g"),
+        (("--all-labels",), "none d"),
+        (("--data.negatives", "more"), "none more d,e"),
+        (("--method", "mib"), ""),
+        (("--data.no-find-negatives",), ""),
+    ],
+)
+def test_negatives_are_found_where_the_labels_tell(tmp_path: Path, options: tuple[str, ...], expected: str) -> None:
+    held = {"a": (0, 3), "b": (0, 2), "c": (1, 2), "d": (0, 5), "e": (1, 0), "f": (2, 255), "g": (1, 3), "h": (2, 4)}
+    root = write_voc(tmp_path / "set", {name: mask_of(*ids, size=(40, 40)) for name, ids in held.items()})
+    write_labels(root, ["none"])  # an image without a mask that is known to show nothing
+    write_image(root / "JPEGImages" / "none.jpg", np.zeros((40, 40, 3)))
+    write_text(root / "ImageSets" / "Segmentation" / "train.txt", [*held, "none"])
+    write_image(tmp_path / "more" / "more.png", np.zeros((40, 40, 3)))
+    options = tuple(str(tmp_path / word) if word == "more" else word for word in options)
+    lists = ("--data.root", str(root), "--data.val-split", "train", "--data.train-split", "train")
+    task = ("--task", "ant/bee,dog/cat", "--data.find-negatives")  # eel (5) is in no step
+    experiment = Experiment.open(configured(*task, *lists, "--protocol", "disjoint", *options))
+    negatives = experiment.training_set(1).negatives
+    found = [] if negatives is None else negatives.names
+    assert set(found) == set(expected.replace(" ", ",").split(",")) - {""}
+    for index, name in enumerate(found):
+        assert negatives is not None and negatives.image(index).size == (40, 40)
+        assert negatives.class_ids(index) == (frozenset(held.get(name, ())) - {0, 255})
+
+
+def test_found_negatives_serve_a_single_class_and_are_counted(exported: Path, tmp_path: Path) -> None:
+    options = ("--data.root", str(exported / "all"), "--task", "1,2,3,4,5/6", "--data.find-negatives")
+    check_single_class(Experiment.open(configured(*options)), [0, 1])
+    assert main(["run", *TINY, *options, "--out", str(tmp_path / "run")]) == 0
+    first, second = json.loads((tmp_path / "run" / "results.json").read_text())["steps"]
+    assert (first["training"]["negatives"], first["training"]["negatives_in_batch"]) == (0, 0)
+    training = second["training"]
+    assert training["negatives_in_batch"] == 2 and training["absent"] == []
+    step = Experiment.open(configured(*options)).training_set(1)
+    assert (training["images"], training["negatives"]) == (len(step), len(step.negatives.names))
+    assert training["negatives"] > 10, "most images show no zigzag"
+
+
+def test_labels_without_a_class_of_the_step_are_refused_before_anything_is_trained(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8):
+        write_image(tmp_path / "own" / ("zigzag" if number % 2 else "dots") / f"{number}.png", np.zeros((40, 50, 3)))
+    options = ["--data.root", str(exported / "all"), "--data.labels", str(tmp_path / "own")]
+    command = ["run", *TINY, *options, "--out", str(tmp_path / "run"), "--task"]
+    assert main([*command, "1,2/zigzag,dots,rings"]) == 2
+    line = one_line(capsys)
+    assert "step 1" in line and "has the label rings" in line and "leave the class out of the task" in line
+    assert not (tmp_path / "run").exists()
+    assert main([*command, "1,2/zigzag,dots"]) == 0
+
+
+def test_masks_without_a_class_of_the_step_train_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_voc(tmp_path / "set", {f"{i}": mask_of(0, 1, 2, size=(40, 40)) for i in range(8)})
+    options = ["--data.root", str(root), "--data.val-split", "train", "--task", "ant,cat/bee,dog"]
+    assert main(["run", *TINY, *options, "--protocol", "overlap", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "warning: no training image holds cat: it cannot be learned" in printed
+    assert "warning: no training image holds dog: it cannot be learned" in printed
+    steps = json.loads((tmp_path / "run" / "results.json").read_text())["steps"]
+    assert [step["training"]["absent"] for step in steps] == [["cat"], ["dog"]]
 
 
 def test_labels_of_ones_own_images_take_the_place_of_the_data_sets(exported: Path, tmp_path: Path) -> None:

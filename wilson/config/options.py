@@ -50,6 +50,9 @@ class DataConfig:
     negatives: str | None = None
     """Folder of images without any class of the step, which then may be a single one; without any class at all with
     --all-labels. Those of the validation list are left out."""
+    find_negatives: Flag = False
+    """Take as negatives, too, the images of the incremental steps' training list whose masks or labels show no class of
+    the step (with --all-labels no class at all; under the protocol disjoint none of a later step either)."""
     negative_share: Share = 0.25
     """Share of each batch that negatives take."""
     skip_corrupt: Flag = False

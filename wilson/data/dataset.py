@@ -46,6 +46,10 @@ class StepDataset(Dataset[dict[str, Any]]):
         negative_share: share of the negatives in each batch, 0..1.
         saliency: folder of saliency maps; samples then carry a map, too.
 
+    Attributes:
+        labels: 1 for a class that an image holds and the step may know, else 0; float32 (N, C - 1), without background.
+        absent: names of the step's classes that no image holds.
+
     Raises:
         UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map.
     """
@@ -92,6 +96,12 @@ class StepDataset(Dataset[dict[str, Any]]):
         self.labels = torch.zeros(len(indices), len(task.seen(step)) - 1)
         for row, index in zip(self.labels, indices, strict=True):
             row[self.channels[sorted(source.class_ids(index).intersection(told))] - 1] = 1
+
+        self.absent = [
+            task.classes[class_id]
+            for class_id in task.new(step)
+            if not self.labels[:, self.channels[class_id] - 1].any()
+        ]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -161,6 +161,27 @@ def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol
     return [index for index, held in enumerate(class_sets) if held & new and not held & refused]
 
 
+def without_classes(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol: str, old: bool) -> list[int]:
+    """Choose the images that are negative examples of every class of a step.
+
+    Such an image shows no class of the step. With disjoint, it shows no class of a later step either, as these images
+    belong to the later steps. With `old`, it shows no class of an earlier step.
+
+    Args:
+        class_sets: mask ids of the classes in each image.
+        task, step, protocol: as in :func:`select`.
+        old: whether the step is told the classes of earlier steps, too, so that images without labels must lack them.
+
+    Returns:
+        Indices into `class_sets`, ascending.
+    """
+    check_protocol(protocol)
+    refused = frozenset(task.seen(step) if old else task.new(step))
+    if protocol == "disjoint":
+        refused |= frozenset(class_id for ids in task.steps[step + 1 :] for class_id in ids)
+    return [index for index, held in enumerate(class_sets) if not held & refused]
+
+
 def published(images: int, task: Task, protocol: str) -> tuple[int, ...] | None:
     """Number of images of each step in the published lists; None if none are known for this task and list length."""
     of_voc = task.classes == VOC_CLASSES

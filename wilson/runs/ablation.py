@@ -29,7 +29,7 @@ from wilson.errors import UserError
 from wilson.report.grid import TABLE, Outcome, write
 from wilson.run_folder import RunFolder
 
-from .checks import check_batch, check_single_class
+from .checks import check_batch, check_classes, check_single_class
 from .experiment import Experiment
 from .folder import claimed
 from .run import run
@@ -106,7 +106,9 @@ def check(row: Row) -> list[int]:
         steps = [step for step in experiment.steps() if step or row.config.method == "offline"]
         check_single_class(experiment, steps)
         for step in (0, *steps):
-            check_batch(step, experiment.training_set(step), row.config.for_step(step))
+            dataset = experiment.training_set(step)
+            check_batch(step, dataset, row.config.for_step(step))
+            check_classes(experiment, step, dataset)
     except UserError as error:
         raise UserError(f"row '{row.name}': {error}") from error
     if not steps:

@@ -73,13 +73,26 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:
     """Raise a UserError for a step that adds a single class and has no negative examples of it."""
     config, task = experiment.config, experiment.task
-    if METHODS[config.method].pixel_supervised or config.all_labels or experiment.negatives is not None:
+    if METHODS[config.method].pixel_supervised or config.all_labels:
         return
     for step in steps:
-        if step and len(task.new(step)) == 1:
+        if step and len(task.new(step)) == 1 and experiment.negatives_of(step) is None:
             raise UserError(
                 f"step {step} of task {task.name} adds the single class {task.class_names(step)[-1]}: its image-level "
                 "labels alone give no negative examples, so it cannot be learned; add images without it "
-                "(--data.negatives FOLDER, or without a class in --data.labels), labels of all classes "
-                "(--all-labels) or classes to the step"
+                "(--data.negatives FOLDER, without a class in --data.labels, or --data.find-negatives), labels of all "
+                "classes (--all-labels) or classes to the step"
             )
+
+
+def check_classes(experiment: Experiment, step: int, dataset: StepDataset) -> None:
+    """Raise a UserError if `data.labels`, which the user gave for this very step, lacks one of its classes.
+
+    Other data may lack a class because it is a small part of a known data set: such a step is trained with a warning.
+    """
+    labels = experiment.config.data.labels
+    if labels is not None and not dataset.dense and dataset.absent:
+        raise UserError(
+            f"step {step}: no image of {labels} has the label {' or '.join(dataset.absent)}, so the step cannot learn "
+            "it; add images of it, or leave the class out of the task"
+        )

@@ -15,7 +15,8 @@ from wilson.config.masks import VOID
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
 from wilson.data.sources.base import ImageSource, class_sets
-from wilson.data.tasks import Task, select
+from wilson.data.sources.views import Chosen, Joined
+from wilson.data.tasks import Task, select, without_classes
 from wilson.data.transforms import Normalization, TrainingCrop
 from wilson.distributed import choose_device
 from wilson.errors import UserError
@@ -31,7 +32,7 @@ class Experiment:
     task: Task
     training: ImageSource
     incremental: ImageSource  # for the steps after the first
-    negatives: ImageSource | None
+    negatives: ImageSource | None  # given by the user
     validation: ImageSource
     step_validation: ImageSource | None
     device: torch.device
@@ -108,10 +109,19 @@ class Experiment:
             all_labels=config.all_labels,
             old_masks=all_masks,
             ignore=VOID if source.crowds else None,
-            negatives=None if dense else self.negatives,
+            negatives=None if dense else self.negatives_of(step),
             negative_share=config.data.negative_share,
             saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
         )
+
+    def negatives_of(self, step: int) -> ImageSource | None:
+        """The negatives of a step that learns from image-level labels: those given, then those found; None for none."""
+        parts = [] if self.negatives is None else [self.negatives]
+        if self.config.data.find_negatives:
+            held, config = class_sets(self.incremental), self.config
+            if found := without_classes(held, self.task, step, config.protocol, config.all_labels):
+                parts.append(Chosen(self.incremental, found))
+        return Joined(parts) if len(parts) > 1 else next(iter(parts), None)
 
     def validation_set(self, step: int) -> StepDataset:
         """The validation images, with the masks that a model is tested on after `step`."""
@@ -128,7 +138,7 @@ class Experiment:
         dataset = self.training_set(step)
         parts = {
             "training": dataset.source,
-            "negatives": dataset.negatives,
+            "negatives": None if dataset.dense else self.negatives,  # those found are of the training images
             "validation": self.validation,
             "step_validation": self.step_validation if step else None,
         }

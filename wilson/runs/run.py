@@ -28,7 +28,7 @@ from wilson.training import seeds, state
 from wilson.training.loop import fit
 
 from . import examples
-from .checks import check_batch, check_single_class, check_start
+from .checks import check_batch, check_classes, check_single_class, check_start
 from .experiment import Experiment
 from .folder import prepared, write_results
 
@@ -71,6 +71,7 @@ def run(
             datasets = {step: experiment.training_set(step) for step in chosen}
             for step, dataset in datasets.items():
                 check_batch(step, dataset, config.for_step(step))
+                check_classes(experiment, step, dataset)
             if distributed.is_main():
                 known = experiment.data()
                 ours.enter_context(prepared(out, config, known, resume=resume, overwrite=overwrite))
@@ -138,11 +139,19 @@ def train_step(
 
     if distributed.is_main():
         what = config.method if step else "base"
-        print(f"step {step} ({what}): {len(dataset)} images, {len(names)} classes", flush=True)
+        print(f"step {step} ({what}): {learned_from(dataset, settings.batch)}, {len(names)} classes", flush=True)
+        if dataset.absent:
+            print(f"warning: no training image holds {', '.join(dataset.absent)}: it cannot be learned", flush=True)
     entry, matrix = fit(
         method, dataset, config, settings, folder, experiment.normalization, look,
         resume=resume, title=f"step {step}",
     )  # fmt: skip
+    entry["training"] = {
+        "images": len(dataset),
+        "negatives": len(dataset.negatives.names) if dataset.negatives else 0,
+        "negatives_in_batch": dataset.sampler(settings.batch).places,
+        "absent": dataset.absent,
+    }
     if config.data.skip_corrupt:
         entry["skipped"] = experiment.skipped(step)
     if (others := experiment.step_validation_set(step)) is not None:
@@ -155,3 +164,11 @@ def train_step(
         confusion.write(folder, names, matrix, before)
         results = [*(old.results if old else []), entry]
         checkpoint.save_model(method.model, config, task, step, results, folder.checkpoint)
+
+
+def learned_from(dataset: StepDataset, batch: int) -> str:
+    """The numbers of a step's images in words."""
+    if dataset.negatives is None:
+        return f"{len(dataset)} images"
+    places = dataset.sampler(batch).places
+    return f"{len(dataset)} images and {len(dataset.negatives.names)} negatives ({places} in each batch of {batch})"

@@ -16,31 +16,37 @@ from wilson.errors import UserError
 
 
 class View(ImageSource):
-    """A view of a source. `at` maps positions; everything else is asked of the source."""
+    """A view of one source or several. `place` says where an image comes from; everything else is asked there."""
 
     source: ImageSource
 
-    def at(self, index: int) -> int:
-        """Position in the source of image `index` of the view."""
-        return index
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        """The source of image `index` of the view, and its position there."""
+        return self.source, index
 
     def image(self, index: int) -> Image.Image:
-        return self.source.image(self.at(index))
+        source, place = self.place(index)
+        return source.image(place)
 
     def mask(self, index: int) -> Image.Image | None:
-        return self.source.mask(self.at(index))
+        source, place = self.place(index)
+        return source.mask(place)
 
     def has_mask(self, index: int) -> bool:
-        return self.source.has_mask(self.at(index))
+        source, place = self.place(index)
+        return source.has_mask(place)
 
     def class_ids(self, index: int) -> frozenset[int]:
-        return self.source.class_ids(self.at(index))
+        source, place = self.place(index)
+        return source.class_ids(place)
 
     def files(self, index: int) -> tuple[Path, ...]:
-        return self.source.files(self.at(index))
+        source, place = self.place(index)
+        return source.files(place)
 
     def drawn_from(self, index: int) -> str:
-        return self.source.drawn_from(self.at(index))
+        source, place = self.place(index)
+        return source.drawn_from(place)
 
 
 class Chosen(View):
@@ -57,8 +63,20 @@ class Chosen(View):
         self.crowds = source.crowds
         self.left_out = len(source.names) - len(self.names)
 
-    def at(self, index: int) -> int:
-        return self.indices[index]
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        return self.source, self.indices[index]
+
+
+class Joined(View):
+    """The images of one source or several with the same classes, one source after the other."""
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self.classes, self.crowds = sources[0].classes, any(source.crowds for source in sources)
+        self.names = [name for source in sources for name in source.names]
+        self._places = [(source, index) for source in sources for index in range(len(source.names))]
+
+    def place(self, index: int) -> tuple[ImageSource, int]:
+        return self._places[index]
 
 
 def usable(source: ImageSource, where: object) -> tuple[ImageSource, str]:
