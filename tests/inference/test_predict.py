@@ -16,6 +16,7 @@ from wilson.data.images import read_image
 from wilson.errors import UserError
 from wilson.inference import predict as module
 from wilson.inference.predict import Predictor, check_images, find_images, predict
+from wilson.pictures.palette import distinct
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,37 @@ def test_batches_do_not_change_the_masks(model, photos, tmp_path, batch):
     for name, path in zip(("a.jpg", "b.png", "c.jpg", "below/d.jpg"), written, strict=True):
         mask = np.asarray(Image.open(path))
         assert np.array_equal(mask, predictor.predict(photos / name))
-        assert Image.open(path.with_name(f"{path.stem}_overlay.jpg")).size == Image.open(photos / name).size
+        coloured, photo = Image.open(path.with_name(f"{path.stem}_overlay.jpg")), Image.open(photos / name)
+        assert coloured.width >= photo.width and coloured.height >= photo.height + 22 * bool(mask.any()), "a legend"
         seen |= set(np.unique(mask))
     assert seen <= {0, 1, 2, 4} and 4 in seen
+
+
+def test_masks_and_overlays_have_the_colours_of_the_report(model, photos, tmp_path):
+    (written,) = predict([photos / "a.jpg"], model, tmp_path / "out", CPU)
+    mask = Image.open(written)
+    ids, colours = np.asarray(mask), np.asarray(mask.convert("RGB"))
+    for channel, class_id in enumerate((0, 1, 2, 4)):  # whose mask ids are not its channels
+        assert (colours[ids == class_id] == distinct(4)[channel]).all()
+    coloured, photo = Image.open(tmp_path / "out" / "a_overlay.jpg"), np.asarray(upright(photos / "a.jpg"), float)
+    seen = np.asarray(coloured.convert("RGB"), float)[: photo.shape[0], : photo.shape[1]]
+    mixed = np.where(ids[..., None] > 0, 0.45 * photo + 0.55 * colours, photo)
+    assert np.median(np.abs(seen - mixed)) < 12, "but for JPEG and the borders"
+
+
+def test_probabilities_are_written_on_request(model, photos, tmp_path):
+    out = tmp_path / "out"
+    command = ["predict", str(photos), "--checkpoint", str(model), "--out", str(out)]
+    assert main([*command, "--probabilities"]) == 0
+    for name in ("a", "b", "c"):
+        found, mask = np.load(out / f"{name}_probabilities.npz"), np.asarray(Image.open(out / f"{name}.png"))
+        values = found["probabilities"]
+        assert values.dtype == np.float16 and values.shape == (4, *mask.shape)
+        assert list(found["classes"]) == ["background", "ant", "bee", "dog"]
+        assert np.abs(values.astype(float).sum(0) - 1).max() < 0.01
+        assert (found["ids"][values.argmax(0)] == mask).mean() > 0.99, "but for ties in float16"
+    assert main([*command[:-1], str(tmp_path / "plain")]) == 0
+    assert not list((tmp_path / "plain").glob("*.npz"))
 
 
 def test_an_image_that_breaks_off_is_named_and_the_others_are_written(model, photos, tmp_path, capsys):

@@ -19,6 +19,9 @@ class Predict:
     out: Path | None = None
     """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default. Images of one name
     keep their folders."""
+    probabilities: bool = False
+    """Write NAME_probabilities.npz, too: the probability of each class at each pixel, float16 (C, H, W), with the
+    classes and their ids. It takes 2 C bytes for each pixel before compression."""
     batch: int = 8
     """Number of images of one size that are computed together."""
     overwrite: bool = False
@@ -33,5 +36,13 @@ class Predict:
 
         out = self.out or timed_folder("predict")
         device = choose_device(self.device)
-        predict(self.images, self.checkpoint, out, device, batch=self.batch, overwrite=self.overwrite)
+        predict(
+            self.images,
+            self.checkpoint,
+            out,
+            device,
+            batch=self.batch,
+            overwrite=self.overwrite,
+            probabilities=self.probabilities,
+        )
         return 0

@@ -172,7 +172,7 @@ class LossConfig:
 class Config:
     """A run: data, network, the steps and what they optimise."""
 
-    recipe: Literal["voc", "demo", "coco-voc"] = "voc"
+    recipe: Literal["voc", "own", "demo", "coco-voc"] = "voc"
     """Name of the recipe that the other values started from."""
     task: str = "15-5"
     """X-Y, mask ids or class names as in 8,9,cat/10,13, offline, or coco-to-voc."""
@@ -193,6 +193,9 @@ class Config:
     losses: LossConfig = field(default_factory=LossConfig)
     evaluate_every: Count = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
+    keep_best: Flag = False
+    """End each step with the evaluated epoch after the warm-up whose mIoU of all classes was highest, not with the last
+    one. The validation images then take part in the choice: test on others."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU."""
     device: str = "auto"

@@ -25,4 +25,12 @@ COCO_VOC = Config(
     losses=LossConfig(alpha=0.9),
 )
 
-RECIPES = {"voc": Config(), "demo": DEMO, "coco-voc": COCO_VOC}
+OWN = Config(
+    recipe="own",
+    data=DataConfig(root="data/mine", train_split="train", crop=112, workers=2, find_negatives=True),
+    model=ModelConfig("small_resnet", "none", stride=4, head_channels=96, localizer_channels=96, dilations=(2, 4)),
+    base=StepConfig(epochs=30, batch=16, lr_encoder=0.1, lr_head=0.1),
+    step=StepConfig(epochs=20, batch=16, lr_encoder=0.02, lr_head=0.1, warmup=5),
+)
+
+RECIPES = {"voc": Config(), "own": OWN, "demo": DEMO, "coco-voc": COCO_VOC}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,5 +159,22 @@ def _onnx(program: torch.export.ExportedProgram, description: Description) -> by
     converted = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["image"], output_names=["logits"])
     assert converted is not None  # it never is with dynamo=True
     proto = converted.model_proto
+    _name_axes(proto.graph)
     proto.metadata_props.add(key=KEY, value=str(description))
     return proto.SerializeToString()
+
+
+def _name_axes(graph: Any) -> None:
+    """Name the axes of any size. The exporter calls them s40 and the like, and gives formulas of these for others."""
+    axes = graph.input[0].type.tensor_type.shape.dim
+    names = dict(zip((axis.dim_param for axis in axes), ("batch", "", "height", "width"), strict=True))
+    symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names if symbol))
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = symbols.sub(lambda found: names[found[0]], axis.dim_param)
+    for axis, name in zip(
+        graph.output[0].type.tensor_type.shape.dim, ("batch", "", "feature_height", "feature_width"), strict=True
+    ):
+        if name:
+            axis.dim_param = name

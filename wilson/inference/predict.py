@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from wilson import ops
 from wilson.checkpoint import Checkpoint
@@ -22,7 +23,7 @@ from wilson.data.transforms import Normalization, WholeImage, unit_range
 from wilson.errors import UserError
 from wilson.inference.exported import ONNX, PROGRAM, Description, Exported
 from wilson.pictures import palette
-from wilson.pictures.overlay import overlay
+from wilson.pictures.overlay import overlay, with_legend
 from wilson.printing import printable
 
 # Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
@@ -84,10 +85,39 @@ class Predictor:
     @torch.no_grad()
     def predict_batch(self, images: Sequence[Image.Image]) -> list[np.ndarray]:
         """Predict the mask ids of RGB images of one size together; see :meth:`predict`."""
-        pixels = torch.stack([self._resize(image, None)[0] for image in images]).to(self.device)
-        logits = self._logits(self._normalize(unit_range(pixels)))
-        size = (images[0].height, images[0].width)
+        logits, size = self._see(images), (images[0].height, images[0].width)
         return [np.concatenate([self.ids[part] for part in _parts(one, size)]) for one in logits.split(1)]
+
+
+    @torch.no_grad()
+    def probabilities(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
+        """The probability of each class at each pixel: the softmax of the logits, upsampled to the image's size.
+
+        Args:
+            image: as for :meth:`predict`, which picks the most probable class.
+
+        Returns:
+            Probabilities (C, H, W), float32, in the order of `classes`.
+
+        Raises:
+            UserError: as for :meth:`predict`.
+        """
+        picture = _rgb(image)
+        size = (picture.height, picture.width)
+        logits = F.interpolate(self._see([picture]).float(), size=size, mode="bilinear", align_corners=False)
+        return logits.softmax(1)[0].cpu().numpy()
+
+    def colours(self) -> list[palette.Colour]:
+        """The report's colour of each mask id; white for those that the model does not know."""
+        table: list[palette.Colour] = [(255, 255, 255)] * 256
+        for class_id, colour in zip(self.ids, palette.distinct(len(self.ids)), strict=True):
+            table[class_id] = colour
+        return table
+
+    def _see(self, images: Sequence[Image.Image]) -> Tensor:
+        """Logits at feature resolution for RGB images of one size."""
+        pixels = torch.stack([self._resize(image, None)[0] for image in images]).to(self.device)
+        return self._logits(self._normalize(unit_range(pixels)))
 
 
 def _parts(logits: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -129,8 +159,9 @@ def predict(
     *,
     batch: int = 8,
     overwrite: bool = False,
+    probabilities: bool = False,
 ) -> list[Path]:
-    """Write `NAME.png`, a palette mask of mask ids, and `NAME_overlay.jpg` for each image.
+    """Write `NAME.png`, a palette mask of mask ids, and `NAME_overlay.jpg` with a legend for each image.
 
     Args:
         images: files that Pillow reads, folders of them, and patterns (`photos/*.jpg`, `**` for subfolders).
@@ -139,6 +170,7 @@ def predict(
         device: runs the model.
         batch: number of images of one size that are computed together, at least 1.
         overwrite: write into a folder that is not empty.
+        probabilities: write `NAME_probabilities.npz`, too, with `probabilities`, float16 (C, H, W), `classes`, `ids`.
 
     Returns:
         The masks written, in the order of the images.
@@ -165,7 +197,9 @@ def predict(
             for start in range(0, len(same_size), at_once):
                 paths = same_size[start : start + at_once]
                 for path, picture, ids in _segmented(predictor, paths, broken):
-                    written[path] = write(picture, ids, out, results[path])
+                    written[path] = write(predictor, picture, ids, out, results[path])
+                    if probabilities:
+                        write_probabilities(predictor, picture, outputs(out, results[path])[2])
                     bar.write(f"{printable(written[path])}: {', '.join(names(predictor, ids)) or 'background'}")
                 bar.update(len(paths))
     if broken:
@@ -194,22 +228,30 @@ def _read(path: Path, broken: list[str]) -> Image.Image | None:
         return None
 
 
-def write(picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
-    """Write the mask and the overlay of one image; returns the mask's file."""
-    colours, (mask, coloured) = palette.palette(256), outputs(out, name)
+def write(predictor: Predictor, picture: Image.Image, ids: np.ndarray, out: Path, name: str) -> Path:
+    """Write the mask and the overlay of one image, in the report's colours; returns the mask's file."""
+    colours, (mask, coloured, _) = predictor.colours(), outputs(out, name)
     mask.parent.mkdir(parents=True, exist_ok=True)
     palette.apply(ids, colours).save(mask)
+    known = {int(class_id): label for class_id, label in zip(predictor.ids, predictor.classes, strict=True)}
+    entries = [(known[class_id], colours[class_id]) for class_id in np.unique(ids).tolist() if class_id]
     side, area = max(picture.size), picture.width * picture.height
     step = max(math.ceil(side / LONGEST_OVERLAY), math.ceil(math.sqrt(area / LARGEST_OVERLAY)))
     if step > 1:
         picture, ids = picture.reduce(step), np.ascontiguousarray(ids[::step, ::step])
-    overlay(picture, ids, colours=colours).save(coloured, quality=92)
+    with_legend(overlay(picture, ids, colours=colours), entries).save(coloured, quality=92)
     return mask
 
 
-def outputs(out: Path, name: str) -> tuple[Path, Path]:
-    """Paths of an image's mask and overlay."""
-    return out / f"{name}.png", out / f"{name}_overlay.jpg"
+def write_probabilities(predictor: Predictor, picture: Image.Image, path: Path) -> None:
+    """Write the probabilities of one image, and the classes and ids that they are of."""
+    values = predictor.probabilities(picture).astype(np.float16)
+    np.savez_compressed(path, probabilities=values, classes=np.array(predictor.classes), ids=predictor.ids)
+
+
+def outputs(out: Path, name: str) -> tuple[Path, Path, Path]:
+    """Paths of an image's mask, overlay and probabilities."""
+    return out / f"{name}.png", out / f"{name}_overlay.jpg", out / f"{name}_probabilities.npz"
 
 
 def names(predictor: Predictor, ids: np.ndarray) -> list[str]:

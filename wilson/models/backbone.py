@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from wilson.config import Activation, Config
-from wilson.errors import UserError
+from wilson.errors import UserError, first_line
 
 from .layers import LEAKY_SLOPE
 from .small import SmallResNet
@@ -112,6 +112,8 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
         backbone = kind()
     else:
         _check_name(name)
+        if weights == "hub":
+            _check_hub(name)
         try:
             backbone = TimmBackbone(name, stride, weights == "hub", activation)
         except (OSError, RuntimeError) as error:
@@ -148,6 +150,28 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     _check_name(name)
     cfg = timm.get_pretrained_cfg(name)
     return (IMAGENET_MEAN, IMAGENET_STD) if cfg is None else (cfg.mean, cfg.std)
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once, if it has the weights and they were not fetched before; timm would try for a minute."""
+    import timm
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
+
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        return
+    repository = cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}"
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # the HTTP library differs from version to version
+        raise UserError(
+            f"the pretrained weights of {name} could not be loaded: {constants.ENDPOINT} cannot be reached "
+            f"({first_line(error)}); download them on another machine and give the file with --model.weights, or use "
+            "--model.weights none"
+        ) from error
 
 
 def _check_name(name: str) -> None:

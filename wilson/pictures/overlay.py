@@ -86,27 +86,41 @@ def legend(picture: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Im
         names: class names in channel order.
 
     Returns:
-        An RGB image of the same width, higher by the strip; the picture itself if it has no classes.
+        As :func:`with_legend`.
     """
     present = [int(channel) for channel in np.unique(labels) if 0 < channel < len(names)]
-    if not present:
+    colours = palette.distinct(len(names))
+    return with_legend(picture, [(names[channel], colours[channel]) for channel in present])
+
+
+def with_legend(picture: Image.Image, entries: Sequence[tuple[str, palette.Colour]]) -> Image.Image:
+    """Add a strip below a picture with names and their colours.
+
+    Args:
+        picture: RGB image.
+        entries: names and colours, in their order.
+
+    Returns:
+        An RGB image, higher by the strip, and wider if a name needs it; the picture itself without entries.
+    """
+    if not entries:
         return picture
     font = ImageFont.load_default(size=14)
     swatch, gap, line = 12, 6, 22
-    colours = palette.distinct(len(names))
+    widths = [swatch + gap + int(font.getlength(name)) for name, _ in entries]
+    across = max(picture.width, max(widths) + 2 * gap)
     places, x, y = [], gap, 0
-    for channel in present:
-        width = swatch + gap + int(font.getlength(names[channel]))
-        if x > gap and x + width > picture.width - gap:
+    for (name, colour), width in zip(entries, widths, strict=True):
+        if x > gap and x + width > across - gap:
             x, y = gap, y + line
-        places.append((channel, x, y))
+        places.append((name, colour, x, y))
         x += width + 2 * gap
-    out = Image.new("RGB", (picture.width, picture.height + y + line), "white")
+    out = Image.new("RGB", (across, picture.height + y + line), "white")
     out.paste(picture)
     draw = ImageDraw.Draw(out)
-    for channel, x, y in places:
+    for name, colour, x, y in places:
         top = picture.height + y + (line - swatch) // 2
-        draw.rectangle((x, top, x + swatch - 1, top + swatch - 1), fill=colours[channel], outline="grey")
+        draw.rectangle((x, top, x + swatch - 1, top + swatch - 1), fill=colour, outline="grey")
         middle = picture.height + y + line // 2
-        draw.text((x + swatch + gap, middle), names[channel], fill="black", font=font, anchor="lm")
+        draw.text((x + swatch + gap, middle), name, fill="black", font=font, anchor="lm")
     return out

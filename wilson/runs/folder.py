@@ -18,7 +18,7 @@ from wilson import distributed
 from wilson.atomic import SUFFIX, remove_leftovers, replacing
 from wilson.config import Config
 from wilson.errors import UserError
-from wilson.run_folder import RunFolder
+from wilson.run_folder import STEP, RunFolder, StepFolder
 
 from .lock import alone
 
@@ -77,7 +77,7 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
 
     Args:
         out: the folder.
-        resume: keep what it holds.
+        resume: keep what it holds. Without it, what a run left that failed in its first epoch is removed.
         overwrite: remove what it holds, if runs wrote all of it.
 
     Raises:
@@ -97,7 +97,7 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
             raise UserError(
                 f"{out} holds files that no run wrote ({others[0]}); nothing was removed; use another --out"
             )
-        if not (resume or overwrite) and held():
+        if not (resume or overwrite) and held() and not nothing_trained(out):
             raise UserError(f"{out} is not empty; use --resume, --overwrite, or another --out")
 
     if not folder.lock.exists():
@@ -105,7 +105,7 @@ def claimed(out: Path, *, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
     out.mkdir(parents=True, exist_ok=True)
     with alone(folder.lock, patience=RESTART if distributed.restarted() else 0):
         check()
-        for path in held() if overwrite else ():
+        for path in [] if resume else held():  # to be overwritten, or left by a run that failed in its first epoch
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield folder
 
@@ -119,6 +119,16 @@ def read_config(path: Path) -> Config:
             f"{path} is not the configuration of a run of this version ({error}); remove this file alone, and --resume "
             f"goes on with the options given, which must be those of the run"
         ) from error
+
+
+def nothing_trained(out: Path) -> bool:
+    """Whether a run was begun in a folder and no epoch of it was completed, so that there is nothing to lose."""
+    folder = RunFolder(out)
+    if not folder.config.is_file() or folder.results.exists() or not all(map(folder.holds, out.iterdir())):
+        return False
+    files = [path for path in out.glob(f"{STEP}*/**/*") if path.is_file()]
+    logs = {log for step in out.glob(f"{STEP}*") for log in StepFolder(step).logs()}
+    return all(path in logs for path in files)
 
 
 def _ours(path: Path, folder: RunFolder) -> bool:

@@ -72,6 +72,8 @@ def run(
             for step, dataset in datasets.items():
                 check_batch(step, dataset, config.for_step(step))
                 check_classes(experiment, step, dataset)
+            if old is None and not (resume and folder.step(chosen[0]).checkpoint.exists()):
+                experiment.build_method(chosen[0], None)  # weights that cannot be fetched or do not fit are told here
             if distributed.is_main():
                 known = experiment.data()
                 ours.enter_context(prepared(out, config, known, resume=resume, overwrite=overwrite))
@@ -144,7 +146,7 @@ def train_step(
             print(f"warning: no training image holds {', '.join(dataset.absent)}: it cannot be learned", flush=True)
     entry, matrix = fit(
         method, dataset, config, settings, folder, experiment.normalization, look,
-        resume=resume, title=f"step {step}",
+        resume=resume, title=f"step {step}", score=mean_iou if config.keep_best else None,
     )  # fmt: skip
     entry["training"] = {
         "images": len(dataset),
@@ -172,3 +174,8 @@ def learned_from(dataset: StepDataset, batch: int) -> str:
         return f"{len(dataset)} images"
     places = dataset.sampler(batch).places
     return f"{len(dataset)} images and {len(dataset.negatives.names)} negatives ({places} in each batch of {batch})"
+
+
+def mean_iou(evaluated: tuple[dict[str, Any], Tensor]) -> float:
+    """What the best epoch is chosen by: the mean IoU of all classes on the validation images."""
+    return evaluated[0]["miou"]["all"] or 0.0

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from wilson.run_folder import StepFolder
 from .board import Board, Silent
 
 T = TypeVar("T")
+TELL = 60.0  # seconds between two lines on the time left
 
 
 class Log:
@@ -27,10 +29,13 @@ class Log:
         title: of the step, for the progress bar.
         epochs: number of epochs of the step.
         batch: images in a global batch.
+        parts: of each batch; a loader gives them one after the other.
     """
 
-    def __init__(self, folder: StepFolder, purge_step: int, title: str, epochs: int, batch: int) -> None:
-        self.title, self.epochs, self.batch = title, epochs, batch
+    def __init__(
+        self, folder: StepFolder, purge_step: int, title: str, epochs: int, batch: int, parts: int = 1
+    ) -> None:
+        self.title, self.epochs, self.batch, self.parts = title, epochs, batch, parts
         self.board = Board(folder, purge_step) if distributed.is_main() else Silent()
 
     def __enter__(self) -> Log:
@@ -46,7 +51,8 @@ class Log:
 
         self.name = f"{self.title}, epoch {epoch + 1}/{self.epochs}"
         self.sums: defaultdict[str, float] = defaultdict(float)
-        self.iterations, self.start = 0, time.monotonic()
+        self.iterations, self.start, self.told = 0, time.monotonic(), time.monotonic()
+        self.epoch, self.length = epoch, len(loader)  # type: ignore[arg-type]
         self.bar = tqdm(loader, self.name, leave=False, disable=None if distributed.is_main() else True, unit="batch")
         return iter(self.bar)
 
@@ -62,8 +68,25 @@ class Log:
             self.board.add_scalar(f"lr/{group['name']}", group["lr"], iteration)
         self.board.add_scalar("gradient_norm", norm, iteration)
         self.speed = self.iterations * self.batch / (time.monotonic() - self.start)
+        self.tell()
         terms = " ".join(f"{term} {value:.3f}" for term, value in losses.items())
         self.bar.set_postfix_str(f"{terms}, {self.speed:.0f} images/s")
+
+    def tell(self) -> None:
+        """Print the time left once a minute, where no progress bar shows it."""
+        now = time.monotonic()
+        if not self.bar.disable or not distributed.is_main() or now - self.told < TELL:
+            return
+        self.told = now
+        batches = self.length // self.parts
+        each = (now - self.start) / self.iterations
+        left = each * (batches - self.iterations)
+        rest = left + each * batches * (self.epochs - self.epoch - 1)
+        print(
+            f"{self.name}: batch {self.iterations} of {batches}, {self.speed:.0f} images/s, about "
+            f"{timedelta(seconds=round(left))} left of the epoch, {timedelta(seconds=round(rest))} of the step",
+            flush=True,
+        )
 
     def end_of_epoch(self) -> None:
         """Print the mean loss terms of the epoch, and the speed."""

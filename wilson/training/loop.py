@@ -22,6 +22,7 @@ from wilson.models.batch_norm import synchronize
 from wilson.run_folder import StepFolder
 
 from . import seeds
+from .best import Best
 from .log import Log
 from .state import TrainingState
 
@@ -39,6 +40,7 @@ def fit(
     *,
     resume: bool,
     title: str,
+    score: Callable[[Any], float] | None = None,
 ) -> Any:
     """Train one step; every epoch ends with a training state from which a resumed run continues exactly.
 
@@ -52,9 +54,11 @@ def fit(
         evaluate: called with the TensorBoard log and the iteration, every `evaluate_every` epochs and at the end.
         resume: continue from the training state in `folder`, if there is one.
         title: of the progress bar.
+        score: of what `evaluate` returned; the step then ends with the weights of the highest score after the warm-up.
+            None for those of the last epoch.
 
     Returns:
-        What the last evaluation returned.
+        What the last evaluation returned; with `score`, that of the epoch whose weights were kept.
 
     Raises:
         UserError: a gradient is not finite, or the training state does not fit.
@@ -67,16 +71,20 @@ def fit(
     precision = autocast_dtype(config.precision, device)
     autocast = torch.autocast(device.type, precision, enabled=precision is not torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
-    state = TrainingState(folder, device, method=method, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+    best = Best(method)
+    chosen = {} if score is None else {"best": best}
+    state = TrainingState(
+        folder, device, method=method, optimizer=optimizer, scheduler=scheduler, scaler=scaler, **chosen
+    )
     first = state.restore() if resume else 0
     if first != distributed.from_main(first):
         raise UserError(f"{folder.path}: the processes see training states of different epochs; start them again")
     if not first:
         method.prepare(batches(loader, device, normalization))
     if first >= settings.epochs:  # stopped between the last epoch and the end of the step
-        return state.evaluation
+        return best.take() if best.epoch else state.evaluation
     computed = distribute(method)
-    with Log(folder, first * length, title, settings.epochs, settings.batch) as log:
+    with Log(folder, first * length, title, settings.epochs, settings.batch, settings.accumulate) as log:
         for epoch in range(first, settings.epochs):
             sampler.set_epoch(epoch)
             method.train()
@@ -101,10 +109,13 @@ def fit(
             log.end_of_epoch()
             if epoch + 1 == settings.epochs or (epoch + 1) % config.evaluate_every == 0:
                 state.evaluation = evaluate(log.board, (epoch + 1) * length - 1)
+                # in the warm-up the model has not learned from image-level labels yet
+                if score is not None and epoch >= min(method.warmup, settings.epochs - 1):
+                    best.offer(epoch + 1, score(state.evaluation), state.evaluation)
             log.board.flush()  # a killed process loses unwritten entries, and the state must not be ahead of the log
             if distributed.is_main():
                 state.keep(epoch + 1)
-        return state.evaluation
+        return best.take() if best.epoch else state.evaluation
 
 
 def make_optimizer(

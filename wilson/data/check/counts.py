@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wilson.config.masks import VOID
 from wilson.data.check.findings import Split
 from wilson.data.tasks import Task, published, select
+
+LEAST_BACKGROUND = 0.02  # of the labelled pixels; with less, the background is hardly a class
 
 
 def count(
@@ -42,6 +45,14 @@ def count(
     warnings = [f"no image holds {', '.join(absent)}"] if absent else []
     if 0 < masks < len(held):
         warnings.append(f"{len(held) - masks} of {len(held)} images have no mask: a base step cannot use them")
+    labelled = int(pixels[:VOID].sum())
+    background = labelled - int(pixels[list(wanted)].sum())  # classes of no step are background, too
+    if labelled and background < LEAST_BACKGROUND * labelled:
+        warnings.append(
+            f"background covers {100 * background / labelled:.1f} % of the labelled pixels: once "
+            "all classes are learned, nothing is left to be background; leave classes such as sky or grass out of the "
+            "task, so that they become background"
+        )
     matches = None
     if task is not None and (expected := published(len(held), task, protocol)) is not None:
         found = tuple(steps[: len(expected)])
