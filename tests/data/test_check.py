@@ -224,3 +224,16 @@ def test_long_lists_of_errors_are_cut_short(tmp_path: Path) -> None:
     assert len(report.errors) == 30
     assert "... and 10 more" in render(report)
     assert render(report).count("no such image") == 20
+
+
+@pytest.mark.parametrize(
+    ("ids", "task", "share"),
+    [((1, 2, 4, 5), None, "0.0"), ((1, 2, 3, 4), "1,2/3,4", "0.0"), ((0, 1, 2, 3), None, ""), ((1, 2, 4), "1/2", "")],
+)
+def test_data_without_a_background_is_warned_of(
+    tmp_path: Path, ids: tuple[int, ...], task: str | None, share: str
+) -> None:
+    """Classes that the task leaves out are background, too."""
+    warnings = [w.text for w in check(write_voc(tmp_path, {"a": mask_of(*ids)}), task).warnings]
+    found = [text for text in warnings if text.startswith("background covers")]
+    assert len(found) == bool(share) and all(f"covers {share} %" in text for text in found)

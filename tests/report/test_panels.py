@@ -9,6 +9,7 @@ from tests.support.run_folders import BASE, MINUS, NEW, OLD, after, make_run, pa
 from wilson.pictures import palette
 from wilson.report import panels
 from wilson.report.text import DASH
+from wilson.runs.examples import spread
 
 
 def test_predictions_of_all_runs_stand_beside_one_localizer(page):
@@ -69,3 +70,13 @@ def test_a_damaged_index_counts_as_no_panels(tmp_path):
     (tmp_path / "panels.json").write_text('{"classes": []')
     assert panels.read(tmp_path) is None
     assert panels.read(tmp_path / "nowhere") is None
+
+
+def test_examples_show_every_class_and_prefer_images_of_several_steps():
+    steps = [frozenset({1, 2}), frozenset({3, 4})]
+    held = [frozenset({1})] * 20 + [frozenset({1, 3}), frozenset({2}), frozenset({4}), frozenset({5}), frozenset()]
+    chosen = spread(held, steps, 3)
+    assert chosen == [20, 21, 22], "classes 1 and 3 together, then 2, then 4; none of 5, which is in no step"
+    assert spread(held, steps, 100) and len(set(spread(held, steps, 100))) == len(held)
+    twelve = spread(held, steps, 12)
+    assert {c for i in twelve for c in held[i]} >= {1, 2, 3, 4}

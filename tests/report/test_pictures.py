@@ -93,7 +93,7 @@ def test_report_colours_stay_apart(vision):
 def test_report_colours_do_not_depend_on_their_number():
     colours = palette.distinct(256)
     assert palette.distinct(6) == colours[:6]
-    assert colours[21:] == palette.palette(256)[21:]
+    assert len(set(colours)) == 256 and (255, 255, 255) not in colours
 
 
 def test_overlay_tints_classes_and_leaves_the_background():

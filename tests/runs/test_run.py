@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from tests.support.tiny_runs import TINY, checkpoint_of, losses, same, weights
+from tests.support.tiny_runs import QUICK, TINY, checkpoint_of, losses, same, weights
 from wilson import checkpoint
 from wilson.checkpoint import Checkpoint
 from wilson.config import RECIPES, Config, StepConfig, from_dict, to_dict
@@ -17,7 +17,9 @@ from wilson.errors import UserError
 from wilson.evaluation.metrics import scores
 from wilson.models import Localizer
 from wilson.run_folder import RunFolder
+from wilson.runs import run as running
 from wilson.runs.demo import demo
+from wilson.runs.folder import default_folder, nothing_trained
 from wilson.runs.run import run
 from wilson.training import loop
 from wilson.training.state import TrainingState
@@ -88,6 +90,88 @@ def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
         expected, actual = losses(whole / f"step-{each}"), losses(out / f"step-{each}")
         assert {t: dict(v) for t, v in actual.items()} == {t: dict(v) for t, v in expected.items()}
     assert json.loads((out / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
+
+
+def test_the_best_epoch_is_kept_and_survives_a_kill(tmp_path, monkeypatch):
+    """The scores fall after the first epoch: its weights are the step's, also if the run was killed after the second."""
+    config = replace(TINY, keep_best=True, evaluate_every=1, base=replace(TINY.base, epochs=3))
+    seen = []
+
+    def falling(evaluated):
+        seen.append(evaluated)
+        return -float(len(seen))
+
+    monkeypatch.setattr(running, "mean_iou", falling)
+    single = run(replace(TINY, base=replace(TINY.base, epochs=3)), tmp_path / "last", steps=[0])
+    best = run(config, tmp_path / "best", steps=[0])
+    assert len(seen) == 3 and not same(weights(best, 0), weights(single, 0))
+    assert json.loads((best / "results.json").read_text())["steps"][0]["iou"] == seen[0][0]["iou"]
+
+    for epochs in (2, 3):
+        seen.clear()
+        keep = TrainingState.keep
+
+        def stopping(self, epoch, keep=keep, last=epochs):
+            keep(self, epoch)
+            if epoch == last:
+                raise StopHereError
+
+        monkeypatch.setattr(TrainingState, "keep", stopping)
+        with pytest.raises(StopHereError):
+            run(config, tmp_path / f"killed{epochs}", steps=[0])
+        monkeypatch.setattr(TrainingState, "keep", keep)
+        resumed = run(config, tmp_path / f"killed{epochs}", steps=[0], resume=True)
+        assert len(seen) == 3 and same(weights(best, 0), weights(resumed, 0))
+        assert (resumed / "results.json").read_text() == (best / "results.json").read_text()
+    with pytest.raises(UserError, match="evaluate_every 1, not 2"):
+        run(replace(config, evaluate_every=2), best, steps=[0], resume=True)
+
+
+def test_a_folder_in_which_nothing_was_trained_does_not_block(tmp_path, monkeypatch):
+    def failing(*_):
+        raise StopHereError
+
+    out, original = tmp_path / "run", loop.gradient_norm
+    monkeypatch.setattr(loop, "gradient_norm", failing)
+    with pytest.raises(StopHereError):
+        run(QUICK, out, steps=[0])
+    assert (out / "config.yaml").exists()
+    assert nothing_trained(out)
+    (out / "notes.txt").write_text("mine")
+    assert not nothing_trained(out)
+    (out / "notes.txt").unlink()
+    (out / "step-0" / "training.pt").write_bytes(b"state")
+    with pytest.raises(UserError, match="not empty"):
+        run(QUICK, out, steps=[0])
+    (out / "step-0" / "training.pt").unlink()
+    monkeypatch.setattr(loop, "gradient_norm", original)
+    run(replace(QUICK, seed=5), out, steps=[0])
+    with pytest.raises(UserError, match="not empty"):
+        run(QUICK, out, steps=[0])
+
+
+def test_weights_that_cannot_be_had_leave_no_folder(tmp_path, monkeypatch):
+    asked = []
+
+    class Session:
+        def head(self, *arguments, **options):
+            asked.append(options["timeout"])
+            raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    network = replace(TINY.model, backbone="resnet18", weights="hub", stride=16)
+    with pytest.raises(UserError, match=r"resnet18.*cannot be reached.*--model.weights none"):
+        run(replace(TINY, model=network), tmp_path / "run")
+    assert asked == [10] and not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="no such file"):
+        run(replace(TINY, model=replace(TINY.model, weights="none.pth")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_name_of_a_folder_is_short_enough_for_a_file_system():
+    task = ",".join(f"class_{number}" for number in range(60))
+    assert len(default_folder(replace(TINY, task=task)).name) < 120
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,6 +1,7 @@
 """Colours of classes: Pascal VOC's colour map for mask files, well-separated colours for pictures."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image
@@ -62,8 +63,9 @@ def palette(n: int) -> list[Colour]:
 def distinct(n: int) -> list[Colour]:
     """Colours of the output channels 0..n-1 in pictures: a dark grey background, then colours easy to tell apart.
 
-    The first 20 classes have colours chosen for colour-blind readers; further ones take those of the VOC colour map.
-    A channel's colour does not depend on n, so all steps and runs of one task share their colours.
+    The first 20 classes have colours chosen for colour-blind readers. Each further one has the colour that is farthest
+    from all before it, in CIELAB. A channel's colour does not depend on n, so all steps and runs of one task share
+    their colours.
 
     Args:
         n: number of channels, background included, 0 to 256.
@@ -74,8 +76,36 @@ def distinct(n: int) -> list[Colour]:
     Raises:
         ValueError: n is outside 0..256.
     """
+    if not 0 <= n <= 256:
+        raise ValueError(f"distinct: n must be in 0..256 (mask ids have 8 bits), got {n}")
+    return list(_separate()[:n])
+
+
+@cache
+def _separate() -> tuple[Colour, ...]:
+    """256 colours: the chosen ones, then by farthest-point search on a grid; white is kept for unlabelled pixels."""
+    levels = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
+    places = _lab(grid)
     chosen = [_BACKGROUND, *_DISTINCT]
-    return (chosen + palette(n)[len(chosen) :])[:n]
+    nearest = np.linalg.norm(places[:, None] - _lab(np.array([*chosen, (255, 255, 255)])), axis=2).min(1)
+    while len(chosen) < 256:
+        best = int(nearest.argmax())
+        red, green, blue = grid[best].tolist()
+        chosen.append((red, green, blue))
+        nearest = np.minimum(nearest, np.linalg.norm(places - places[best], axis=1))
+    return tuple(chosen)
+
+
+def _lab(colours: np.ndarray) -> np.ndarray:
+    """CIELAB of sRGB colours (N, 3) in 0..255, for white of D65."""
+    values = colours / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    ratio = linear @ to_xyz.T / (0.9505, 1.0, 1.089)
+    cube = np.where(ratio > 0.008856, np.cbrt(ratio), 7.787 * ratio + 16 / 116)
+    x, y, z = cube.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
 def apply(mask: Image.Image | np.ndarray, colours: Sequence[Colour] | None = None) -> Image.Image:

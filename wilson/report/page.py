@@ -9,7 +9,7 @@ from wilson import __version__
 from wilson.report import confusion, figures, gallery, results, steps, style
 from wilson.report.reading import Run
 from wilson.report.results import Group, Result
-from wilson.report.text import DASH, percent
+from wilson.report.text import DASH, percent, short_task
 
 _WHAT = {
     "wilson": "Learns the new classes from image-level labels alone; old model and localizer label the pixels.",
@@ -45,6 +45,7 @@ _MEANS = {
     "localizer": "localizer",
     "step_validation": "on the later steps' own data",
 }
+LEAST_BACKGROUND = 0.02  # share of the pixels; with less, the background is hardly a class
 _COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixel accuracy"}
 
 
@@ -60,7 +61,7 @@ def page(runs: Sequence[Run]) -> str:
     labels = results.labels(runs)
     colours = dict(zip(labels, figures.run_colours(runs), strict=True))
     found = results.groups(runs)
-    tasks = " and ".join(dict.fromkeys(f"{run.task} ({run.protocol})" for run in runs))
+    tasks = " and ".join(dict.fromkeys(f"{short_task(run.task)} ({run.protocol})" for run in runs))
     title = f"Weakly incremental segmentation, task {tasks}"
     sections = (
         _summary(found, colours),
@@ -146,7 +147,8 @@ def _runs(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -
 step may use, and the seed fixes all random choices.</p>
 <div class="scroll"><table class="data">
 <thead><tr>{head}</tr></thead>
-<tbody>{rows}</tbody></table></div>"""
+<tbody>{rows}</tbody></table></div>
+{_images(runs, labels, colours)}"""
 
 
 def _key_settings(run: Run) -> str:
@@ -163,7 +165,8 @@ def _key_settings(run: Run) -> str:
 
 def _group_title(group: Group) -> str:
     """Plain words for a group's classes, escaped."""
-    title = f"After step {max(result.step.step for result in group.results)} of task {group.task}, {group.protocol}"
+    last = max(result.step.step for result in group.results)
+    title = f"After step {last} of task {short_task(group.task)}, {group.protocol}"
     if 0 < len(group.new) <= _NAMED:
         return escape(f"{title}; new: {', '.join(group.new)}")
     new = f"{len(group.new)} new classes" if group.new else f"{len(group.classes) - 1} classes and background"
@@ -187,7 +190,49 @@ classes with the background. The next column shows how much the mean of the firs
 step, in points; below zero is forgetting. Bold marks the best of comparable runs. A dash means that a figure does not
 exist.</p>
 <div class="scroll"><table class="data results"><thead><tr><th>method</th>{head}</tr></thead>{body}</table></div>
-{_means(found, colours)}"""
+{_backgrounds(found)}{_means(found, colours)}"""
+
+
+def _backgrounds(found: Sequence[Group]) -> str:
+    """A note where the validation images have hardly any background, as in data whose stuff are classes."""
+    for group in results.final(found):
+        for result in group.results:
+            if result.step.confusion is not None and result.step.confusion.pixels.sum():
+                pixels = result.step.confusion.pixels
+                share = pixels[0].sum() / pixels.sum()
+                if share < LEAST_BACKGROUND:
+                    return _note(
+                        f"Background covers {100 * share:.1f} % of the labelled pixels of the validation images. Its "
+                        "IoU says little then, and it must fall when a step turns what was background into classes. "
+                        "Classes such as sky or grass can be left out of the task, so that they remain background."
+                    )
+    return ""
+
+
+def _images(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -> str:
+    """How many images and negatives each step learned from, where the run says so."""
+    rows, alone, absent = "", False, []
+    for run, label in zip(runs, labels, strict=True):
+        for step in (step for step in run.steps if step.training):
+            count, images = int(step.training.get("negatives", 0)), step.training.get("images")
+            places = step.training.get("negatives_in_batch", 0)
+            negatives = f"{count}, {places} in each batch" if count else "none"
+            alone |= step.step > 0 and not count and bool(step.localizer)
+            absent += [f"{label}, step {step.step}: {name}" for name in step.training.get("absent", [])]
+            rows += f"<tr><td>{_dot(colours[label])}{escape(f'{label}, step {step.step}')}</td>"
+            rows += f'<td class="figure">{escape(str(images))}</td><td>{escape(negatives)}</td></tr>'
+    if not rows:
+        return ""
+    hint = _note(
+        "A step learned from image-level labels without negatives, which are images that show none of its classes. "
+        "They often help, also where a step has several classes: --data.find-negatives takes them from the training "
+        "list, --data.negatives from a folder."
+    )
+    lacking = _note(f"No training image holds these classes, so they cannot be learned: {'; '.join(absent)}.")
+    return f"""<h3>Images that each step learned from</h3>
+<div class="scroll"><table class="data">
+<thead><tr><th>step</th><th class="figure">images</th><th>negatives</th></tr></thead><tbody>{rows}</tbody></table></div>
+{hint if alone else ""}{lacking if absent else ""}"""
 
 
 def _means(found: Sequence[Group], colours: dict[str, str]) -> str:
@@ -301,6 +346,10 @@ def _training(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str
 <p>The loss terms, and the mIoU on validation images during training. CLS asks which classes an image shows, LOC and ENC
 hold on to the old model, SSS sharpens the localizer, and SEG teaches the segmentation model. SSS and SEG may start some
 epochs after the others.</p>
+<p>The terms have sizes of their own, so compare a term with its past and not with another one. SSS counts only pixels
+that the localizer is sure about, and its labels are the localizer's own output, so it is near 0 from its start: that is
+no fault. ENC is a distance of features, and its size is that of the features of this network: what matters is that it
+stays level and does not grow.</p>
 {charts}"""
 
 

@@ -25,6 +25,8 @@ Means = dict[str, float | None]
 class Step:
     """One step's results (percent; None where a class is absent from the ground truth), curves and pictures.
 
+    `training` counts the images that the step learned from; it is empty if the run did not say.
+
     `miou` leaves the background out of "old" and "new" and includes it in "all", as published. So do `localizer` and
     `step_validation`, which is the model's score on the incremental steps' own data set.
     """
@@ -38,6 +40,7 @@ class Step:
     without_background: Means
     localizer: Means
     step_validation: Means
+    training: dict[str, Any]
     curves: dict[str, Curve]
     panels: panels.Panels | None
     confusion: confusion.Confusion | None
@@ -158,6 +161,7 @@ def step(entry: dict[str, Any]) -> Step:
         without_background=_means(entry.get("miou_without_background")),
         localizer=_means((entry.get("localizer") or {}).get("miou")),
         step_validation=_means((entry.get("step_validation") or {}).get("miou")),
+        training=dict(entry.get("training") or {}),
         curves={},
         panels=None,
         confusion=None,

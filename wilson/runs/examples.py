@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,39 @@ def log(board: Any, iteration: int, method: Method, experiment: Experiment, vali
 
 
 def choose(experiment: Experiment, count: int) -> list[int]:
-    """Choose images: those that hold classes of the most steps first, so that old and new ones appear together."""
+    """Choose images that show all classes of the task, old and new together where there are such images."""
     steps = [frozenset(ids) for ids in experiment.task.steps]
     held = [experiment.validation.class_ids(i) for i in range(len(experiment.validation.names))]
-    order = sorted(range(len(held)), key=lambda i: (-sum(bool(held[i] & ids) for ids in steps), i))
-    return sorted(order[:count])
+    return sorted(spread(held, steps, count))
+
+
+def spread(held: Sequence[frozenset[int]], steps: Sequence[frozenset[int]], count: int) -> list[int]:
+    """Choose images one by one, each with a class that was shown least so far.
+
+    Args:
+        held: mask ids of the classes in each image.
+        steps: mask ids of the classes of each step.
+        count: of the images, fewer if there are not as many.
+
+    Returns:
+        Positions of the images. Of those that show a rare class, the ones with classes of more steps come first, then
+        those with more classes that were shown as little.
+    """
+    left = list(range(len(held)))
+    chosen: list[int] = []
+    shown = dict.fromkeys((class_id for ids in steps for class_id in ids), 0)
+    while left and len(chosen) < count:
+        least = min((shown[c] for i in left for c in held[i] if c in shown), default=0)
+        rare = {class_id for class_id, times in shown.items() if times == least}
+        first = min(
+            left,
+            key=lambda i: (not held[i] & rare, -sum(bool(held[i] & ids) for ids in steps), -len(held[i] & rare), i),
+        )
+        left.remove(first)
+        chosen.append(first)
+        for class_id in held[first] & shown.keys():
+            shown[class_id] += 1
+    return chosen
 
 
 @torch.no_grad()

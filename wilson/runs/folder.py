@@ -22,6 +22,7 @@ from wilson.run_folder import STEP, RunFolder, StepFolder
 
 from .lock import alone
 
+LONGEST = 60  # letters of a task in the name of a folder
 # On resuming, these may differ, as they do not change what is learned,
 MAY_DIFFER = ("device", "data.workers", "evaluate_every")
 # and these, as they only say where something is.
@@ -32,6 +33,7 @@ RESTART = 60.0  # seconds in which a process that torchrun has replaced lets go 
 def default_folder(config: Config, suffix: str | None = None) -> Path:
     """Where a run writes by default: runs/TIME-TASK-METHOD, with a suffix instead of METHOD if one is given."""
     task = "".join(c if c.isalnum() or c in "-," else "_" for c in config.task)
+    task = task if len(task) <= LONGEST else f"{task[:LONGEST]}..."  # file systems allow 255 bytes
     return timed_folder(f"{task}-{suffix or config.method}")
 
 
@@ -148,7 +150,8 @@ def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -
     old, new = flat(asdict(read_config(folder.config))), flat(asdict(config))
     changed = [key for key in new if old[key] != new[key]]
     moved = [key for key in changed if key in PLACES and _is_place(old[key]) and _is_place(new[key])]
-    differing = [key for key in changed if key not in (*moved, *MAY_DIFFER)]
+    free = {*moved, *MAY_DIFFER} - ({"evaluate_every"} if config.keep_best else set())  # which decides what is the best
+    differing = [key for key in changed if key not in free]
     if differing:
         key = differing[0]
         raise UserError(
