@@ -1,6 +1,7 @@
 """Exported models say what the checkpoint says, for any number and size of images."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -96,6 +97,11 @@ def test_metadata_is_plain_json(exported):
         import onnx
 
         (text,) = (entry.value for entry in onnx.load(exported).metadata_props if entry.key == "wilson")
+        graph = onnx.load(exported).graph
+        axes = [[axis.dim_param for axis in v.type.tensor_type.shape.dim] for v in (*graph.input, *graph.output)]
+        assert axes == [["batch", "", "height", "width"], ["batch", "", "feature_height", "feature_width"]]
+        inner = {axis.dim_param for value in graph.value_info for axis in value.type.tensor_type.shape.dim}
+        assert not any(re.search(r"\bs\d+", name) for name in inner)
     else:
         with zipfile.ZipFile(exported) as file:
             (text,) = (file.read(name) for name in file.namelist() if name.endswith("extra/wilson"))

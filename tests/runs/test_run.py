@@ -93,7 +93,7 @@ def test_resume_continues_exactly(whole, tmp_path, monkeypatch, step, epoch):
 
 
 def test_the_best_epoch_is_kept_and_survives_a_kill(tmp_path, monkeypatch):
-    """The scores fall after the first epoch: its weights are the step's, also if the run was killed after the second."""
+    """The scores fall after the first epoch: its weights are the step's, also if the run was killed later."""
     config = replace(TINY, keep_best=True, evaluate_every=1, base=replace(TINY.base, epochs=3))
     seen = []
 
