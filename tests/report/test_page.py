@@ -1,9 +1,14 @@
 """The page as a whole: everything named, escaped, drawn, and nothing that lies outside of the file."""
 
-from tests.support.run_folders import NEW, make_run, page_of
+import json
+
+import numpy as np
+
+from tests.support.run_folders import BASE, NEW, after, make_run, page_of
 from wilson import report
-from wilson.report import drawing
+from wilson.report import confusion, drawing
 from wilson.report.text import DASH
+from wilson.run_folder import RunFolder
 
 
 def test_class_names_are_escaped(page):
@@ -64,3 +69,25 @@ def test_drawings_take_the_pages_colours(three_runs, tmp_path):
         assert f"var({variable})" in body
         assert text.count(f"{variable}:") == 2  # light and dark
     assert drawing.INK not in body and drawing.GRID not in body
+
+
+def test_the_page_says_what_a_step_learned_from_and_what_the_data_lack(tmp_path):
+    task = "/".join(",".join(f"class_{step}_{i}" for i in range(10)) for step in range(2))
+    run = make_run(tmp_path / "run", "wilson", [BASE, after(60.0, 50.0, 40.0, 30.0)], task=task)
+    document = json.loads((run / "results.json").read_text())
+    for entry, absent in zip(document["steps"], ([], ["dog"]), strict=True):
+        entry["training"] = {"images": 120, "negatives": 0, "negatives_in_batch": 0, "absent": absent}
+        entry["localizer"] = {"miou": {"old": 31.1, "new": 32.2, "all": 33.3}} if entry["step"] else None
+        pixels = np.full((len(entry["classes"]),) * 2, 1000)
+        pixels[0] = 1
+        confusion.write(RunFolder(run).step(entry["step"]), entry["classes"], pixels, 3 if entry["step"] else 1)
+    (run / "results.json").write_text(json.dumps(document))
+    text = page_of([run], tmp_path).text
+    assert "task of 10/10 classes" in text
+    assert "learned from image-level labels without negatives" in text and "wilson, step 1: dog" in text
+    assert "Background covers 0.0 %" in text
+    document["steps"][1]["training"].update(negatives=40, negatives_in_batch=2, absent=[])
+    (run / "results.json").write_text(json.dumps(document))
+    text = page_of([run], tmp_path).text
+    assert "40, 2 in each batch" in text
+    assert "without negatives" not in text and "No training image holds" not in text

@@ -13,7 +13,7 @@ OLD = ["background", "cat", "dog"]
 NEW = ["cow", "<b>&sheep"]
 BASE = {"background": 90.0, "cat": 70.0, "dog": 60.0}
 MINUS = "\N{MINUS SIGN}"
-VOID = {"meta", "link", "img", "br", "hr", "input"}
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 
 
 class Page(HTMLParser):

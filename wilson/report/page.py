@@ -133,10 +133,11 @@ def _runs(runs: Sequence[Run], labels: Sequence[str], colours: dict[str, str]) -
     rows = ""
     for run, label in zip(runs, labels, strict=True):
         recipe = run.settings.get("recipe")
-        cells = (run.task, run.protocol, run.seed, DASH if recipe is None else recipe)
+        task = escape(run.task).replace(",", ",<wbr>").replace("/", "/<wbr>")  # a long one is broken between classes
+        cells = (run.protocol, run.seed, DASH if recipe is None else recipe)
         settings = _key_settings(run) or "config.yaml is missing or unreadable"
         rows += (
-            f"<tr><td>{_dot(colours[label])}{escape(label)}</td>"
+            f"<tr><td>{_dot(colours[label])}{escape(label)}</td><td>{task}</td>"
             + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
             + f'<td class="small muted">{escape(settings)}</td><td><code>{escape(run.path.name)}</code></td></tr>'
         )

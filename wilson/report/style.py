@@ -16,7 +16,7 @@ h1 { font-size: 30px; line-height: 1.2; margin: 0 0 10px; letter-spacing: -0.01e
 h2 { font-size: 21px; margin: 52px 0 6px; padding-top: 18px; border-top: 1px solid var(--line); break-after: avoid;
   }
 h3 { font-size: 15px; margin: 26px 0 6px; break-after: avoid; }
-h1, h3, td, th { overflow-wrap: anywhere; }
+h1, h3 { overflow-wrap: anywhere; }
 p { margin: 0 0 14px; max-width: 78ch; }
 .muted { color: var(--muted); }
 .small { font-size: 13.5px; }
