@@ -73,7 +73,7 @@ def test_masks_and_overlays_have_the_colours_of_the_report(model, photos, tmp_pa
     ids, colours = np.asarray(mask), np.asarray(mask.convert("RGB"))
     for channel, class_id in enumerate((0, 1, 2, 4)):  # whose mask ids are not its channels
         assert (colours[ids == class_id] == distinct(4)[channel]).all()
-    coloured, photo = Image.open(tmp_path / "out" / "a_overlay.jpg"), np.asarray(upright(photos / "a.jpg"), float)
+    coloured, photo = Image.open(tmp_path / "out" / "a_overlay.jpg"), np.asarray(read_image(photos / "a.jpg"), float)
     seen = np.asarray(coloured.convert("RGB"), float)[: photo.shape[0], : photo.shape[1]]
     mixed = np.where(ids[..., None] > 0, 0.45 * photo + 0.55 * colours, photo)
     assert np.median(np.abs(seen - mixed)) < 12, "but for JPEG and the borders"

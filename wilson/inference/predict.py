@@ -88,7 +88,6 @@ class Predictor:
         logits, size = self._see(images), (images[0].height, images[0].width)
         return [np.concatenate([self.ids[part] for part in _parts(one, size)]) for one in logits.split(1)]
 
-
     @torch.no_grad()
     def probabilities(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
         """The probability of each class at each pixel: the softmax of the logits, upsampled to the image's size.
