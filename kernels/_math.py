@@ -26,8 +26,8 @@ def log1p(x):
 
 @triton.jit
 def soft_margin(s, q):
-    """Binary cross-entropy with logits s against q, as max(s, 0) - s q + log(1 + exp(-|s|))."""
-    return tl.maximum(s, 0.0) - s * q + log1p(tl.exp(-tl.abs(s)))
+    """Binary cross-entropy with logits s against q, as max(s, 0) - s q + log(1 + exp(-|s|)), where 0 * inf is 0."""
+    return tl.maximum(s, 0.0) - tl.where(q == 0, 0.0, s) * q + log1p(tl.exp(-tl.abs(s)))
 
 
 # --------------------------------------------------------------------- nGWP + focal pooling (arXiv 2112.01882, Eq. 2)
@@ -77,7 +77,7 @@ def merged_targets(omega, q, c, old, BACKGROUND_WEIGHT: tl.constexpr):
     An old class has the sigmoid, a new one q, the background the smaller of both or, with a weight, their mean.
     """
     if BACKGROUND_WEIGHT is None:
-        background = tl.minimum(omega, q)
+        background = tl.where((omega < q) | (omega != omega), omega, q)  # NaN if one of them is
     else:
         background = (1.0 - BACKGROUND_WEIGHT) * omega + BACKGROUND_WEIGHT * q
     return tl.where((c == 0)[:, None], background, tl.where((c < old)[:, None], omega, q))
@@ -103,7 +103,10 @@ def threshold(peak, c, BACKGROUND_RATIO: tl.constexpr, CLASS_RATIO: tl.constexpr
     """The score above which a class claims a pixel: a share of the class's peak in the image, at least FLOOR."""
     background = tl.full(peak.shape, BACKGROUND_RATIO, peak.dtype)
     others = tl.full(peak.shape, CLASS_RATIO, peak.dtype)
-    return tl.maximum(tl.where(c == 0, background, others) * peak, tl.full(peak.shape, FLOOR, peak.dtype))
+    share = tl.where(c == 0, background, others) * peak
+    return tl.where(
+        share < FLOOR, tl.full(peak.shape, FLOOR, peak.dtype), share
+    )  # NaN stays: such a class claims nothing
 
 
 @triton.jit
@@ -145,6 +148,23 @@ def first_from(k, small, large):
     """The first of `large` points that lies at point k of `small` or after it. Corners not aligned."""
     twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
     return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
+
+
+@triton.jit
+def lowest(ACC: tl.constexpr):
+    return -1.7976931348623157e308 if ACC == tl.float64 else -3.4028234663852886e38
+
+
+@triton.jit
+def interpolable(score, ACC: tl.constexpr):
+    """-inf is interpolated as the lowest number, since a weight of 0 would make it NaN."""
+    return tl.where(score < lowest(ACC), lowest(ACC), score)
+
+
+@triton.jit
+def interpolated(score, ACC: tl.constexpr):
+    """What comes out of it is so low, down to a share of 2^-40, that it passes for -inf again."""
+    return tl.where(score <= lowest(ACC) * 9.094947017729282e-13, -float("inf"), score)
 
 
 @triton.jit

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ._math import lowest
+
 BLOCK_IMAGES = tl.constexpr(128)  # whose weights a program adds up at a time
 
 
@@ -76,6 +78,18 @@ def peak_of(z, c, C):
 
 
 @triton.jit
+def counted_scores(z):
+    """The scores as they are weighted: -inf has probability 0 and adds nothing, which 0 times infinity would not give."""
+    return tl.where(z == -float("inf"), 0.0, z)
+
+
+@triton.jit
+def no_peak(BLOCK_P: tl.constexpr, ACC: tl.constexpr):
+    """The peak of no scores, for `softmax_step`: the lowest number, so that -inf adds 0 and nothing else a sum of 0."""
+    return tl.full((BLOCK_P,), lowest(ACC), ACC)
+
+
+@triton.jit
 def exp_scores(z, peak, c, C):
     """exp(z - peak), 0 for classes that fill up the block."""
     return tl.exp(tl.where((c < C)[:, None], z - peak[None, :], -float("inf")))
@@ -83,7 +97,7 @@ def exp_scores(z, peak, c, C):
 
 @triton.jit
 def softmax_step(peak, norm, z, c, C):
-    """Each pixel's highest score and sum of exp(score - highest), with more classes; -inf and 0 of none."""
+    """Each pixel's highest score and sum of exp(score - highest), with more classes; `no_peak` and 0 of none."""
     higher = tl.maximum(peak, peak_of(z, c, C))
     return higher, norm * tl.exp(peak - higher) + tl.sum(exp_scores(z, higher, c, C), axis=0)
 
@@ -93,7 +107,7 @@ def softmax_of(
     m, b, C, p, P, width, LINEAR: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr
 ):
     """Each pixel's highest score and sum of exp(score - highest), of classes that go by in blocks."""
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
+    peak = no_peak(BLOCK_P, ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)

@@ -17,6 +17,7 @@ from ._tiles import (
     load_gates,
     load_labels,
     load_tile,
+    no_peak,
     peak_of,
     softmax_of,
     softmax_step,
@@ -60,11 +61,15 @@ def _confident_labels_peaks_kernel(
         c = block + tl.arange(0, BLOCK_C)
         gate = load_gates(image_labels, b, c, C, ACC)
         highest = tl.full((BLOCK_C, BLOCK_P), -float("inf"), ACC)
+        undefined = tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
         for start in range(0, run, BLOCK_P):
             p = first + start + tl.arange(0, BLOCK_P)
             r = load_tile(refined, b, c, C, p, P, width, LINEAR, ACC)
-            highest = tl.maximum(highest, tl.where((p < P)[None, :], r * gate[:, None], -float("inf")))
-        tl.store(peaks + program.to(tl.int64) * C + c, tl.max(highest, axis=1), mask=c < C)
+            r = tl.where((p < P)[None, :], r * gate[:, None], -float("inf"))
+            highest = tl.where((r > highest) | (r != r), r, highest)
+            undefined |= (r != r).to(tl.int32)
+        peak = tl.where(tl.max(undefined, axis=1) > 0, float("nan"), tl.max(highest, axis=1))
+        tl.store(peaks + program.to(tl.int64) * C + c, peak, mask=c < C)
 
 
 @triton.jit
@@ -100,7 +105,9 @@ def _confident_labels_fwd_kernel(
         in_classes = c < C
         row = peaks + ((b * runs + t) * C)[:, None] + c[None, :]
         of_runs = tl.load(row, mask=(t < runs)[:, None] & in_classes[None, :], other=-float("inf"))
-        least = threshold(tl.max(of_runs, axis=0), c, BACKGROUND_RATIO, CLASS_RATIO, FLOOR)
+        undefined = tl.max((of_runs != of_runs).to(tl.int32), axis=0) > 0
+        peak = tl.where(undefined, float("nan"), tl.max(of_runs, axis=0))
+        least = threshold(peak, c, BACKGROUND_RATIO, CLASS_RATIO, FLOOR)
         r = load_tile(refined, b, c, C, p, P, width, LINEAR, ACC)
         gate = load_gates(image_labels, b, c, C, ACC)
         claimed = (r * gate[:, None] > least[:, None]) & in_classes[:, None] & (p < P)[None, :]
@@ -194,7 +201,7 @@ def _balanced_cross_entropy_fwd_kernel(
     p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
     label = load_labels(labels, b, p, P, width, C, ignore_index, LINEAR)
     weight = _pixel_weight(label, counts, image_labels, b, C, ACC)
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
+    peak = no_peak(BLOCK_P, ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     own = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):
@@ -202,7 +209,7 @@ def _balanced_cross_entropy_fwd_kernel(
         z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
         peak, norm = softmax_step(peak, norm, z, c, C)
         own += tl.sum(tl.where(c[:, None] == label[None, :], z, 0.0), axis=0)
-    loss = tl.where(label >= 0, weight * (tl.log(norm) + (peak - own)), 0.0)
+    loss = tl.where(weight != 0, weight * (tl.log(norm) + (peak - own)), 0.0)
     tl.store(sums + program, tl.sum(loss, axis=0) / total)
 
 
@@ -244,7 +251,9 @@ def _balanced_cross_entropy_bwd_kernel(
         if not HELD:
             e = exp_scores(load_tile(scores, b, c, C, p, P, width, LINEAR, ACC), peak, c, C)
         derivative = e / norm[None, :] - (c[:, None] == label[None, :]).to(ACC)
-        store_tile(grad_scores, derivative * weight[None, :], b, c, C, p, P, width, LINEAR)
+        # whatever a pixel that does not count holds
+        derivative = tl.where((weight != 0)[None, :], derivative * weight[None, :], 0.0)
+        store_tile(grad_scores, derivative, b, c, C, p, P, width, LINEAR)
 
 
 def _tile(classes: int, pixels: int) -> dict[str, int]:

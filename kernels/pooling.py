@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._launch import accumulator, class_block, linear, map_of, matrix_of, on_device_of, tile_for
 from ._math import focal_penalty, focal_penalty_slope
-from ._tiles import exp_scores, load_tile, peak_of, softmax_of, softmax_step, store_tile
+from ._tiles import counted_scores, exp_scores, load_tile, no_peak, peak_of, softmax_of, softmax_step, store_tile
 
 # Pixels that one program of the forward adds up, by bytes of a score. Every run costs 4 numbers per class (two written,
 # two read back), which is 3 % of the bytes of the scores.
@@ -63,7 +63,7 @@ def _ngwp_focal_pool_fwd_kernel(
             e = exp_scores(z, peak_of(z, c, C), c, C)
             m = e * tl.where(p < P, 1.0 / tl.sum(e, axis=0), 0.0)[None, :]
             mass += tl.sum(m, axis=1)
-            total += tl.sum(m * z, axis=1)
+            total += tl.sum(m * counted_scores(z), axis=1)
         tl.store(run_sums + c, mass, mask=c < C)
         tl.store(run_sums + C + c, total, mask=c < C)
     else:  # a run is one tile
@@ -75,7 +75,7 @@ def _ngwp_focal_pool_fwd_kernel(
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             m = exp_scores(z, peak, c, C) * weight[None, :]
             tl.store(run_sums + c, tl.sum(m, axis=1), mask=c < C)
-            tl.store(run_sums + C + c, tl.sum(m * z, axis=1), mask=c < C)
+            tl.store(run_sums + C + c, tl.sum(m * counted_scores(z), axis=1), mask=c < C)
 
 
 @triton.jit
@@ -163,12 +163,12 @@ def _ngwp_focal_pool_bwd_kernel(
         z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
         e = exp_scores(z, peak_of(z, c, C), c, C)
         weight = 1.0 / tl.sum(e, axis=0)
-        slope = A[:, None] + B[:, None] * z
+        slope = A[:, None] + B[:, None] * counted_scores(z)
         inner = tl.sum(e * slope, axis=0) * weight
         grad = e * weight[None, :] * (slope - inner[None, :] + B[:, None])
         store_tile(grad_scores, grad, b, c, C, p, P, width, LINEAR)
     else:
-        peak = tl.full((BLOCK_P,), -float("inf"), ACC)
+        peak = no_peak(BLOCK_P, ACC)
         norm = tl.zeros((BLOCK_P,), ACC)
         inner = tl.zeros((BLOCK_P,), ACC)
         for block in range(0, C, BLOCK_C):
@@ -179,7 +179,7 @@ def _ngwp_focal_pool_bwd_kernel(
             peak, norm = softmax_step(peak, norm, z, c, C)
             # The step takes the same exponentials: the compiler computes them once.
             rescale, e = tl.exp(before - peak), exp_scores(z, peak, c, C)
-            inner = inner * rescale + tl.sum(e * (A[:, None] + B[:, None] * z), axis=0)
+            inner = inner * rescale + tl.sum(e * (A[:, None] + B[:, None] * counted_scores(z)), axis=0)
         weight = 1.0 / norm
         inner *= weight
         for block in range(0, C, BLOCK_C):
@@ -187,7 +187,7 @@ def _ngwp_focal_pool_bwd_kernel(
             A, B = _slopes(grad_pooled, mass, score, b, c, C, P, EPS, GAMMA, LAM, FOCAL)
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             e = exp_scores(z, peak, c, C)
-            grad = e * weight[None, :] * (A[:, None] + B[:, None] * z - inner[None, :] + B[:, None])
+            grad = e * weight[None, :] * (A[:, None] + B[:, None] * counted_scores(z) - inner[None, :] + B[:, None])
             store_tile(grad_scores, grad, b, c, C, p, P, width, LINEAR)
 
 

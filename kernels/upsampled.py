@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, class_block, map_of, on_device_of, tile_for
-from ._math import first_from, half_pixels, log1p, mix, sigmoid, soft_margin
-from ._tiles import carries_class, class_rows, exp_scores, load_labels, peak_of, softmax_step
+from ._math import first_from, half_pixels, interpolable, interpolated, log1p, mix, sigmoid, soft_margin
+from ._tiles import carries_class, class_rows, exp_scores, load_labels, no_peak, peak_of, softmax_step
 
 # A thread holds 16 upsampled logits, each made of four low-resolution ones.
 BLOCK_CLASSES = 16
@@ -31,6 +31,11 @@ BLOCK_SUMS = tl.constexpr(1024)
 
 
 @triton.jit
+def _logits(at, there, ACC: tl.constexpr):
+    return interpolable(tl.load(at, mask=there, other=0.0).to(ACC), ACC)
+
+
+@triton.jit
 def _upsampled_tile(logits, b, c, C, rows, columns, inside, ACC: tl.constexpr):
     """Upsampled logits (classes, pixels), 0 from class C on and for pixels not inside.
 
@@ -42,16 +47,16 @@ def _upsampled_tile(logits, b, c, C, rows, columns, inside, ACC: tl.constexpr):
     of_class = class_rows(logits, b, c)
     there = (c < C)[:, None] & inside[None, :]
     near = mix(
-        tl.load(of_class + (top + left)[None, :], mask=there, other=0.0).to(ACC),
-        tl.load(of_class + (bottom + left)[None, :], mask=there, other=0.0).to(ACC),
+        _logits(of_class + (top + left)[None, :], there, ACC),
+        _logits(of_class + (bottom + left)[None, :], there, ACC),
         down[None, :],
     )
     far = mix(
-        tl.load(of_class + (top + right)[None, :], mask=there, other=0.0).to(ACC),
-        tl.load(of_class + (bottom + right)[None, :], mask=there, other=0.0).to(ACC),
+        _logits(of_class + (top + right)[None, :], there, ACC),
+        _logits(of_class + (bottom + right)[None, :], there, ACC),
         down[None, :],
     )
-    return mix(near, far, along[None, :])
+    return interpolated(mix(near, far, along[None, :]), ACC)
 
 
 @triton.jit
@@ -173,7 +178,7 @@ def _upsampled_cross_entropy_fwd_kernel(
     rows = half_pixels(p // large_width, height, large_height, ACC)
     columns = half_pixels(p % large_width, width, large_width, ACC)
     label = load_labels(labels, b, p, P, large_width, C, ignore_index, LINEAR=False)
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
+    peak = no_peak(BLOCK_P, ACC)
     norm = tl.zeros((BLOCK_P,), ACC)
     own = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):
@@ -231,13 +236,16 @@ def _upsampled_argmax_fwd_kernel(
     columns = half_pixels(p % large_width, width, large_width, ACC)
     highest = tl.full((BLOCK_P,), -float("inf"), ACC)
     best = tl.zeros((BLOCK_P,), tl.int32)
+    undefined = tl.zeros((BLOCK_P,), tl.int32) + C  # the first class that is NaN, which is above all
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
         s = _upsampled_tile(logits, b, c, C, rows, columns, p < P, ACC)
         peak = peak_of(s, c, C)
         first = tl.min(tl.where((s == peak[None, :]) & (c < C)[:, None], c[:, None], C), axis=0)
+        undefined = tl.minimum(undefined, tl.min(tl.where((s != s) & (c < C)[:, None], c[:, None], C), axis=0))
         best = tl.where(peak > highest, first, best)
         highest = tl.maximum(highest, peak)
+    best = tl.where(undefined < C, undefined, best)
     tl.store(labels + b * P + p, best.to(labels.dtype.element_ty), mask=p < P)
 
 

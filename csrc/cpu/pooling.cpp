@@ -48,7 +48,7 @@ WILSON_CPU_LEVELS void ngwp_focal_pool_fwd_chunk(const AnyMap& scores, const Chu
         for (int64_t j = 0; j < kLanes; ++j) {
           const acc m = e[i + j] * sum[i + j];
           s.value[j] += m;
-          t.value[j] += m * zc[i + j];
+          t.value[j] += m * counted_score(zc[i + j]);
         }
       }
 #pragma omp simd
@@ -81,7 +81,7 @@ WILSON_CPU_LEVELS void ngwp_focal_pool_bwd_chunk(const AnyMap& scores, const Any
       for (int64_t j = 0; j < kTile; ++j) {
         e[j] = exp_nonpositive(zc[j] - peak[j]);
         sum[j] += e[j];
-        inner[j] += e[j] * (A + B * zc[j]);
+        inner[j] += e[j] * (A + B * counted_score(zc[j]));
       }
     }
 #pragma omp simd
@@ -95,7 +95,7 @@ WILSON_CPU_LEVELS void ngwp_focal_pool_bwd_chunk(const AnyMap& scores, const Any
       acc* to = out.row(c);
       const acc A = by_mass[c], B = by_total[c];
 #pragma omp simd
-      for (int64_t j = 0; j < kTile; ++j) to[j] = e[j] * sum[j] * ((A + B * zc[j]) - inner[j] + B);
+      for (int64_t j = 0; j < kTile; ++j) to[j] = e[j] * sum[j] * ((A + B * counted_score(zc[j])) - inner[j] + B);
       out.row_done(c);
     }
     out.done();

@@ -58,7 +58,8 @@ WILSON_CPU_LEVELS double soft_margin_fwd_chunk(const AnyMap& logits, const AnyMa
       }
       settle(c, C, product, loss);
     }
-    total += sum_of(loss, count);
+    const acc sum = sum_of(loss, count);
+    total += sum == sum ? sum : margin_loss_with_infinities<acc>(s, q, C, count, target_of);
   }
   return total;
 }

@@ -69,6 +69,7 @@ struct Scratch {
   std::vector<acc> low, low_grad;        // (kBand + 1, C, W + 1)
   std::vector<Row<acc>> up[2], grad[2];  // of the rows around the current pixels: a tile of columns, each C
   std::vector<Row<acc>> terms;           // C
+  bool finite;                           // whether no logit of the band is NaN or infinite
 
   explicit Scratch(const Upsampling<acc>& u)
       : classes(u.classes),
@@ -86,6 +87,7 @@ struct Scratch {
 // The low-resolution rows of a band and the one after it.
 template <class acc>
 void load_band(const Upsampling<acc>& u, int64_t b, int64_t band, Scratch<acc>& scratch) {
+  acc odd = 0;  // NaN once a logit is NaN or infinite
   with_type_of(u.logits.dtype, [&](auto type) {
     const auto* image = u.logits.template image<const decltype(type)>(b);
     for (int64_t r = 0; r <= u.rows(band); ++r) {
@@ -93,11 +95,14 @@ void load_band(const Upsampling<acc>& u, int64_t b, int64_t band, Scratch<acc>& 
       for (int64_t x = 0; x <= u.low_width; ++x) {
         const auto* from = image + u.logits.offset(row * u.low_width + std::min(x, u.low_width - 1));
         for (int64_t c = 0; c < u.classes; ++c) {
-          scratch.low_row(r, c)[x] = static_cast<acc>(from[c * u.logits.class_stride]);
+          const acc logit = static_cast<acc>(from[c * u.logits.class_stride]);
+          scratch.low_row(r, c)[x] = interpolable(logit);
+          odd += logit - logit;
         }
       }
     }
   });
+  scratch.finite = odd == acc(0);
 }
 
 // A low-resolution row upsampled along x.
@@ -208,6 +213,22 @@ struct LabelTile {
     counted = n;
   }
 
+  // The rows of a class before its derivatives are added, for bands whose logits are not all finite: a pixel without a
+  // class adds 0 times its derivative, which must not be NaN.
+  struct Kept {
+    acc top[kTile], bottom[kTile];
+  };
+  WILSON_INLINE void keep(bool finite, const acc* top, const acc* bottom, Kept& kept) const {
+    if (finite) return;
+    std::copy_n(top, kTile, kept.top);
+    std::copy_n(bottom, kTile, kept.bottom);
+  }
+  WILSON_INLINE void restore(bool finite, acc* top, acc* bottom, const Kept& kept) const {
+    for (int64_t j = 0; !finite && j < kTile; ++j) {
+      if (label[j] < 0) top[j] = kept.top[j], bottom[j] = kept.bottom[j];
+    }
+  }
+
   // Sum of the losses of pixels with a class.
   WILSON_INLINE acc sum(acc* loss) const {
 #pragma omp simd
@@ -231,8 +252,10 @@ WILSON_CPU_LEVELS BandLoss upsampled_soft_margin_loss_fwd_band(const Upsampling<
     total.counted += tile.counted;
     if (tile.counted == 0) return;
     alignas(64) acc loss[kTile] = {}, product[kTile] = {};
+    typename LabelTile<acc>::Kept kept;
     for (int64_t c = 0; c < u.classes; ++c) {
       acc *top = p.grad_top[c].value, *bottom = p.grad_bottom[c].value;
+      if (kGrad) tile.keep(scratch.finite, top, bottom, kept);
 #pragma omp simd
       for (int64_t j = 0; j < kTile; ++j) {
         const acc s = p.logit(c, j), e = exp_nonpositive(-std::abs(s));
@@ -245,8 +268,11 @@ WILSON_CPU_LEVELS BandLoss upsampled_soft_margin_loss_fwd_band(const Upsampling<
           bottom[j] += tile.bottom[j] * derivative;
         }
       }
+      if (kGrad) tile.restore(scratch.finite, top, bottom, kept);
       settle(c, u.classes, product, loss);
     }
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) loss[j] = -interpolated(-loss[j]);
     total.sum += tile.sum(loss);
   });
   return total;
@@ -276,12 +302,14 @@ WILSON_CPU_LEVELS BandLoss upsampled_cross_entropy_fwd_band(const Upsampling<acc
     alignas(64) acc loss[kTile];
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) {
-      loss[j] = log1p_nonnegative(sum[j] - acc(1)) + (peak[j] - own[j]);
+      loss[j] = log1p_nonnegative(sum[j] - acc(1)) + (interpolated(peak[j]) - interpolated(own[j]));
       sum[j] = acc(1) / sum[j];
     }
     total.sum += tile.sum(loss);
+    typename LabelTile<acc>::Kept kept;
     for (int64_t c = 0; kGrad && c < u.classes; ++c) {
       acc *top = p.grad_top[c].value, *bottom = p.grad_bottom[c].value;
+      tile.keep(scratch.finite, top, bottom, kept);
       const acc* e = scratch.terms[c].value;
 #pragma omp simd
       for (int64_t j = 0; j < kTile; ++j) {
@@ -289,9 +317,20 @@ WILSON_CPU_LEVELS BandLoss upsampled_cross_entropy_fwd_band(const Upsampling<acc
         top[j] += tile.top[j] * derivative;
         bottom[j] += tile.bottom[j] * derivative;
       }
+      tile.restore(scratch.finite, top, bottom, kept);
     }
   });
   return total;
+}
+
+// The first NaN is above all, as in torch.argmax; where all classes are ruled out, the first of them it is.
+template <class acc>
+void put_odd_first(int64_t classes, const Pixels<acc>& p, const acc* best, int32_t* index) {
+  for (int64_t j = 0; j < p.count; ++j) {
+    int64_t c = 0;
+    while (c < classes && p.logit(c, j) == p.logit(c, j)) ++c;
+    if (c < classes || ruled_out(best[j])) index[j] = static_cast<int32_t>(c % classes);
+  }
 }
 
 // The first class of the highest logit.
@@ -310,6 +349,7 @@ WILSON_CPU_LEVELS void upsampled_argmax_fwd_band(const Upsampling<acc>& u, int64
         index[j] = higher ? static_cast<int32_t>(c) : index[j];
       }
     }
+    if (!scratch.finite) put_odd_first(u.classes, p, best, index);
     Label* to = labels + (b * u.height + p.row) * u.width + p.column;
     for (int64_t j = 0; j < p.count; ++j) to[j] = static_cast<Label>(index[j]);
   });

@@ -61,6 +61,12 @@ struct Candidates {
   }
 };
 
+// NaN if one of them is: such a class claims nothing.
+template <class acc>
+__device__ acc max_or_nan(acc a, acc b) {
+  return a > b || a != a ? a : b;
+}
+
 // labels: (B, P); counts: (B, C).
 template <class acc>
 __global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
@@ -88,18 +94,18 @@ __global__ void __launch_bounds__(kLanes* kConfidentWarps, 1)
   for (int i = threadIdx.y; i < found * parts; i += kConfidentWarps) {
     acc peak = -std::numeric_limits<acc>::infinity();
     for (int64_t p = i % parts * kLanes + threadIdx.x; p < P; p += parts * kLanes) {
-      peak = max(peak, score(i / parts, offset_of(p)));
+      peak = max_or_nan(peak, score(i / parts, offset_of(p)));
     }
 #pragma unroll
     for (int distance = kLanes / 2; distance > 0; distance /= 2) {
-      peak = max(peak, __shfl_xor_sync(~0u, peak, distance));
+      peak = max_or_nan(peak, __shfl_xor_sync(~0u, peak, distance));
     }
     if (threadIdx.x == 0) able.peak[i] = peak;
   }
   __syncthreads();
   for (int k = thread; k < found; k += kLanes * kConfidentWarps) {
     acc peak = able.peak[k * parts];
-    for (int part = 1; part < parts; ++part) peak = max(peak, able.peak[k * parts + part]);
+    for (int part = 1; part < parts; ++part) peak = max_or_nan(peak, able.peak[k * parts + part]);
     able.threshold[k] = threshold.of(able.index[k], peak);
   }
   __syncthreads();
@@ -270,8 +276,9 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
       const auto pack = z.again(c);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        value[i] = exp(static_cast<acc>(pack.value[i]) - softmax.peak[i]) * softmax.sum[i] -
-                   (pixels.label[i] == c ? pixels.weight[i] : acc(0));
+        const acc derivative = exp(static_cast<acc>(pack.value[i]) - softmax.peak[i]) * softmax.sum[i] -
+                               (pixels.label[i] == c ? pixels.weight[i] : acc(0));
+        value[i] = pixels.weight[i] != acc(0) ? derivative : acc(0);  // whatever such a pixel holds
       }
     }
     out.store(c, value);

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     for (int i = 0; i < n; ++i) {
       const acc score = static_cast<acc>(pack.value[i]), m = exp(score - softmax.peak[i]) * weight[i];
       mass += m;
-      total += m * score;
+      total += m * counted_score(score);
     }
     mass = warp_sum(mass);
     total = warp_sum(total);
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   const Scores<Moves> z(scores, b, tile, offset);
   acc peak[n], norm[n] = {}, inner[n] = {}, weight[n];
 #pragma unroll
-  for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
+  for (int i = 0; i < n; ++i) peak[i] = std::numeric_limits<acc>::lowest();
 #pragma unroll 1
   for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     const auto [A, B] = slopes[c];
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
       const acc value = static_cast<acc>(pack.value[i]);
       const Step<acc> step = softmax_step(peak[i], value);
       norm[i] = step.before * norm[i] + step.now;
-      inner[i] = step.before * inner[i] + step.now * (A + B * value);
+      inner[i] = step.before * inner[i] + step.now * (A + B * counted_score(value));
     }
   }
   share_peak(peak, weight);
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const acc x = static_cast<acc>(pack.value[i]), m = exp(x - peak[i]) * weight[i];
-      value[i] = m * ((A + B * x) - inner[i] + B);
+      value[i] = m * ((A + B * counted_score(x)) - inner[i] + B);
     }
     out.store(c, value);
   }

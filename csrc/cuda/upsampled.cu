@@ -57,7 +57,7 @@ struct Column {
 
   template <class T>
   __device__ acc of(const T* row) const {
-    return mix(static_cast<acc>(row[left]), static_cast<acc>(row[right]), weight);
+    return mix(interpolable(static_cast<acc>(row[left])), interpolable(static_cast<acc>(row[right])), weight);
   }
 };
 
@@ -78,15 +78,16 @@ struct ArgMax {
 
   template <class acc>
   __device__ void add(State<acc>& state, int c, acc s, int) const {
-    if (s > state.best) state.best = s, state.index = c;
+    if (s > state.best || (s != s && state.best == state.best)) state.best = s, state.index = c;
   }
 
   template <class acc>
   __device__ acc done(const State<acc>& state, int64_t at, int) const {
+    const int index = ruled_out(state.best) ? 0 : state.index;  // all of them are: the first of equals
     if (many) {
-      static_cast<int64_t*>(labels)[at] = state.index;
+      static_cast<int64_t*>(labels)[at] = index;
     } else {
-      static_cast<uint8_t*>(labels)[at] = static_cast<uint8_t>(state.index);
+      static_cast<uint8_t*>(labels)[at] = static_cast<uint8_t>(index);
     }
     return acc(0);
   }
@@ -107,7 +108,7 @@ struct SoftMargin {
 
   template <class acc>
   __device__ acc done(State<acc>& state, int64_t, int) const {
-    return state.value();
+    return -interpolated(-state.value());
   }
 
   // What the derivatives of a pixel share: nothing.
@@ -135,7 +136,10 @@ struct CrossEntropy {
 
   template <class acc>
   struct State {
-    acc peak = -std::numeric_limits<acc>::infinity(), sum = 0, own = 0;
+    acc peak = std::numeric_limits<acc>::lowest(), sum = 0, own = 0;
+
+    // The log of the sum: NaN where the softmax is, with +inf in a class or -inf in all.
+    __device__ acc tail() const { return log(sum) + (interpolated(peak) - interpolated(peak)); }
   };
 
   template <class acc>
@@ -147,9 +151,9 @@ struct CrossEntropy {
 
   template <class acc>
   __device__ acc done(const State<acc>& state, int64_t at, int) const {
-    const acc tail = log(state.sum);
+    const acc tail = state.tail();
     if (log_norm) log_norm[at] = state.peak + tail;
-    return tail + (state.peak - state.own);
+    return tail + (state.peak - interpolated(state.own));
   }
 
   struct Norm {
@@ -163,7 +167,7 @@ struct CrossEntropy {
     State<Acc> state;
 #pragma unroll 1
     for (int c = 0; c < classes; ++c) add(state, c, logit_of(c), -1);
-    return {state.peak, log(state.sum)};
+    return {state.peak, state.tail()};
   }
 
   template <class acc>
@@ -363,7 +367,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     again = true;
   } while (begin < end);
   if constexpr (Loss::kLossWithDerivative) {
-    const acc total = block_sum(loss.value());
+    const acc total = block_sum(-interpolated(-loss.value()));
     if (thread == 0) sums[blockIdx.x] = total;
   }
 }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "math/compiler.h"
 
@@ -50,6 +51,22 @@ struct AlignedCorners {
     weight = source - static_cast<acc>(low);
   }
 };
+
+// -inf is interpolated as the lowest number, since a weight of 0 would make it NaN. What comes out is then so low, down
+// to a share of 2^-40, that it passes for -inf.
+template <class acc>
+WILSON_HOST_DEVICE acc interpolable(acc score) {
+  constexpr acc lowest = std::numeric_limits<acc>::lowest();
+  return score < lowest ? lowest : score;
+}
+template <class acc>
+WILSON_HOST_DEVICE bool ruled_out(acc score) {
+  return score <= std::numeric_limits<acc>::lowest() * acc(0x1p-40);
+}
+template <class acc>
+WILSON_HOST_DEVICE acc interpolated(acc score) {
+  return ruled_out(score) ? -std::numeric_limits<acc>::infinity() : score;
+}
 
 // (1 - weight) near + weight far. Two kernels may round it differently.
 template <class acc>

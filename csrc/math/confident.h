@@ -14,7 +14,7 @@ struct Threshold {
 
   WILSON_HOST_DEVICE acc of(int64_t c, acc peak) const {
     const acc share = (c == 0 ? background_ratio : class_ratio) * peak;
-    return share > floor ? share : floor;
+    return share < floor ? floor : share;  // NaN stays: such a class claims nothing
   }
 };
 

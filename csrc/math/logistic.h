@@ -17,6 +17,12 @@ WILSON_HOST_DEVICE acc positive_part(acc x) {
   return x > acc(0) ? x : acc(0);
 }
 
+// max(x, 0) - x q, where 0 times infinity is 0: a logit of -inf costs nothing where the target is 0.
+template <class acc>
+WILSON_HOST_DEVICE acc linear_part(acc x, acc q) {
+  return positive_part(x) - (q == acc(0) ? acc(0) : x) * q;
+}
+
 // A sum of log(1 + e) over terms e in 0..1, as log(1 + p) of p = prod(1 + e) - 1: one multiply-add and one addition a
 // term instead of a logarithm. p keeps its relative precision however small the terms are.
 template <class acc>

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "math/compiler.h"
 
@@ -20,6 +21,12 @@ struct PoolingOptions {
 template <class acc>
 PoolingOptions<acc> pooling_options(double eps, double gamma, double lam, int64_t pixels, bool focal) {
   return {static_cast<acc>(eps), static_cast<acc>(gamma), static_cast<acc>(lam), static_cast<acc>(pixels), focal};
+}
+
+// A score as it is weighted: -inf has probability 0 and adds nothing, which 0 times infinity would not give.
+template <class acc>
+WILSON_HOST_DEVICE acc counted_score(acc z) {
+  return z < std::numeric_limits<acc>::lowest() ? acc(0) : z;
 }
 
 // x^e for x in 0..1 and e >= 0. Not pow: that is a call on a GPU, around which double kernels spill.

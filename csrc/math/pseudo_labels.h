@@ -27,7 +27,7 @@ struct BackgroundMerge {
 
   // The target of the background.
   WILSON_HOST_DEVICE acc of(acc omega, acc q) const {
-    if (minimum) return omega < q ? omega : q;
+    if (minimum) return omega < q || omega != omega ? omega : q;  // NaN if one of them is
     return (acc(1) - background_weight) * omega + background_weight * q;
   }
 };

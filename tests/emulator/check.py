@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support import cases
+from tests.support import cases, infinities
 from tests.support.agreement import Expected, flat
 from wilson import ops
 from wilson.ops._registry import OPS
@@ -55,6 +56,13 @@ def agrees(provider: str, case: cases.Case, arch: int = 90, seed: int = 0) -> No
     with emulated_ops.emulated(provider, need(provider, case.op), arch, seed) as session:
         expected.assert_met_by(getattr(ops, case.op))
     assert session.launches or not case.args[0].numel(), "no kernel ran"
+
+
+def as_the_reference(provider: str, odd: Iterable[cases.Case]) -> None:
+    """Cases with infinite and undefined numbers."""
+    for case in odd:
+        with emulated_ops.emulated(provider, need(provider, case.op)):
+            infinities.assert_as_the_reference(case, getattr(ops, case.op))
 
 
 def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ...] = (1, 2)) -> None:

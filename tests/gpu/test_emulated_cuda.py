@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.emulator import check, traffic
-from tests.support import cases
+from tests.support import cases, infinities
 
 PROVIDER = "cuda"
 # All of float32 that is quick; of bfloat16, whose loads and stores differ, the layouts that choose other kernels
@@ -63,6 +63,17 @@ def test_pamr_of_maps_that_have_no_room_in_shared_memory():
     draw = cases.Draw("large", cases.Shape(1, 2, 113, 113), torch.float32)
     options = {"iterations": 2, "dilations": [5], "image_labels": torch.zeros(1, 1)}
     check.agrees(PROVIDER, cases.Case("pamr", "large", (draw.image(), draw.probabilities()), options))
+
+
+@pytest.mark.parametrize("op", infinities.OPS)
+def test_infinite_and_undefined_numbers(op):
+    check.as_the_reference(PROVIDER, infinities.of(op))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", infinities.OPS)
+def test_infinite_and_undefined_numbers_of_many_classes(op):
+    check.as_the_reference(PROVIDER, infinities.of(op, infinities.MANY))
 
 
 @pytest.mark.parametrize("op", check.FAMILY)

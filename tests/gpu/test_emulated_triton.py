@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.emulator import check, traffic
-from tests.support import cases
+from tests.support import cases, infinities
 
 PROVIDER = "triton"
 # Each of these compiles kernels of its own, which is what takes the time: the rest is among the slow tests
@@ -57,6 +57,17 @@ def test_agrees_on_sm_80(case):
 
 def test_pamr_of_labelled_classes_has_the_bits_of_all():
     check.labelled_bits(PROVIDER)
+
+
+@pytest.mark.parametrize("op", infinities.OPS)
+def test_infinite_and_undefined_numbers(op):
+    check.as_the_reference(PROVIDER, infinities.of(op))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", infinities.OPS)
+def test_infinite_and_undefined_numbers_of_many_classes(op):
+    check.as_the_reference(PROVIDER, infinities.of(op, infinities.MANY))
 
 
 @pytest.mark.parametrize("op", check.FAMILY)

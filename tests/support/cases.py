@@ -8,6 +8,7 @@ its least work in `WORK`, and its cases in its family's function.
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wilson import ops
 from wilson.ops._registry import OPS
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -282,7 +284,7 @@ def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -
     """One case of an op; `options` are those of :class:`Draw`."""
     args = INPUTS[op](Draw(f"{op}{name}", shape, dtype, **options))
     kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
-    if op in ("confident_labels", "balanced_cross_entropy") and shape.classes > 255:
+    if shape.classes > 255 and "ignore_index" in inspect.signature(getattr(ops, op)).parameters:
         kwargs["ignore_index"] = -1  # 255, the default, is a class
     return Case(op, name, args, kwargs)
 

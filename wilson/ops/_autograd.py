@@ -22,6 +22,15 @@ import torch
 from torch import Tensor
 
 
+def under_transform() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work.
+
+    The reference serves them: it has all their rules, also for gradients of gradients and a dimension that vmap adds.
+    Functions with a `setup_context` of their own would cost every call 10 us, which the transforms alone need.
+    """
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 class _RefuseSecondDerivative(torch.autograd.Function):
     """The identity on a gradient; differentiating it again raises.
 

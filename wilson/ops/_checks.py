@@ -112,6 +112,24 @@ def background_weight(op: str, value: float | str) -> float | None:
     return float(value)
 
 
+def ignored(op: str, ignore_index: int, classes: int) -> int:
+    """A label to skip, which may be one of the classes: but 255, the default, is none that anybody chose to skip."""
+    if ignore_index == 255 and classes > 255:
+        raise ValueError(
+            f"{op}: ignore_index must not be 255 with {classes} classes, as 255 is one of them; "
+            "pass a negative number or one above the classes"
+        )
+    return int(ignore_index)
+
+
+def size(op: str, value: Sequence[int]) -> tuple[int, int]:
+    """(H', W'), each at least 1; symbols of an export stay what they are."""
+    if len(value) != 2 or value[0] < 1 or value[1] < 1:
+        raise ValueError(f"{op}: size must be (H', W'), each at least 1, got {tuple(value)!r}")
+    height, width = (side if isinstance(side, torch.SymInt) else int(side) for side in value)
+    return height, width
+
+
 def outside_classes(op: str, ignore_index: int, classes: int) -> None:
     if 0 <= ignore_index < classes:
         raise ValueError(

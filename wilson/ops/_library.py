@@ -3,14 +3,18 @@
 Every op is registered by its family's Python file with the reference as its body, so every device has an answer.
 Compiled code plugs kernels into dispatch keys: CPU from `wilson._C`; CUDA from `wilson._C_cuda`, else from Triton.
 `WILSON_CUDA_PROVIDER=cuda|triton|reference`, read once at import, chooses for CUDA.
+
+Nothing here initialises CUDA: a process that is forked afterwards, as the workers of a loader are, could not use it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +27,7 @@ from ._registry import OPS
 
 DEVICES = ("CPU", "CUDA")
 REFERENCE = "reference"
+CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
 _provider = dict.fromkeys(DEVICES, REFERENCE)  # what serves the ops that have a kernel on this device
 _reason = dict.fromkeys(DEVICES, "")  # why nothing better does
@@ -71,7 +76,7 @@ def _load_cuda() -> None:
     if choice == REFERENCE:
         _reason["CUDA"] = "WILSON_CUDA_PROVIDER=reference"
         return
-    if not choice and not torch.cuda.is_available():
+    if not choice and torch.cuda.device_count() == 0:  # asks NVML, where is_available() would initialise CUDA
         _reason["CUDA"] = "no CUDA device"
         return
     if choice != "triton":
@@ -88,22 +93,49 @@ def _load_cuda() -> None:
 
 def _load_cuda_library() -> str:
     """Register the kernels of `wilson._C_cuda`; returns why it cannot serve, or nothing."""
-    library = Path(__file__).parents[1] / "_C_cuda.so"
-    info = build_info() or {}
-    if not info.get("cuda_architectures") or not library.exists():
-        return f"the CUDA library was not built: {info.get('cuda', 'no compiled kernels')}"
+    if _installed_without_kernels():
+        return "the CUDA library was not built: installed with WILSON_BUILD=none"
+    info = build_info()
+    if info and not info["cuda_architectures"]:
+        return f"the CUDA library was not built: {info['cuda']}"
+    if not CUDA_LIBRARY.exists():
+        return "the CUDA library was not built"
     if torch.version.cuda is None:
         return "this torch has no CUDA"
-    oldest = min(int(str(a).rstrip("af+PTX")) for a in info["cuda_architectures"])
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        if 10 * major + minor < oldest:
-            return f"the device is sm_{major}{minor}, the CUDA library was built for sm_{oldest} and newer"
+    oldest = min(_architectures(CUDA_LIBRARY), default=0)
+    newest = max(_capabilities(), default=oldest)  # which is device 0, unless CUDA_DEVICE_ORDER says otherwise
+    if newest < oldest:
+        return f"the device is sm_{newest}, the CUDA library was built for sm_{oldest} and newer"
     try:
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(CUDA_LIBRARY))
     except OSError as error:
         return f"the CUDA library could not be loaded: {error}"
     return ""
+
+
+def _architectures(library: Path) -> list[int]:
+    """What a CUDA library was built for, 90 for sm_90: it says so itself, as it serves a Python without `wilson._C`."""
+    found = re.search(rb"wilson CUDA architectures: ([^\0]*)", library.read_bytes())
+    return [int(number) for number in re.findall(rb"\d+", found[1])] if found else []
+
+
+def _capabilities() -> list[int]:
+    """Of the GPUs of this machine, 90 for 9.0, as NVML tells: torch would initialise CUDA. Empty if it cannot tell."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return []
+    if nvml.nvmlInit_v2() != 0:
+        return []
+    found, count = [], ctypes.c_uint()
+    nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+    for i in range(count.value):
+        device, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+        if nvml.nvmlDeviceGetHandleByIndex_v2(i, ctypes.byref(device)) == 0:
+            nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor))
+            found.append(10 * major.value + minor.value)
+    nvml.nvmlShutdown()
+    return found
 
 
 def _register_triton() -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
-from ._autograd import first_order
+from ._autograd import first_order, under_transform
 
 __all__ = ["balanced_cross_entropy", "confident_labels"]
 
@@ -80,6 +80,15 @@ def confident_labels(
     _checks.image_labels(CONFIDENT, image_labels, *refined.shape[:2])
     _checks.outside_classes(CONFIDENT, ignore_index, refined.shape[1])
     _checks.same_device(CONFIDENT, refined=refined, image_labels=image_labels)
+    if under_transform():
+        return reference.confident_labels(
+            refined,
+            image_labels,
+            background_ratio=background_ratio,
+            class_ratio=class_ratio,
+            floor=floor,
+            ignore_index=ignore_index,
+        )
     return _confident(
         refined.detach(),
         image_labels.detach(),
@@ -118,7 +127,7 @@ def _balanced_backward(
     factor = (pixel_weight * (grad / max(labels.numel(), 1))).unsqueeze(1)
     derivative = scores.to(grad.dtype).softmax(1)
     derivative.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(factor))
-    return torch.empty_like(scores).copy_(derivative * factor)
+    return torch.empty_like(scores).copy_(torch.where(factor != 0, derivative * factor, 0))
 
 
 @_balanced_backward.register_fake
@@ -179,6 +188,8 @@ def balanced_cross_entropy(
     _checks.image_labels(BALANCED, image_labels, batch, classes)
     _checks.outside_classes(BALANCED, ignore_index, classes)
     _checks.same_device(BALANCED, scores=scores, labels=labels, counts=counts, image_labels=image_labels)
+    if under_transform():
+        return reference.balanced_cross_entropy(scores, labels, counts, image_labels, ignore_index=ignore_index)
     constants = (labels, counts, image_labels.detach(), int(ignore_index))
     if torch.is_grad_enabled() and scores.requires_grad:
         return _BalancedCrossEntropy.apply(scores, *constants)

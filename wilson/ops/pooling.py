@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
-from ._autograd import first_order
+from ._autograd import first_order, under_transform
 
 __all__ = ["ngwp_focal_pool"]
 
@@ -23,7 +23,7 @@ def _forward(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) 
     pooled = reference.ngwp_focal_pool(z, eps=eps, gamma=gamma, lam=lam, focal=focal)
     m = z.softmax(1)
     mass = m.flatten(2).sum(2)
-    return pooled, mass, (m * z).flatten(2).sum(2) / (eps + mass)
+    return pooled, mass, (m * reference.counted_scores(z)).flatten(2).sum(2) / (eps + mass)
 
 
 @_forward.register_fake
@@ -57,7 +57,7 @@ def _backward(
     a = (grad_pooled * slope)[:, :, None, None]
     b = (grad_pooled / (eps + mass))[:, :, None, None]
     m = z.softmax(1)
-    inner = a + b * z
+    inner = a + b * reference.counted_scores(z)
     grad = m * (inner - (m * inner).sum(1, keepdim=True) + b)
     return torch.empty_like(scores).copy_(grad)
 
@@ -118,6 +118,8 @@ def ngwp_focal_pool(
     _checks.positive(OP, eps=eps, lam=lam)
     if not gamma >= 1:
         raise ValueError(f"{OP}: gamma must be at least 1, got {gamma!r}")
+    if under_transform():
+        return reference.ngwp_focal_pool(scores, eps=eps, gamma=gamma, lam=lam, focal=focal)
     options = (float(eps), float(gamma), float(lam), bool(focal))
     if torch.is_grad_enabled() and scores.requires_grad:
         return _NgwpFocalPool.apply(scores, *options)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
-from ._autograd import first_order, scaled
+from ._autograd import first_order, scaled, under_transform
 
 __all__ = ["merge_pseudo_labels", "pseudo_label_loss"]
 
@@ -164,6 +164,10 @@ def merge_pseudo_labels(
     """
     background_weight = _check(MERGE, localizer_scores, old_logits, image_labels, alpha, background)
     _checks.same_device(MERGE, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels)
+    if under_transform():
+        return reference.merge_pseudo_labels(
+            localizer_scores, old_logits, image_labels, alpha=alpha, background=background
+        )
     return _merge(
         localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), background_weight
     )
@@ -200,6 +204,10 @@ def pseudo_label_loss(
 
     Differentiable once with respect to `logits`.
     """
+    if under_transform():
+        return reference.pseudo_label_loss(
+            logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=background
+        )
     return pseudo_label_loss_and_factor(
         logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=background
     )[0]

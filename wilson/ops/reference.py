@@ -4,6 +4,19 @@ Same names and signatures as :mod:`wilson.ops`; the compiled kernels must agree 
 brings its floating inputs to the accumulation dtype (float64 if any of them is, else float32). Gradients of any order
 flow, except where the op has none. Arguments are not checked here; :mod:`wilson.ops` does that.
 
+What infinite and undefined numbers mean, here as in every kernel:
+
+- A class whose score is -inf is ruled out: the softmax is over the others, and the class adds 0 to what is pooled.
+- In a binary cross-entropy 0 times infinity is 0: a logit of -inf adds 0 where the target is 0, else +inf.
+- +inf and NaN, like -inf in all classes, make a pixel's softmax NaN; the result is NaN where the pixel counts.
+- A pixel without a class, or of an image that does not count, adds 0 to loss and gradient whatever its scores.
+- Upsampling gives -inf where a pixel of -inf has a share above 0. Numbers under 2^-40 of the lowest count as -inf there.
+- The arg-max is that of `torch.argmax`: the first NaN, else the first of the highest.
+- A class with a NaN or +inf in an image claims no pixel there.
+
+A gradient is defined where the loss is finite. `pamr` makes no promise: infinite and undefined numbers spread to the
+neighbours.
+
 Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
 Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the op follows the code, and
 its docstring says so.
@@ -32,8 +45,13 @@ def ngwp_focal_pool(
     z = scores.to(accumulate(scores)).flatten(2)  # (B, C, P)
     m = z.softmax(1)
     mass = m.sum(2)
-    pooled = (m * z).sum(2) / (eps + mass)
+    pooled = (m * counted_scores(z)).sum(2) / (eps + mass)
     return pooled + focal_penalty(mass, z.shape[2], gamma, lam) if focal else pooled
+
+
+def counted_scores(z: Tensor) -> Tensor:
+    """The scores, with 0 for -inf: their probability is 0, and 0 times infinity would be NaN."""
+    return z.masked_fill(z == -torch.inf, 0)
 
 
 def focal_penalty(mass: Tensor, pixels: int, gamma: float, lam: float) -> Tensor:
@@ -47,18 +65,23 @@ def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
     dtype = accumulate(scores, old_logits)
     old = old_logits.shape[1]
     z, prior = scores[:, :old].to(dtype), old_logits.detach().to(dtype).sigmoid()
-    return F.binary_cross_entropy_with_logits(z, prior, reduction="sum") / max(z.numel(), 1)
+    return margin_loss(z, prior).sum() / max(z.numel(), 1)
 
 
 def soft_margin_loss(logits: Tensor, targets: Tensor, *, image_weight: Tensor | None = None) -> Tensor:
     """BCE with soft targets: sum over classes, mean over pixels, (weighted) mean over images (SEG, Eq. 7)."""
     dtype = accumulate(logits, targets, image_weight)
     s, q = logits.to(dtype), targets.detach().to(dtype)
-    per_image = F.binary_cross_entropy_with_logits(s, q, reduction="none").sum(1).flatten(1).mean(1)  # (B,)
+    per_image = margin_loss(s, q).sum(1).flatten(1).mean(1)  # (B,)
     if image_weight is None:
         return per_image.sum() / max(len(per_image), 1)
     g = image_weight.detach().to(dtype)
     return (g * per_image).sum() / (g.sum() + IMAGE_WEIGHT_EPS)
+
+
+def margin_loss(s: Tensor, q: Tensor) -> Tensor:
+    """Binary cross-entropy with logits s against q, element by element: log(1 + exp(s)) - s q, where 0 * inf is 0."""
+    return -F.logsigmoid(-s) - torch.where(q == 0, 0, s * q)
 
 
 def merge_pseudo_labels(
@@ -89,7 +112,7 @@ def merge_pseudo_labels(
         merged = (1 - float(background)) * omega[:, :1] + float(background) * q[:, :1]
     targets = torch.cat([merged, omega[:, 1:], q[:, old:]], 1)
 
-    found = q[:, old:].flatten(2).sum(2) > 0
+    found = (q[:, old:] > 0).flatten(2).any(2)
     image_weight = (found == (labels[:, old - 1 :] > 0)).all(1).to(dtype)
     return targets, image_weight
 
@@ -187,9 +210,10 @@ def balanced_cross_entropy(
     """
     dtype = accumulate(scores)
     valid, index = valid_labels(labels, scores.shape[1], ignore_index)
-    entropy = -scores.to(dtype).log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)  # (B, H, W)
-    weight = balanced_weights(counts, image_labels, dtype).gather(1, index.flatten(1)).view_as(entropy)
-    return torch.where(valid, weight * entropy, 0).sum() / max(labels.numel(), 1)
+    weight = balanced_weights(counts, image_labels, dtype).gather(1, index.flatten(1)).view(index.shape) * valid
+    z = torch.where((weight != 0).unsqueeze(1), scores.to(dtype), 0)  # pixels that do not count may hold anything
+    entropy = -z.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)  # (B, H, W)
+    return torch.where(weight != 0, weight * entropy, 0).sum() / max(labels.numel(), 1)
 
 
 def balanced_weights(counts: Tensor, image_labels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -204,8 +228,7 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
 
     A pixel labelled ignore_index or outside 0..C-1 adds 0 and is counted.
     """
-    up = upsample(logits, labels.shape[1:])
-    valid, index = valid_labels(labels, up.shape[1], ignore_index)
+    up, valid, index = upsampled_with_labels(logits, labels, ignore_index)
     # BCE with logits against y is -log sigmoid(-s) - y s
     per_pixel = -F.logsigmoid(-up).sum(1) - up.gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(valid, per_pixel, 0).sum() / max(labels.numel(), 1)
@@ -213,8 +236,7 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
 
 def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
     """Softmax cross-entropy of the upsampled logits, mean over pixels whose label is a class; 0 if there is none."""
-    up = upsample(logits, labels.shape[1:])
-    valid, index = valid_labels(labels, up.shape[1], ignore_index)
+    up, valid, index = upsampled_with_labels(logits, labels, ignore_index)
     entropy = -up.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(valid, entropy, 0).sum() / valid.sum().clamp(min=1)
 
@@ -225,12 +247,21 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return best if logits.shape[1] > 255 else best.to(torch.uint8)
 
 
+def upsampled_with_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits at the labels' size, 0 where there is no class; which pixels carry a class; and that class."""
+    valid, index = valid_labels(labels, logits.shape[1], ignore_index)
+    return upsample(logits, labels.shape[1:]).masked_fill(~valid.unsqueeze(1), 0), valid, index
+
+
 def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, corners not aligned, in the accumulation dtype."""
+    """Bilinear, corners not aligned, in the accumulation dtype; -inf where a pixel of -inf has a share."""
     logits = logits.to(accumulate(logits))
     if not len(logits):  # which interpolate refuses
         return logits[:, :, :1, :1].expand(0, -1, *size)
-    return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=False)
+    lowest = torch.finfo(logits.dtype).min  # instead of -inf, which a weight of 0 would make NaN
+    finite = logits.masked_fill(logits == -torch.inf, lowest)
+    up = F.interpolate(finite, size=list(size), mode="bilinear", align_corners=False)
+    return F.threshold(up, lowest * 2.0**-40, -torch.inf, inplace=True)
 
 
 def valid_labels(labels: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
-from ._autograd import first_order
+from ._autograd import first_order, under_transform
 
 __all__ = ["localization_prior_loss", "soft_margin_loss"]
 
@@ -83,6 +83,8 @@ def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
     _checks.scores(LOC, "scores", scores)
     _checks.old_logits(LOC, old_logits, "scores", scores)
     _checks.same_device(LOC, scores=scores, old_logits=old_logits)
+    if under_transform():
+        return reference.localization_prior_loss(scores, old_logits)
     if torch.is_grad_enabled() and scores.requires_grad:
         return _LocalizationPriorLoss.apply(scores, old_logits.detach())
     return _prior_forward(scores.detach(), old_logits.detach())
@@ -170,6 +172,8 @@ def soft_margin_loss(logits: Tensor, targets: Tensor, *, image_weight: Tensor | 
             raise ValueError(f"{SOFT}: image_weight must be (B,) = ({len(logits)},), got ({len(image_weight)},)")
         image_weight = image_weight.detach()
     _checks.same_device(SOFT, logits=logits, targets=targets, image_weight=image_weight)
+    if under_transform():
+        return reference.soft_margin_loss(logits, targets, image_weight=image_weight)
     if torch.is_grad_enabled() and logits.requires_grad:
         return _SoftMarginLoss.apply(logits, targets.detach(), image_weight)
     return _soft_forward(logits.detach(), targets.detach(), image_weight)

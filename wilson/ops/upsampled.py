@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
-from ._autograd import first_order, scaled
+from ._autograd import first_order, scaled, under_transform
 
 __all__ = ["upsampled_argmax", "upsampled_cross_entropy", "upsampled_soft_margin_loss"]
 
@@ -23,7 +23,7 @@ def _derivative(probabilities: Tensor, labels: Tensor, logits: Tensor, ignore_in
         return probabilities.new_zeros(logits.shape)
     valid, index = reference.valid_labels(labels, logits.shape[1], ignore_index)
     probabilities.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(probabilities[:, :1]))
-    grad_up = probabilities * valid.unsqueeze(1)
+    grad_up = probabilities.masked_fill(~valid.unsqueeze(1), 0)
     # the transpose of the bilinear upsampling
     return torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, False)
 
@@ -79,23 +79,27 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
         logits: `(B, C, H, W)` at feature resolution; float64, float32, bfloat16 or float16, any strides.
         labels: `(B, H', W')` integers of any width. A pixel labelled ignore_index or outside 0..C-1 adds 0 but is
             counted in the mean.
-        ignore_index: a label to skip.
+        ignore_index: a label to skip; with more than 255 classes not 255, which then is one.
 
     Returns:
         The loss, a scalar; float64 for float64 logits, else float32. 0 for an empty batch.
 
     Raises:
         TypeError: logits are not floating, or labels not integers.
-        ValueError: ranks or batches do not match, or a dimension but the batch is empty.
+        ValueError: ranks or batches do not match, a dimension but the batch is empty, or ignore_index is 255 with more
+            than 255 classes.
 
     Differentiable once with respect to `logits`.
     """
     _checks.scores(MARGIN, "logits", logits)
     _checks.label_map(MARGIN, labels, logits.shape[0])
+    ignore_index = _checks.ignored(MARGIN, ignore_index, logits.shape[1])
     _checks.same_device(MARGIN, logits=logits, labels=labels)
+    if under_transform():
+        return reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledSoftMarginLoss.apply(logits, labels, int(ignore_index))
-    return _margin(logits.detach(), labels, int(ignore_index), False)[0]
+        return _UpsampledSoftMarginLoss.apply(logits, labels, ignore_index)
+    return _margin(logits.detach(), labels, ignore_index, False)[0]
 
 
 # --------------------------------------------------------------------------------------------- softmax cross-entropy
@@ -144,23 +148,27 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int
     Args:
         logits: `(B, C, H, W)` at feature resolution; float64, float32, bfloat16 or float16, any strides.
         labels: `(B, H', W')` integers of any width. A pixel labelled ignore_index or outside 0..C-1 is skipped.
-        ignore_index: a label to skip.
+        ignore_index: a label to skip; with more than 255 classes not 255, which then is one.
 
     Returns:
         The loss, a scalar; float64 for float64 logits, else float32. 0 if no pixel counts.
 
     Raises:
         TypeError: logits are not floating, or labels not integers.
-        ValueError: ranks or batches do not match, or a dimension but the batch is empty.
+        ValueError: ranks or batches do not match, a dimension but the batch is empty, or ignore_index is 255 with more
+            than 255 classes.
 
     Differentiable once with respect to `logits`.
     """
     _checks.scores(ENTROPY, "logits", logits)
     _checks.label_map(ENTROPY, labels, logits.shape[0])
+    ignore_index = _checks.ignored(ENTROPY, ignore_index, logits.shape[1])
     _checks.same_device(ENTROPY, logits=logits, labels=labels)
+    if under_transform():
+        return reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledCrossEntropy.apply(logits, labels, int(ignore_index))
-    return _entropy(logits.detach(), labels, int(ignore_index), False)[0]
+        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index)
+    return _entropy(logits.detach(), labels, ignore_index, False)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -198,6 +206,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Not differentiable.
     """
     _checks.scores(ARGMAX, "logits", logits)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"{ARGMAX}: size must be (H', W'), each at least 1, got {tuple(size)!r}")
-    return _argmax(logits.detach(), int(size[0]), int(size[1]))
+    height, width = _checks.size(ARGMAX, size)
+    if under_transform():
+        return reference.upsampled_argmax(logits, (height, width))
+    return _argmax(logits.detach(), height, width)

@@ -40,6 +40,21 @@ WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, const
   }
 }
 
+// Sum over the classes and pixels of a tile of the logistic loss, where 0 times infinity is 0. For a tile whose loss came
+// out as NaN: that of a logit of -inf with a target of 0 is 0. `s` and `q` have row(c).
+template <class acc, class Logits, class Targets, class TargetOf>
+__attribute__((noinline)) double margin_loss_with_infinities(const Logits& s, const Targets& q, int64_t classes,
+                                                             int64_t count, TargetOf target_of) {
+  double total = 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    const acc *sc = s.row(c), *qc = q.row(c);
+    for (int64_t j = 0; j < count; ++j) {
+      total += linear_part(sc[j], target_of(qc[j])) + log1p_nonnegative(exp_nonpositive(-std::abs(sc[j])));
+    }
+  }
+  return total;
+}
+
 // To be called after each class c. `product` stands for a sum of log(1 + e); this adds the sum to `loss` when the
 // product can take no more factors, and after the last class.
 template <class acc>

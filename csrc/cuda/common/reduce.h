@@ -61,7 +61,8 @@ __device__ acc block_sum(acc value) {
 
 // One step of a softmax over a stream of scores, relative to the largest so far:
 //   sum = before * sum + now * term
-// It takes one exponential, and a kernel reads the scores only once.
+// It takes one exponential, and a kernel reads the scores only once. The first peak is the lowest number: -inf adds 0 then,
+// and a pixel of nothing else has a sum of 0.
 template <class acc>
 struct Step {
   acc before, now;
@@ -91,7 +92,7 @@ struct Softmax {
 
   __device__ Softmax() {
 #pragma unroll
-    for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
+    for (int i = 0; i < n; ++i) peak[i] = std::numeric_limits<acc>::lowest();
   }
 
   // Takes in the scores of one class; each warp has its own classes.
@@ -119,7 +120,7 @@ template <class acc>
 class LogisticSum {
  public:
   __device__ void add(acc x, acc q, acc e) {
-    linear_ += positive_part(x) - x * q;
+    linear_ += linear_part(x, q);
     product_ = times_one_plus(product_, e);
   }
 
