@@ -79,7 +79,7 @@ def peak_of(z, c, C):
 
 @triton.jit
 def counted_scores(z):
-    """The scores as they are weighted: -inf has probability 0 and adds nothing, which 0 times infinity would not give."""
+    """The scores as they are weighted: -inf has probability 0 and adds nothing, where 0 times infinity would be NaN."""
     return tl.where(z == -float("inf"), 0.0, z)
 
 

@@ -6,6 +6,7 @@ Only shapes, dtypes and plain numbers are looked at. The values of tensors are n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def ignored(op: str, ignore_index: int, classes: int) -> int:
     return int(ignore_index)
 
 
-def size(op: str, value: Sequence[int]) -> tuple[int, int]:
+def size(op: str, value: Sequence[Any]) -> tuple[int, int]:
     """(H', W'), each at least 1; symbols of an export stay what they are."""
     if len(value) != 2 or value[0] < 1 or value[1] < 1:
         raise ValueError(f"{op}: size must be (H', W'), each at least 1, got {tuple(value)!r}")

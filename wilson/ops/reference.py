@@ -10,7 +10,7 @@ What infinite and undefined numbers mean, here as in every kernel:
 - In a binary cross-entropy 0 times infinity is 0: a logit of -inf adds 0 where the target is 0, else +inf.
 - +inf and NaN, like -inf in all classes, make a pixel's softmax NaN; the result is NaN where the pixel counts.
 - A pixel without a class, or of an image that does not count, adds 0 to loss and gradient whatever its scores.
-- Upsampling gives -inf where a pixel of -inf has a share above 0. Numbers under 2^-40 of the lowest count as -inf there.
+- Upsampling gives -inf where a pixel of -inf has a share above 0, as where a number under 2^-40 of the lowest results.
 - The arg-max is that of `torch.argmax`: the first NaN, else the first of the highest.
 - A class with a NaN or +inf in an image claims no pixel there.
 
