@@ -152,7 +152,7 @@ def first_from(k, small, large):
 
 @triton.jit
 def lowest(ACC: tl.constexpr):
-    return -1.7976931348623157e308 if ACC == tl.float64 else -3.4028234663852886e38
+    return -3.4028234663852886e38 if ACC == tl.float32 else -1.7976931348623157e308  # noqa: SIM300
 
 
 @triton.jit

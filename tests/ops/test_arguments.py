@@ -15,6 +15,7 @@ OLD = torch.zeros(2, 3, 4, 4)
 Y = torch.zeros(2, 4)
 LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
 COUNTS = torch.zeros(2, 5, dtype=torch.long)
+MANY = torch.zeros(2, 300, 4, 4)
 IMAGE = torch.zeros(2, 3, 4, 4)
 
 REFUSED = [
@@ -53,6 +54,8 @@ REFUSED = [
     (ValueError, r"labels must be \(B, H, W\)", lambda: ops.upsampled_soft_margin_loss(Z, LABELS[0])),
     (ValueError, "B = 2", lambda: ops.upsampled_cross_entropy(Z, LABELS[:1])),
     (ValueError, "size must be", lambda: ops.upsampled_argmax(Z, (0, 4))),
+    (ValueError, "255 with 300 classes", lambda: ops.upsampled_soft_margin_loss(MANY, LABELS)),
+    (ValueError, "255 with 300 classes", lambda: ops.upsampled_cross_entropy(MANY, LABELS)),
     (ValueError, "one device", lambda: ops.localization_prior_loss(Z, OLD.to("meta"))),
 ]
 

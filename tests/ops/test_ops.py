@@ -201,6 +201,56 @@ def test_exports(op):
     torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
 
 
+@pytest.mark.parametrize("op", NAMES)
+def test_exports_with_sides_of_any_length(op):
+    case = of(op, torch.float32)
+
+    class Module(torch.nn.Module):
+        def forward(self, *args):
+            if op == "upsampled_argmax":
+                args = (args[0], args[1].shape[1:])
+            return getattr(ops, op)(*args, **case.kwargs)
+
+    def tensors_of(case):
+        size = torch.empty(len(case.args[0]), *case.args[1]) if op == "upsampled_argmax" else None
+        return case.args if size is None else (case.args[0], size)
+
+    args = tensors_of(case)
+    sides = tuple(dict.fromkeys(range(1 if a.dim() == 3 else 2, a.dim()), torch.export.Dim.DYNAMIC) for a in args)
+    exported = torch.export.export(Module(), args, dynamic_shapes=(sides,)).module()
+    other = cases.case(op, "other", cases.Shape(2, 7, 12, 10, old=4, scale=3.7), torch.float32)
+    torch.testing.assert_close(exported(*tensors_of(other)), other.run(getattr(ops, op)))
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_transforms_of_torch_func(op):
+    """grad, vmap over a dimension before the batch, and gradients of gradients."""
+    case = cases.case(op, "func", cases.Shape(2, 4, 3, 3, old=2, scale=2), torch.float64, spread=1.0)
+    z, function = case.args[0], lambda z: getattr(ops, op)(z, *case.args[1:], **case.kwargs).sum()
+    leaf = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(function(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(function)(z), expected)
+    stacked = torch.stack([z, 2 * z])
+    torch.testing.assert_close(torch.func.vmap(function)(stacked), torch.stack([function(z), function(2 * z)]))
+    per_sample = torch.func.vmap(torch.func.grad(function))(stacked)
+    torch.testing.assert_close(per_sample[0], expected)
+    assert torch.func.grad(lambda z: torch.func.grad(function)(z).pow(2).sum())(z).isfinite().all()
+
+
+@pytest.mark.parametrize("op", [op for op in NAMES if op not in DIFFERENTIABLE])
+def test_vmap_of_what_has_no_gradient(op):
+    case = of(op)
+    stacked = torch.func.vmap(lambda z: getattr(ops, op)(z, *case.args[1:], **case.kwargs))(case.args[0][None])
+    for got, expected in zip(tensors(stacked), tensors(case.run(getattr(reference, op))), strict=True):
+        assert torch.equal(got[0], expected)
+
+
+def test_a_label_to_skip_may_be_a_class():
+    logits, labels = torch.randn(1, 300, 4, 4), torch.full((1, 8, 8), 255)
+    assert ops.upsampled_cross_entropy(logits, labels, ignore_index=-1) > 0
+    assert ops.upsampled_cross_entropy(logits, labels - 5, ignore_index=250) == 0
+
+
 class RawCalls(TorchDispatchMode):
     """Keeps the registered ops that run within, and their arguments."""
 

@@ -123,7 +123,7 @@ def ignored(op: str, ignore_index: int, classes: int) -> int:
     return int(ignore_index)
 
 
-def size(op: str, value: Sequence[Any]) -> tuple[int, int]:
+def size(op: str, value: Sequence[Any]) -> tuple[Any, Any]:
     """(H', W'), each at least 1; symbols of an export stay what they are."""
     if len(value) != 2 or value[0] < 1 or value[1] < 1:
         raise ValueError(f"{op}: size must be (H', W'), each at least 1, got {tuple(value)!r}")

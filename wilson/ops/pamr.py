@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks, _library, _registry, reference
+from ._autograd import under_transform
 
 __all__ = ["pamr"]
 
@@ -82,4 +83,6 @@ def pamr(
         _checks.image_labels(PAMR, image_labels, *mask.shape[:2])
         image_labels = image_labels.detach()
     _checks.same_device(PAMR, image=image, mask=mask, image_labels=image_labels)
+    if under_transform():
+        return reference.pamr(image, mask, image_labels=image_labels, iterations=iterations, dilations=dilations)
     return _pamr(image.detach(), mask.detach(), image_labels, int(iterations), [int(d) for d in dilations])
