@@ -4,7 +4,7 @@ Needs torch and numpy alone. `B, C, H, W` are images, classes (background first)
 float64, float32, bfloat16 and float16, also mixed within a call, in any strides. It computes in float32 or better, and
 works under autocast and `torch.compile(fullgraph=True)`; under the transforms of `torch.func` the reference serves. A
 score of -inf rules a class out. The kernels give the same bits in every run. :mod:`wilson.ops.reference` holds the
-definitions in plain PyTorch, and says what infinite and undefined numbers mean; :func:`providers` tells what runs where.
+definitions in plain PyTorch, and says what infinite numbers and NaN mean; :func:`providers` tells what runs where.
 """
 # a family's `__all__` names its ops
 
