@@ -56,17 +56,17 @@ WILSON_CPU_LEVELS void confident_labels_peaks(const AnyMap& refined, int64_t b, 
   Row<acc> row;
   for (size_t k = 0; k < candidates.classes.size(); ++k) {
     acc highest = -std::numeric_limits<acc>::infinity();
-    int32_t undefined = 0;
+    acc sum = 0;  // NaN if a score is, or if one is inf and another -inf: inf as the peak claims nothing either
     for (int64_t first = 0; first < refined.pixels; first += kTile) {
       const int64_t count = std::min(kTile, refined.pixels - first);
       read_gated(refined, b, candidates.classes[k], candidates.gate[k], first, count, &row);
-#pragma omp simd reduction(max : highest) reduction(+ : undefined)
+#pragma omp simd reduction(max : highest) reduction(+ : sum)
       for (int64_t j = 0; j < count; ++j) {
         highest = row.value[j] > highest ? row.value[j] : highest;
-        undefined += row.value[j] != row.value[j];
+        sum += row.value[j];
       }
     }
-    peak[k] = undefined > 0 ? std::numeric_limits<acc>::quiet_NaN() : highest;
+    peak[k] = sum == sum ? highest : sum;
   }
 }
 
