@@ -10,6 +10,7 @@ from wilson.config import LossConfig
 from wilson.methods import Cam, Eps, Settings, SingleStage
 from wilson.methods.eps import saliency_loss
 from wilson.models import build_segmenter
+from wilson.training.loop import fill_gradients
 
 OLD, NEW = 3, 2  # background counts as old
 RIVALS = [Cam, SingleStage, Eps]
@@ -48,6 +49,18 @@ def test_first_the_localizer_learns_then_the_model(parts, kind):
     assert not (learned(method.encoder) or learned(method.localizer) or learned(old))
     after = [method.encoder.state_dict(), method.localizer.state_dict(), old.state_dict()]
     assert all(torch.equal(a[k], b[k]) for a, b in zip(frozen, after, strict=True) for k in a)  # statistics, too
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_who_does_not_learn_does_not_decay(parts, kind):
+    model, _, batch = parts
+    method = build(kind, parts)
+    localizing = [*method.encoder.parameters(), *method.localizer.parameters()]
+    for epoch, moving in ((0, localizing), (2, list(model.parameters()))):
+        method.zero_grad()
+        sum(method(batch, epoch).values()).backward()
+        fill_gradients(method.learning(epoch))
+        assert {p for p in method.parameters() if p.grad is not None} == set(moving)
 
 
 @pytest.mark.parametrize("kind", RIVALS)

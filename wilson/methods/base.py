@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -91,6 +92,10 @@ class Method(nn.Module):
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         """The parameters of encoder, decoder, classifiers and, if there is one, localizer."""
         return self.model.parameter_groups()
+
+    def learning(self, epoch: int) -> Iterable[nn.Parameter]:
+        """The parameters in training in this epoch, with or without a gradient; weight decay applies to all of them."""
+        return chain.from_iterable(self.parameter_groups().values())
 
 
 class WeaklySupervised(Method):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +43,12 @@ class TwoStage(WeaklySupervised):
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
         groups = super().parameter_groups()
         return {**groups, "encoder": [*groups["encoder"], *self.encoder.parameters()]}
+
+    def learning(self, epoch: int) -> Iterable[nn.Parameter]:
+        """Those of the localizer and its encoder in the warm-up, then the model's; the others rest."""
+        if epoch < self.warmup:
+            return chain(self.localizer.parameters(), self.encoder.parameters())
+        return self.model.parameters()
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         labelling = epoch >= self.warmup

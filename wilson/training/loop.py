@@ -97,6 +97,7 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 moved = batches(parts, device, normalization)
                 losses = backward(computed, moved, len(parts), epoch, settings.batch, autocast, scaler)
+                fill_gradients(method.learning(epoch))
                 scaler.unscale_(optimizer)
                 norm, values = measured(gradient_norm(method, config.max_grad_norm), losses)
                 # a scaler skips a step by itself if only the scaled gradients are too large
@@ -125,7 +126,7 @@ def make_optimizer(
 
     Args:
         method: gives the parameter groups; the encoder has a learning rate of its own.
-        settings: of the step.
+        settings: of the step, as `Config.for_step` gives them.
         length: iterations of an epoch; t and T count iterations from the start of the step.
     """
     groups = [
@@ -134,7 +135,7 @@ def make_optimizer(
     ]
     nesterov, decay = settings.momentum > 0, settings.weight_decay
     optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, nesterov=nesterov)
-    total, warmup = settings.epochs * length, settings.warmup * length
+    total, warmup = settings.epochs * length, (settings.warmup or 0) * length
 
     def factor(t: int) -> float:
         return 1.0 if t < warmup else max(0.0, 1 - t / total) ** settings.power
@@ -184,6 +185,16 @@ def backward(
         for name, value in {"total": total, **terms}.items():
             losses[name] = losses.get(name, 0) + value.detach()
     return losses
+
+
+def fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give parameters without a gradient one of zeros, so that weight decay and momentum move them, as published.
+
+    The warm-up leaves decoder and classifiers without one. SGD skips a parameter whose gradient is None.
+    """
+    for parameter in parameters:
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def measured(norm: Tensor, losses: dict[str, Tensor]) -> tuple[float, dict[str, float]]:
