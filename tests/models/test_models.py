@@ -113,6 +113,18 @@ def test_normalization_is_the_backbones_own():
     assert normalization("tf_efficientnet_lite0")[1] == (0.5, 0.5, 0.5)
 
 
+def test_head_starts_from_xaviers_normal_distribution():
+    torch.manual_seed(0)
+    head = DeepLabV3Head(256, 256, (6, 12, 18), window=32)
+    convolutions = {name: m for name, m in head.named_modules() if isinstance(m, nn.Conv2d)}
+    assert len(convolutions) == 7
+    for conv in convolutions.values():
+        fans = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] * conv.kernel_size[1]
+        expected = (2 / (1 + 0.01**2)) ** 0.5 * (2 / fans) ** 0.5
+        assert conv.weight.std().item() == pytest.approx(expected, rel=0.02)
+        assert conv.weight.abs().max() > 4 * expected  # not uniform
+
+
 def test_head_pools_whole_crops_in_training_and_a_window_in_testing():
     torch.manual_seed(0)
     head = DeepLabV3Head(4, 8, (1, 2, 3), window=6).eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import NormAct
+from .layers import LEAKY_SLOPE, NormAct
 
 DILATIONS = {8: (12, 24, 32), 16: (6, 12, 18)}  # by stride, as published
 
@@ -17,7 +17,8 @@ class DeepLabV3Head(nn.Module):
     """Atrous spatial pyramid pooling: (B, C_in, H, W) -> (B, channels, H, W).
 
     In training, the global branch averages over the whole map. In eval mode, it averages over a sliding window of the
-    training crop's size, with replicate padding, so that it sees a larger image as it saw the crops.
+    training crop's size, with replicate padding, so that it sees a larger image as it saw the crops. The convolutions
+    start from Xavier's normal distribution, as published.
 
     Args:
         inputs: C_in, channels of the features.
@@ -39,6 +40,9 @@ class DeepLabV3Head(nn.Module):
         self.red_conv = nn.Conv2d(channels * len(self.map_convs), channels, 1, bias=False)
         self.pool_red_conv = nn.Conv2d(channels, channels, 1, bias=False)
         self.red_bn = NormAct(channels)
+        for conv in self.modules():
+            if isinstance(conv, nn.Conv2d):
+                nn.init.xavier_normal_(conv.weight, nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE))
 
     def forward(self, features: Tensor) -> Tensor:
         out = self.red_conv(self.map_bn(torch.cat([conv(features) for conv in self.map_convs], 1)))
