@@ -25,7 +25,7 @@ def parts():
     torch.manual_seed(0)
     old = build_segmenter("small_resnet", 4, "none", 8, [OLD], SIDE, (1, 2, 3))
     with torch.no_grad():
-        old.get_parameter("classifiers.0.weight").mul_(1000)  # so that its entropy varies
+        old.get_parameter("classifiers.0.weight").mul_(10)  # so that its entropy varies
     model = old.extended(NEW)
     mask = torch.randint(0, NEW + 1, (3, SIDE, SIDE))
     return model, old, {"image": torch.randn(3, 3, SIDE, SIDE), "mask": torch.where(mask > 0, mask + OLD - 1, 0)}
@@ -82,6 +82,22 @@ def test_terms_are_those_of_the_equations(parts, name):
         "ilt": {"ce": ce, "kd": kd, "enc": 100 * (features - before.features).square().mean()},
     }[name]
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["finetune-pixel", "lwf", "ilt", "mib", "joint", "lwf-mc"])
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_pixels_without_a_label_count_in_the_mean(parts, name, share):
+    batch = parts[2]
+    method = build(name, parts).eval()
+    rows = int(share * SIDE)
+    first = "seg" if name == "joint" else "bce" if name == "lwf-mc" else "ce"
+    mask = batch["mask"].clone()
+    mask[:, :rows] = 255
+    partly = method({**batch, "mask": mask}, 0)[first]
+    mask[:, :rows], mask[:, rows:] = batch["mask"][:, :rows], 255
+    rest = method({**batch, "mask": mask}, 0)[first]
+    torch.testing.assert_close(partly + rest, method(batch, 0)[first])
+    assert share < 1 or partly == 0
 
 
 def test_mib_terms_sum_the_probabilities(parts):

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from wilson import ops
 from wilson.data.loading import Batch
 from wilson.models import Prediction
 
@@ -26,7 +25,7 @@ class Lwf(FinetunePixel):
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         now, old = self.model(batch["image"]), self.remember(batch)
-        ce = ops.upsampled_cross_entropy(now.logits, batch["mask"])
+        ce = self.cross_entropy(now.logits, batch["mask"])
         return {"ce": ce, **self.distillation(now, old, batch["mask"].shape[1:])}
 
     def distillation(self, now: Prediction, old: Prediction, size: tuple[int, ...]) -> dict[str, Tensor]:

@@ -47,11 +47,11 @@ class Mib(Method):
 
 
 def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
-    """Cross-entropy in which the label background means background or any old class; mean over labelled pixels.
+    """Cross-entropy in which the label background means background or any old class; mean over all pixels.
 
     Args:
         logits: `(B, C, H, W)`.
-        labels: `(B, H, W)`, background or a new class; 255 is left out.
+        labels: `(B, H, W)`, background or a new class; 255 adds 0 and counts in the mean.
         old: O, background included.
 
     Returns:
@@ -59,8 +59,8 @@ def unbiased_cross_entropy(logits: Tensor, labels: Tensor, old: int) -> Tensor:
     """
     background = logits[:, :old].logsumexp(1, keepdim=True)
     labels, ignored = (labels - old + 1).clamp(min=0), VOID - old + 1
-    loss = F.cross_entropy(torch.cat([background, logits[:, old:]], 1), labels, ignore_index=ignored, reduction="sum")
-    return loss / (labels != ignored).sum().clamp(min=1)
+    logits = torch.cat([background, logits[:, old:]], 1)
+    return F.cross_entropy(logits, labels, ignore_index=ignored, reduction="none").mean()
 
 
 def unbiased_distillation(logits: Tensor, old_logits: Tensor) -> Tensor:
