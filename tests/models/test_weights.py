@@ -47,7 +47,7 @@ def published_resnet(stride=16):
 
 @pytest.fixture(autouse=True)
 def _small_backbone(monkeypatch):
-    monkeypatch.setitem(importing.PUBLISHED, SMALL, (64, 16))
+    monkeypatch.setitem(importing.PUBLISHED, SMALL, (64, None, 16))
 
 
 def save_imagenet(network, path, **extra):
@@ -145,7 +145,7 @@ def test_full_size_networks(tmp_path, name, network):
     published = randomize(ResNet((3, 4, 23, 3), 16) if network is ResNet else WideResNet())
     file, out = save_imagenet(published, tmp_path / "w.pth"), tmp_path / "w.safetensors"
     assert main(["weights", "import", str(file), "--out", str(out), "--backbone", name]) == 0
-    stride = importing.PUBLISHED[name][1]
+    stride = importing.PUBLISHED[name][2]
     backbone = build_backbone(name, stride, str(out), "leaky_relu")
     image = torch.randn(1, 3, 64, 96)
     assert backbone.channels == published.channels == {"resnet101": 2048, "wide_resnet38_a2": 4096}[name]

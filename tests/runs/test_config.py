@@ -29,7 +29,10 @@ from wilson.config import (
     to_dict,
 )
 from wilson.errors import UserError
+from wilson.methods import METHODS
+from wilson.run_folder import RunFolder
 from wilson.runs.ablation import FIXED, ablate
+from wilson.runs.folder import check_same
 from wilson.training import seeds
 
 SECTIONS = {"data": DataConfig, "model": ModelConfig, "base": StepConfig, "step": StepConfig, "losses": LossConfig}
@@ -60,6 +63,7 @@ WRONG = {
     "max_grad_norm": MORE,
     "data.negative_share": SHARE,
     "data.crop": COUNT,
+    "data.test_crop": COUNT,
     "data.workers": (-1,),
     "data.mean": ((0.5, 0.5, 1.5), (123.7, 116.8, 103.9), (0.5, nan, 0.5)),
     "data.std": ((0.2, 0.0, 0.2), (0.2, 0.2, -1.0)),
@@ -222,6 +226,24 @@ def test_a_malformed_grid_is_one_line(text, tmp_path, capsys):
     line = one_line(capsys)
     assert line.startswith("grid ") and "grid.yaml" in line and len(line) < 500
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_steps_from_image_labels_warm_up_by_themselves(method):
+    for recipe, epochs in (("voc", 5), ("demo", 3), ("coco-voc", 5)):
+        config = replace(RECIPES[recipe], method=method)
+        assert config.for_step(0).warmup == 0
+        assert config.for_step(1).warmup == (0 if METHODS[method].pixel_supervised else epochs)
+        given = replace(config, step=replace(config.step, warmup=2))
+        assert given.for_step(1).warmup == (0 if method == "offline" else 2)
+
+
+def test_a_run_goes_on_with_its_warm_up_spelled_out(tmp_path):
+    folder = RunFolder(tmp_path)
+    save(Config(), folder.config)
+    check_same(folder, replace(Config(), step=replace(Config().step, warmup=5)), None)
+    with pytest.raises(UserError, match=r"step\.warmup 5, not 4"):
+        check_same(folder, replace(Config(), step=replace(Config().step, warmup=4)), None)
 
 
 def test_the_warm_up_may_be_longer_than_the_step():

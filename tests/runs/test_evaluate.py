@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from wilson.checkpoint import Checkpoint
 from wilson.cli import main
 from wilson.config import DEMO
 from wilson.config.masks import VOID
+from wilson.data import opening
 from wilson.data.loading import Batch
 from wilson.data.tasks import Task
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint, evaluate_step
 from wilson.evaluation.metrics import confusion_matrices, scalars, scores, summary
 from wilson.evaluation.segment import localize, segment
+from wilson.inference.exported import Description
 from wilson.inference.predict import Predictor
 from wilson.methods import Finetune, Settings, Supervised
 from wilson.models import Prediction, SegmentationModel, build_segmenter
@@ -196,6 +199,22 @@ def trained(tmp_path_factory):
     path = root / "checkpoint.pt"
     checkpoint.save_model(tiny_model(3, 2), config, task, 1, [], path)
     return path, masks
+
+
+def test_images_may_be_larger_in_testing_than_in_training(trained, tmp_path):
+    saved = Checkpoint(trained[0])
+    config = replace(saved.config, data=replace(saved.config.data, test_crop=48))
+    dataset = opening.validation_set(config, opening.validation(config, saved.task.classes), saved.task, 1)
+    assert dataset[0]["image"].shape[1:] == dataset[0]["mask"].shape == (48, 48)
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save_model(saved.model(), config, saved.task, 1, [], path)
+    larger = Checkpoint(path)
+    assert larger.model().head.window == 32 // config.model.stride  # as in training
+    assert Description.of(larger).crop == 48
+    predictor = Predictor(larger, CPU)
+    with patch.object(predictor, "_logits", wraps=predictor._logits) as logits:
+        assert predictor.predict(np.zeros((20, 40, 3), np.uint8)).shape == (20, 40)
+    assert logits.call_args.args[0].shape == (1, 3, 48, 96)
 
 
 def test_whole_images_are_judged_by_what_predict_writes(trained, capsys):

@@ -345,7 +345,7 @@ def test_scores_of_a_known_confusion_matrix():
 
 def test_recipes_are_those_of_the_paper():
     voc: Config = RECIPES["voc"]
-    assert voc.base == StepConfig(30, 24, 0.01, 0.01, 0, 0.9, 0.9, 1e-4)
-    assert voc.step == StepConfig(40, 24, 0.001, 0.01, 5, 0.9, 0.9, 1e-4)
+    assert voc.for_step(0) == StepConfig(30, 24, 0.01, 0.01, 0, 0.9, 0.9, 1e-4)
+    assert voc.for_step(1) == StepConfig(40, 24, 0.001, 0.01, 5, 0.9, 0.9, 1e-4)
     assert (voc.model.backbone, voc.model.stride, voc.data.crop, voc.losses.alpha) == ("resnet101", 16, 512, 0.5)
     assert from_dict(to_dict(voc)) == voc and voc.model.head_channels == voc.model.localizer_channels == 256

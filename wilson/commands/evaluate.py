@@ -19,7 +19,7 @@ class Evaluate:
     split: str | None = None
     """Name of the list of images; by default the validation list of the run."""
     whole: bool = False
-    """Evaluate whole images: the model sees each with its short side resized to the training crop, and the result is
+    """Evaluate whole images: the model sees each with its short side resized to the tested crop, and the result is
     compared with the mask at the mask's own size. Otherwise centre crops, as published."""
     scales: tuple[float, ...] = (1.0,)
     """Relative sizes at which the model sees each image, such as 0.5 0.75 1 1.25 1.5; the probabilities (softmax) are

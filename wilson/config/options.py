@@ -5,22 +5,25 @@ The type of a field holds its range: it is checked when the dataclass is made, a
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Literal, TypeAlias
+from dataclasses import field, replace
+from typing import Literal, TypeAlias, get_args
 
 from pydantic.dataclasses import dataclass
 
 from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
 from .validation import CHECKED, told
 
-MethodName: TypeAlias = Literal[
-    "wilson", "finetune", "cam", "ss", "eps",
-    "finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline",
-]  # fmt: skip
+ImageLevelMethod: TypeAlias = Literal["wilson", "finetune", "cam", "ss", "eps"]
+MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline"]
+MethodName: TypeAlias = Literal[ImageLevelMethod, MaskMethod]
+RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc"]
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
 Activation: TypeAlias = Literal["own", "leaky_relu"]
 ProtocolName: TypeAlias = Literal["disjoint", "overlap"]
+
+# Epochs of warm-up in incremental steps that learn from image-level labels
+WARMUP: dict[RecipeName, int] = {"voc": 5, "own": 5, "demo": 3, "coco-voc": 5}
 
 
 @told
@@ -59,7 +62,10 @@ class DataConfig:
     """Leave out images that cannot be read or whose mask does not fit, and count them in results.json; reads all images
     once. Otherwise such an image stops the run."""
     crop: Count = 512
-    """Side of the training crops and of the evaluated centre crops, in pixels."""
+    """Side of the training crops, in pixels."""
+    test_crop: Count | None = None
+    """Side of the evaluated centre crops, and the short side of predicted images, in pixels; None for the training
+    crop (COCO-to-VOC: 512)."""
     workers: CountOrZero = 4
     """Processes that load images; 0 loads in the main process. Results do not depend on it."""
     mean: tuple[Share, Share, Share] | None = None
@@ -70,6 +76,11 @@ class DataConfig:
     """Training images of the built-in data set; not used for a folder."""
     val_images: Count = 300
     """Validation images of the built-in data set; not used for a folder."""
+
+    @property
+    def tested_crop(self) -> int:
+        """Side of the evaluated centre crops."""
+        return self.crop if self.test_crop is None else self.test_crop
 
 
 @told
@@ -106,8 +117,9 @@ class StepConfig:
     """Learning rate of the backbone."""
     lr_head: NotNegative = 0.01
     """Learning rate of decoder, classifiers and localizer."""
-    warmup: CountOrZero = 0
-    """Epochs at a constant rate; in incremental steps also the epochs before SSS and SEG."""
+    warmup: CountOrZero | None = None
+    """Epochs at a constant rate; with image-level labels also the epochs before SSS and SEG. None for the recipe's
+    (5, demo 3) in incremental steps from image-level labels, and 0 for learning from masks."""
     power: NotNegative = 0.9
     """Power of the schedule (1 - t/T)^power after the warm-up, t counted from the start."""
     momentum: BelowOne = 0.9
@@ -172,7 +184,7 @@ class LossConfig:
 class Config:
     """A run: data, network, the steps and what they optimise."""
 
-    recipe: Literal["voc", "own", "demo", "coco-voc"] = "voc"
+    recipe: RecipeName = "voc"
     """Name of the recipe that the other values started from."""
     task: str = "15-5"
     """X-Y, mask ids or class names as in 8,9,cat/10,13, offline, or coco-to-voc."""
@@ -189,7 +201,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     base: StepConfig = field(default_factory=StepConfig)
-    step: StepConfig = field(default_factory=lambda: StepConfig(epochs=40, lr_encoder=0.001, warmup=5))
+    step: StepConfig = field(default_factory=lambda: StepConfig(epochs=40, lr_encoder=0.001))
     losses: LossConfig = field(default_factory=LossConfig)
     evaluate_every: Count = 5
     """Epochs between evaluations; the last epoch is always evaluated."""
@@ -204,4 +216,14 @@ class Config:
     """Clip the gradient to this norm; None leaves it. A norm that is not finite stops the run (fp16: a loss)."""
 
     def for_step(self, step: int) -> StepConfig:
-        return self.base if step == 0 or self.method == "offline" else self.step
+        """How a step is trained, with its warm-up as a number."""
+        settings = self.base if step == 0 or self.method == "offline" else self.step
+        return replace(settings, warmup=self.warmup(step))
+
+    def warmup(self, step: int) -> int:
+        """Epochs of warm-up of a step."""
+        base = step == 0 or self.method == "offline"
+        given = self.base.warmup if base else self.step.warmup
+        if given is not None:
+            return given
+        return 0 if base or self.method in get_args(MaskMethod) else WARMUP[self.recipe]

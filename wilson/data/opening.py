@@ -118,7 +118,7 @@ def validation_set(config: Config, source: ImageSource, task: Task, step: int) -
         range(len(source.names)),
         task,
         step,
-        CentreCrop(config.data.crop),
+        CentreCrop(config.data.tested_crop),
         dense=True,
         seed=config.seed,
         all_labels=config.all_labels,

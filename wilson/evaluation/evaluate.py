@@ -94,7 +94,7 @@ def evaluate_checkpoint(
     task, step, where = saved.task, saved.step, choose_device(device)
     dataset = opening.validation_set(config, opening.validation(config, task.classes), task, step)
     if whole:
-        dataset.transform = WholeImage(data.crop)
+        dataset.transform = WholeImage(data.tested_crop)
     loader = make_loader(dataset, 1 if whole else config.for_step(step).batch, data.workers, where)
     names, old, model = task.class_names(step), task.channels_before(step), saved.model().to(where)
     looks = [partial(segment, model, scales=scales, flip=flip)]

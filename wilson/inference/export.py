@@ -50,9 +50,10 @@ def export(checkpoint: Path, out: Path) -> float:
         import onnxruntime  # noqa: F401  a missing package is reported before the work
         import onnxscript  # noqa: F401
     model, description = saved.model(), Description.of(saved)
-    program = trace(model, description.crop)
+    crop = saved.config.data.crop
+    program = trace(model, crop)
     data = _onnx(program, description) if out.suffix == ONNX else _program(program, description)
-    difference, largest = compare(model, Exported.parse(data, out.suffix, torch.device("cpu")), description.crop)
+    difference, largest = compare(model, Exported.parse(data, out.suffix, torch.device("cpu")), crop)
     if not difference <= TOLERANCE * largest:
         raise UserError(
             f"the exported model differs from {checkpoint}: logits of up to {largest:.1e} differ by {difference:.1e}, "

@@ -30,14 +30,14 @@ class Description:
     ids: tuple[int, ...]  # mask id of each channel
     mean: tuple[float, ...]  # of the image channels, RGB in 0..1
     std: tuple[float, ...]
-    crop: int  # side of the training crops in pixels; images are resized to this short side
+    crop: int  # side of the evaluated crops in pixels; images are resized to this short side
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Description:
         """The description of a checkpoint's model."""
         task, step = checkpoint.task, checkpoint.step
         mean, std = image_statistics(checkpoint.config)
-        return cls(tuple(task.class_names(step)), tuple(task.seen(step)), mean, std, checkpoint.config.data.crop)
+        return cls(tuple(task.class_names(step)), tuple(task.seen(step)), mean, std, checkpoint.config.data.tested_crop)
 
     @classmethod
     def parse(cls, text: str) -> Description:

@@ -67,7 +67,7 @@ class Predictor:
     def predict(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
         """Predict the mask id of every pixel.
 
-        The model sees the image with its short side resized to the training crop; an image longer than 6:1 is
+        The model sees the image with its short side resized to that of the evaluated crops; an image longer than 6:1 is
         resized to the area of one of 6:1.
 
         Args:

@@ -31,6 +31,7 @@ _WHAT = {
 _SETTINGS = {
     "data.root": "data",
     "data.crop": "crop",
+    "data.test_crop": "crop in testing",
     "model.backbone": "backbone",
     "model.stride": "stride",
     "base.epochs": "epochs (base step)",

@@ -153,17 +153,17 @@ class Experiment:
             )
             return FinetunePixel(model) if kind.softmax else Supervised(model)
         previous = old.model()
-        settings = Settings(config.losses, config.step.warmup, config.all_labels, config.model.localizer_channels)
+        settings = Settings(config.losses, config.warmup(step), config.all_labels, config.model.localizer_channels)
         return kind(previous.extended(len(self.task.new(step))), previous, settings)
 
 
 def check_method(config: Config) -> None:
     """Raise a UserError if the method lacks what it needs."""
-    step, kind = config.step, METHODS[config.method]
-    if issubclass(kind, TwoStage) and not 0 < step.warmup < step.epochs:
+    epochs, warmup, kind = config.step.epochs, config.warmup(1), METHODS[config.method]
+    if issubclass(kind, TwoStage) and not 0 < warmup < epochs:
         raise UserError(
             f"method {config.method} trains its localizer in the warm-up epochs and the model in those after them; "
-            f"expected --step.warmup from 1 to {step.epochs - 1}, got {step.warmup}"
+            f"expected --step.warmup from 1 to {epochs - 1}, got {warmup}"
         )
     if config.method == "eps" and config.data.saliency is None:
         raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")

@@ -147,7 +147,10 @@ def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -
             items.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
         return items
 
-    old, new = flat(asdict(read_config(folder.config))), flat(asdict(config))
+    def settled(config: Config) -> dict[str, Any]:  # with the warm-up that None stands for
+        return flat({**asdict(config), "base": asdict(config.for_step(0)), "step": asdict(config.for_step(1))})
+
+    old, new = settled(read_config(folder.config)), settled(config)
     changed = [key for key in new if old[key] != new[key]]
     moved = [key for key in changed if key in PLACES and _is_place(old[key]) and _is_place(new[key])]
     free = {*moved, *MAY_DIFFER} - ({"evaluate_every"} if config.keep_best else set())  # which decides what is the best

@@ -22,7 +22,10 @@ from wilson.models.weight_files import ACTIVATION, checksum, read_weights, write
 from .layouts import backbone_names, segmenter_names, translate
 from .published import PublishedFile
 
-PUBLISHED = {"resnet101": (512, 16), WIDE: (448, 8)}  # training crop and stride: VOC, COCO-to-VOC
+PUBLISHED: dict[str, tuple[int, int | None, int]] = {  # training crop, tested crop (None for the same), stride
+    "resnet101": (512, None, 16),  # VOC
+    WIDE: (448, 512, 8),  # COCO-to-VOC
+}
 
 
 def import_weights(
@@ -44,7 +47,8 @@ def import_weights(
         task: of a step checkpoint: the task that it was trained on.
         root: of a step checkpoint: the data set with the classes.txt that names the classes. None means the classes of
             VOC, or those of COCO if the task is coco-to-voc.
-        crop: of a step checkpoint: side of the training crops in pixels; None for the published one.
+        crop: of a step checkpoint: side of the training crops in pixels, and of the evaluated ones; None for the
+            published ones.
         stride: of the backbone; None for the published one.
 
     Returns:
@@ -59,7 +63,7 @@ def import_weights(
         raise UserError(f"weights {file} are {kind} and become a {suffix} file, not {out.name}; choose another --out")
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or choose another --out")
-    published_crop, published_stride = PUBLISHED[backbone]
+    published_crop, published_test_crop, published_stride = PUBLISHED[backbone]
     network = ModelConfig(backbone, "none", stride or published_stride, activation="leaky_relu")
     if not source.is_step:
         return _import_backbone(source, out, network)
@@ -69,7 +73,7 @@ def import_weights(
         )
     if root is not None and not Path(root).is_dir():
         raise UserError(f"data set {root}: no such folder; give the one whose classes.txt names the classes")
-    data = DataConfig(crop=crop or published_crop)
+    data = DataConfig(crop=crop) if crop else DataConfig(crop=published_crop, test_crop=published_test_crop)
     if root is not None:
         data = replace(data, root=root)
     named = COCO_CLASSES if task == COCO_TO_VOC else VOC_CLASSES
@@ -98,7 +102,8 @@ def _import_step(source: PublishedFile, out: Path, config: Config, task: Task) -
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_model(model, config, task, step, [], out)
     more = step + 1 < len(task.steps)
-    options = f"--task {task.name} --data.crop {config.data.crop} {_options(config.model)}"
+    tested = f" --data.test-crop {config.data.test_crop}" if config.data.test_crop else ""
+    options = f"--task {task.name} --data.crop {config.data.crop}{tested} {_options(config.model)}"
     train = f"wilson train --start {out} --step {step + 1} {options}"
     return _report(source, weights, out, train if more else f"wilson evaluate {out}")
 
