@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support import cases
+from tests.support import cases, infinities
 from tests.support.agreement import Expected, assert_survives_loss_scale, flat, tensors
 from wilson import ops
 from wilson.ops import _library, reference
@@ -76,6 +76,13 @@ def test_any_number_of_classes(op, layout, dtype):
         except (AssertionError, RuntimeError) as error:
             failed.append((classes, str(error).splitlines()[0]))
     assert not failed
+
+
+@pytest.mark.parametrize("op", infinities.OPS)
+@pytest.mark.parametrize("shape", [infinities.SHAPE, infinities.MANY], ids=["few", "many"])
+def test_infinite_and_undefined_numbers(op, shape):
+    for case in infinities.of(op, shape):
+        infinities.assert_as_the_reference(case, getattr(ops, op), "cuda")
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)

@@ -80,9 +80,11 @@ def _without_the_last(value: Any, shape: cases.Shape) -> Any:
     return value
 
 
-def assert_as_the_reference(case: cases.Case, function: Callable[..., Any]) -> None:
+def assert_as_the_reference(case: cases.Case, function: Callable[..., Any], device: str | None = None) -> None:
     """Finite, infinite or undefined where the reference is, and near it; gradients where the loss is finite."""
-    expected, got = flat(case.value_and_grad(getattr(reference, case.op))), flat(case.value_and_grad(function))
+    expected = flat(case.value_and_grad(getattr(reference, case.op)))
+    placed = case if device is None else case.on(device)
+    got = [result.to(case.args[0].device) for result in flat(placed.value_and_grad(function))]
     if case.differentiable and not expected[0].isfinite().all():
         expected, got = expected[:-1], got[:-1]
     for want, have in zip(expected, got, strict=True):
