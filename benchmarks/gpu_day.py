@@ -152,6 +152,8 @@ def run_training(provider: str) -> list[dict[str, Any]]:
         for _ in range(1 if measure.DEVICE.type == "cpu" else 5):
             call()
         measure.finish()
+        if measure.DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         seconds = []
         for _ in range(1 if measure.DEVICE.type == "cpu" else 10):
             start = time.perf_counter()

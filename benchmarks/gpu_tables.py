@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def step(day: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 def training(day: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """A whole training step."""
-    rows = [[row["images"], row["provider"], row["ms"], row["peak GB"]] for row in results(day, "training")]
+    rows = [[row["images"], row["provider"], row["ms"], row.get("peak GB", "")] for row in results(day, "training")]
     return ["images", "losses by", "ms", "peak GB"], rows
 
 
@@ -78,8 +79,8 @@ def profile(day: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     rows = []
     for row in results(day, "profile"):
         ours = sum(kernel["us"] for kernel in row["ours"])
-        slowest = row["ours"][0]["kernel"].split("::")[-1].split("<")[0] if row["ours"] else ""
-        rows.append([row["of"], row["us"], row["launches"], f"{100 * ours / row['us']:.1f} %", slowest])
+        slowest = [re.findall(r"\w+_kernel", kernel["kernel"])[0] for kernel in row["ours"][:1]]
+        rows.append([row["of"], row["us"], row["launches"], f"{100 * ours / row['us']:.1f} %", *slowest])
     return ["of", "device, µs", "launches", "ours", "our slowest"], rows
 
 

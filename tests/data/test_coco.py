@@ -22,6 +22,7 @@ from wilson.data.check import check, render
 from wilson.data.names import COCO_CLASSES, COCO_IDS
 from wilson.data.opening import open_source
 from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.coco_outlines import outline
 from wilson.data.sources.views import Chosen
 from wilson.data.tasks import Task, select
 from wilson.data.transforms import Normalization
@@ -345,6 +346,36 @@ def test_run_lengths_as_text_are_drawn_alike(tmp_path: Path) -> None:
     text = mask.encode(np.asfortranarray(SQUARE))["counts"].decode()
     source = written(tmp_path, change("annotations", segmentation={"counts": text, "size": [8, 12]}))
     np.testing.assert_array_equal(source.mask(0), SQUARE)
+
+
+def test_run_lengths_as_text_are_read_as_pycocotools_writes_them() -> None:
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 0.99, 1.0):
+        for height, width in ((1, 1), (8, 12), (70, 3), (300, 400)):
+            drawn = np.asfortranarray(rng.random((height, width)) < share, np.uint8)
+            text = mask.encode(drawn)["counts"].decode()
+            found = outline({"segmentation": {"counts": text, "size": [height, width]}}, (width, height), "a")
+            np.testing.assert_array_equal(found, drawn)
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("", "add up to 0; expected 96"),
+    ("0", "add up to 0; expected 96"),
+    ("1", "add up to 1; expected 96"),
+    ("0`1", "add up to 48; expected 96"),
+    ("0`3`1", "add up to 160; expected 96"),
+    ("?", "add up to 15; expected 96"),
+    ("O", "a run of under 0 pixels"),
+    ("0`", "breaks off"),
+    ("ooooooooo", "COCO's text never does"),
+    ("a b", "COCO's text never does"),
+    ("\xff", "COCO's text never does"),
+])  # fmt: skip
+def test_run_lengths_that_are_not_all_pixels_are_refused(text: str, expected: str) -> None:
+    with pytest.raises(UserError, match=rf"a: 'segmentation': 'counts' .*{expected}"):
+        outline({"segmentation": {"counts": text, "size": [8, 12]}}, (12, 8), "a")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from wilson.cli import main
 from wilson.data.images import read_image
 from wilson.errors import UserError
 from wilson.inference import predict as module
-from wilson.inference.predict import Predictor, check_images, find_images, predict
+from wilson.inference.predict import Predictor, check_images, find_images, predict, result_names
 from wilson.pictures.palette import distinct
 
 
@@ -174,6 +174,18 @@ def test_images_of_one_name_keep_their_folders(model, photos, tmp_path):
     assert all(path.is_file() for path in written)
 
 
+@pytest.mark.parametrize(("files", "expected"), [
+    (["mon/1.jpg", "tue/1.jpg", "tue/2.jpg"], ["mon/1", "tue/1", "2"]),
+    (["1.jpg", "1.png"], ["1.jpg", "1.png"]),
+    (["a/1.jpg", "a/1.png", "b/1.jpg"], ["a/1.jpg", "a/1.png", "b/1"]),
+    (["a.jpg", "a.png", "a.jpg.png"], ["a.jpg", "a.png", "a.jpg.png"]),
+    (["b/a.jpg", "b/a.png", "c/a.jpg.png"], ["b/a.jpg", "b/a.png", "a.jpg"]),
+])  # fmt: skip
+def test_no_two_images_share_a_result(tmp_path, files, expected):
+    found = result_names([tmp_path / file for file in files], tmp_path / "out")
+    assert list(found.values()) == expected and len(set(expected)) == len(expected)
+
+
 def test_side_files_and_broken_images_do_not_keep_the_others_from_being_segmented(model, photos, tmp_path, capsys):
     for name in ("._a.jpg", ".DS_Store", "Thumbs.db", "__MACOSX/a.jpg", ".ipynb_checkpoints/a.jpg"):
         (photos / name).parent.mkdir(exist_ok=True)
@@ -235,6 +247,7 @@ def test_batches_are_bounded_by_their_pixels(model, photos, tmp_path, monkeypatc
 
 def test_overlays_of_huge_images_are_drawn_smaller(model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_OVERLAY", 20)
+    monkeypatch.setattr(module, "with_legend", lambda picture, entries: picture)
     (mask,) = predict([photos / "a.jpg"], model, tmp_path / "out", CPU)
     assert Image.open(mask).size == (40, 56)
     assert Image.open(tmp_path / "out" / "a_overlay.jpg").size == (14, 19)

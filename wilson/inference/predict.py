@@ -27,7 +27,7 @@ from wilson.pictures.overlay import overlay, with_legend
 from wilson.printing import printable
 
 # Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
-BATCH, PART = 2**27, 2**24
+BATCH, PART = 2**27, 2**26
 LONGEST_OVERLAY, LARGEST_OVERLAY = 2**14, 2**25  # side and area; a larger overlay is drawn at a fraction of the size
 
 
@@ -300,6 +300,8 @@ def result_names(images: Sequence[Path], out: Path) -> dict[Path, str]:
     for longer in (lambda path: str(below[path].with_suffix("")), lambda path: str(below[path])):
         times = Counter(names.values())
         names = {path: name if times[name] == 1 else longer(path) for path, name in names.items()}
+    if len(set(names.values())) < len(names):  # the longer name of one is the short one of another, `a.jpg.png`
+        names = {path: str(below[path]) for path in images}
     inputs = {path.resolve() for path in images}
     for path, name in names.items():
         if lost := [file for file in outputs(out, name) if file.resolve() in inputs]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wilson.data.sources.coco_json import count
-from wilson.errors import UserError, first_line
+from wilson.errors import UserError
 
 BEYOND = 4  # corners may lie this many times the image's longer side away; farther ones overflow pycocotools' integers
 
@@ -87,19 +87,38 @@ def _decoded(encoding: dict[str, Any], size: tuple[int, int], where: str) -> NDA
     counts, told = encoding.get("counts"), encoding.get("size", [height, width])
     if not isinstance(told, list) or [count(side, f"{where}: 'size'") for side in told] != [height, width]:
         raise UserError(f"{where}: 'size' is {told}; expected height and width of the image, [{height}, {width}]")
-    if isinstance(counts, list):
-        runs = [count(run, f"{where}: 'counts'") for run in counts]
-        if sum(runs) != width * height:
-            raise UserError(f"{where}: 'counts' add up to {sum(runs)}; expected {width * height}, all pixels")
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
     if isinstance(counts, str):
-        from pycocotools import mask
+        runs = _runs(counts, where)
+    elif isinstance(counts, list):
+        runs = [count(run, f"{where}: 'counts'") for run in counts]
+    else:
+        raise UserError(f"{where}: 'counts' is of type {type(counts).__name__}; expected a list or text")
+    if sum(runs) != width * height:
+        raise UserError(f"{where}: 'counts' add up to {sum(runs)}; expected {width * height}, all pixels")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
-        try:
-            return mask.decode({"size": [height, width], "counts": counts.encode()}).astype(bool)
-        except Exception as error:  # pycocotools raises several kinds
-            raise UserError(f"{where}: 'counts' cannot be decoded: {first_line(error)}") from error
-    raise UserError(f"{where}: 'counts' is of type {type(counts).__name__}; expected a list or text")
+
+def _runs(text: str, where: str) -> list[int]:
+    """The runs that COCO's text stands for; pycocotools fills a mask whose runs are too short with stray memory.
+
+    Each number has characters of 6 bits from "0" on: 5 bits of the number, the lowest first, and whether more follow.
+    From the fourth on, a number is the difference to the run two before.
+    """
+    runs: list[int] = []
+    number = shift = 0
+    for code in text.encode():
+        bits = code - ord("0")
+        number |= (bits & 31) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 35:
+            raise UserError(f"{where}: 'counts' cannot be decoded: it holds what COCO's text never does")
+        if not bits & 32:
+            number -= (bits & 16) << (shift - 4)  # its sign
+            runs.append(number + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    if shift or min(runs, default=0) < 0:
+        raise UserError(f"{where}: 'counts' cannot be decoded: it breaks off or holds a run of under 0 pixels")
+    return runs
 
 
 def _is_number(value: Any) -> bool:
