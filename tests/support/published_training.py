@@ -74,7 +74,7 @@ class Trainer:
         for p, rate in self.rates.items():
             slope = DECAY * p if p.grad is None else p.grad + DECAY * p
             self.velocity[p] = MOMENTUM * self.velocity[p] + slope
-            p -= rate * factor * (slope + MOMENTUM * self.velocity[p])
+            p.sub_(rate * factor * (slope + MOMENTUM * self.velocity[p]))
         self.t += 1
 
 
