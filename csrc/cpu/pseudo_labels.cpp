@@ -22,7 +22,7 @@ template <class acc>
 struct Options {
   acc alpha;  // weight of the hard labels
   BackgroundMerge<acc> background;
-  int64_t classes, old;                  // C and O
+  int64_t classes, old;                       // C and O
   std::vector<acc> image_labels, log_labels;  // (B, C-1)
 
   acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : image_labels[b * (classes - 1) + c - 1]; }
@@ -34,7 +34,7 @@ template <class acc>
 Options<acc> options_of(const AnyMap& scores, const AnyMap& old_logits, const Tensor& image_labels, double alpha,
                         std::optional<double> background_weight) {
   Options<acc> options{static_cast<acc>(alpha), BackgroundMerge<acc>(background_weight), scores.classes,
-                       old_logits.classes, read_matrix<acc>(image_labels), {}};
+                       old_logits.classes,      read_matrix<acc>(image_labels),          {}};
   for (const acc label : options.image_labels) options.log_labels.push_back(std::log(label));
   return options;
 }

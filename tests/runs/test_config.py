@@ -173,8 +173,7 @@ def test_a_wrong_value_in_the_configuration_of_a_run_that_is_resumed(text, tmp_p
     (tmp_path / "config.yaml").write_text(text)
     assert main(["run", *TINY, "--out", str(tmp_path), "--resume"]) == 2
     assert "config.yaml is not the configuration of a run" in one_line(capsys)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-    assert (tmp_path / "config.yaml").read_text() == text
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.yaml": text, "run.lock": ""}
 
 
 @pytest.mark.parametrize(

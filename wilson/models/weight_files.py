@@ -65,7 +65,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if path.suffix != ".safetensors":
             state = tensor_files.read(path)
             if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise ValueError("expected a dictionary of tensors")
+                raise ValueError("expected a dictionary of tensors; wilson weights import reads published checkpoints")
             return {str(name): value for name, value in state.items()}, {}
         from safetensors import safe_open
 

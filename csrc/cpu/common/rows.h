@@ -40,8 +40,8 @@ WILSON_INLINE void exponentials(const Tile<const acc>& z, int64_t classes, const
   }
 }
 
-// Sum over the classes and pixels of a tile of the logistic loss, where 0 times infinity is 0. For a tile whose loss came
-// out as NaN: that of a logit of -inf with a target of 0 is 0. `s` and `q` have row(c).
+// Sum over the classes and pixels of a tile of the logistic loss, where 0 times infinity is 0. For a tile whose loss
+// came out as NaN: that of a logit of -inf with a target of 0 is 0. `s` and `q` have row(c).
 template <class acc, class Logits, class Targets, class TargetOf>
 __attribute__((noinline)) double margin_loss_with_infinities(const Logits& s, const Targets& q, int64_t classes,
                                                              int64_t count, TargetOf target_of) {

@@ -61,8 +61,8 @@ __device__ acc block_sum(acc value) {
 
 // One step of a softmax over a stream of scores, relative to the largest so far:
 //   sum = before * sum + now * term
-// It takes one exponential, and a kernel reads the scores only once. The first peak is the lowest number: -inf adds 0 then,
-// and a pixel of nothing else has a sum of 0.
+// It takes one exponential, and a kernel reads the scores only once. The first peak is the lowest number: -inf adds 0
+// then, and a pixel of nothing else has a sum of 0.
 template <class acc>
 struct Step {
   acc before, now;
