@@ -43,7 +43,7 @@ def test_grid_is_read(tmp_path):
         ({"columns": {}}, "expected base, seeds and rows"),
         ({"seeds": [0, 0]}, "different seeds"),
         ({"seeds": 3}, "list of different seeds"),
-        ({"base": {"recipe": "nothing"}}, "voc or demo"),
+        ({"base": {"recipe": "nothing"}}, "voc or own or demo"),
         (
             {"rows": {"a": {"losses": {"priors": "none"}}}},
             r"rows\.a\.losses\.priors: no such option; did you mean prior\?",

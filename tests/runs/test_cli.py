@@ -36,7 +36,7 @@ def test_evaluate_repeats_the_results(trained, tmp_path, capsys):
     out = tmp_path / "figures.json"
     assert main(["evaluate", str(trained / "step-1" / "checkpoint.pt"), "--out", str(out)]) == 0
     recorded = json.loads((trained / "results.json").read_text())["steps"][1]
-    del recorded["localizer"]  # which the checkpoint does not hold
+    del recorded["localizer"], recorded["training"]  # which the checkpoint does not hold
     assert json.loads(out.read_text()) == recorded
     assert "zigzag" in capsys.readouterr().out
 
@@ -49,7 +49,7 @@ def test_predict_writes_masks_and_overlays(trained, tmp_path, capsys):
     assert main(command) == 0
     mask = Image.open(out / "picture.png")
     assert mask.mode == "P" and mask.size == (56, 40) and np.asarray(mask).max() <= 8
-    assert Image.open(out / "picture_overlay.jpg").size[0] == 56
+    assert Image.open(out / "picture_overlay.jpg").size[0] >= 56, "wider where the legend is"
     assert main(command) == 2 and "not empty" in one_line(capsys)
 
 
@@ -82,7 +82,7 @@ def test_ops_prints_the_providers(capsys):
     ("arguments", "text"),
     [
         (["run", "--data.root", "nowhere"], "nowhere"),
-        (["run", "--recipe", "nothing"], "voc or demo"),
+        (["run", "--recipe", "nothing"], "voc or own or demo"),
         (["run", *TINY, "--task", "1,unicorn/2,3"], "unicorn"),
         (["run", *TINY, "--task", "7-1"], "single class"),
         (["run", *TINY, "--model.weights", "missing.pth"], "no such file"),

@@ -120,7 +120,9 @@ def test_labels_without_a_class_of_the_step_are_refused_before_anything_is_train
     exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(8):
-        write_image(tmp_path / "own" / ("zigzag" if number % 2 else "dots") / f"{number}.png", np.zeros((40, 50, 3)))
+        write_image(
+            tmp_path / "own" / ("zigzag" if number % 2 else "dots") / f"{number}.png", np.full((40, 50, 3), number)
+        )
     options = ["--data.root", str(exported / "all"), "--data.labels", str(tmp_path / "own")]
     command = ["run", *TINY, *options, "--out", str(tmp_path / "run"), "--task"]
     assert main([*command, "1,2/zigzag,dots,rings"]) == 2
@@ -148,8 +150,8 @@ def test_masks_without_a_class_of_the_step_train_with_a_warning(
 
 
 def test_labels_of_ones_own_images_take_the_place_of_the_data_sets(exported: Path, tmp_path: Path) -> None:
-    for name in ("zigzag", "dots", "rings"):
-        write_image(tmp_path / name / "1.png", np.zeros((40, 50, 3)))
+    for number, name in enumerate(("zigzag", "dots", "rings")):
+        write_image(tmp_path / name / "1.png", np.full((40, 50, 3), number))
     experiment = Experiment.open(configured("--data.root", str(exported / "all"), "--data.labels", str(tmp_path)))
     step = experiment.training_set(1)
     assert {step[i]["name"] for i in range(len(step))} == {"zigzag/1", "dots/1"}
@@ -283,10 +285,10 @@ def test_images_left_out_are_counted_where_they_would_be_trained_on(
     shutil.copytree(exported / "all", root)
     file = root / "JPEGImages" / "train_00001.jpg"
     file.write_bytes(file.read_bytes()[:-200])
-    for name in ("zigzag/1", "zigzag/2", "zigzag/3", "none/1", "none/2"):
-        write_image(own / f"{name}.png", np.zeros((40, 50, 3)))
+    for number, name in enumerate(("zigzag/1", "zigzag/2", "zigzag/3", "none/1", "none/2")):
+        write_image(own / f"{name}.png", np.full((40, 50, 3), number))
     for name in ("zigzag/1", "zigzag/2", "none/1"):
-        (own / f"{name}.png").write_bytes(b"no PNG")
+        (own / f"{name}.png").write_text(f"no PNG, {name}")
     options = ["--data.root", str(root), "--data.skip-corrupt", "--method", method, "--task", "1,2,3,4,5/6"]
     if method != "mib":
         options += ["--data.labels", str(own)]
