@@ -57,6 +57,54 @@ def test_unknown_architecture_ends_with_one_line(text: str) -> None:
         native.cuda_architectures(text)
 
 
+@pytest.mark.parametrize(
+    ("mode", "text", "expected"),
+    [
+        ("cpu", "Volcano", []),
+        ("cpu", "9.0", []),
+        ("auto", "All", []),
+        ("auto", "common", []),
+        ("auto", "9.0", ["-DCMAKE_CUDA_ARCHITECTURES=90-real"]),
+        ("auto", "native", ["-DCMAKE_CUDA_ARCHITECTURES=native"]),
+        ("auto", "Kepler+Tesla", ["-DWILSON_CUDA=OFF"]),
+        ("cuda", "8.0 9.0+PTX", ["-DCMAKE_CUDA_ARCHITECTURES=80-real;90"]),
+    ],
+)
+def test_architectures_never_end_a_build_that_can_do_without(
+    mode: str, text: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = configured(monkeypatch, WILSON_BUILD=mode, TORCH_CUDA_ARCH_LIST=text)
+    assert [option for option in expected if option in command] == expected
+    assert ("-DCMAKE_CUDA_ARCHITECTURES" in " ".join(command)) == any("ARCHITECTURES" in option for option in expected)
+
+
+def test_architectures_that_cannot_be_read_end_a_build_that_asks_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(native.BuildError, match="TORCH_CUDA_ARCH_LIST"):
+        configured(monkeypatch, WILSON_BUILD="cuda", TORCH_CUDA_ARCH_LIST="Kepler")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("", "Release"), ("0", "Release"), ("false", "Release"), ("OFF", "Release"), ("1", "Debug"), ("true", "Debug")],
+)
+def test_debug_builds_are_asked_for(value: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert f"-DCMAKE_BUILD_TYPE={expected}" in configured(monkeypatch, WILSON_BUILD="cpu", DEBUG=value)
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
+    """The command that CMake is configured by, with these switches."""
+    commands: list[list[str]] = []
+    for name in ("DEBUG", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(native, "_run", commands.append)
+    monkeypatch.setattr(native, "check_machine", lambda: None)
+    monkeypatch.setattr(native.shutil, "which", lambda name: f"/usr/bin/{name}")
+    native.build(Path("source"), Path("build"))
+    return commands[0]
+
+
 def test_job_count_follows_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))

@@ -27,6 +27,8 @@ NAMED_ARCHITECTURES = {
     "Hopper": "9.0+PTX",
     "Blackwell": "10.0;12.0+PTX",
 }
+DEFAULT_ARCHITECTURES = ("", "all", "common")  # words of PyTorch's for what is built without a list
+OFF = ("", "0", "false", "no", "off")
 BYTES_PER_JOB = 2 << 30  # what one nvcc needs at its worst
 
 
@@ -61,6 +63,9 @@ def cuda_architectures(text: str) -> str:
         text = re.sub(rf"\b{name}\b(\+PTX)?", meaning, text)
     architectures = []
     for word in re.split(r"[;,\s]+", text.strip()):
+        if word.lower() == "native":
+            architectures.append("native")
+            continue
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", word)
         if match is None:
             raise BuildError(f'TORCH_CUDA_ARCH_LIST: expected words like "8.0" or "9.0+PTX", got {word!r}')
@@ -91,14 +96,26 @@ def _free_memory() -> int:
 def build(source: Path, folder: Path) -> None:
     """Compile the libraries of `source` into `folder`, as the switches ask.
 
-    A CUDA part that fails under WILSON_BUILD=auto is left out, and the library says why.
+    A CUDA part that fails under WILSON_BUILD=auto is left out, and the library says why. So is one for architectures
+    that cannot be read; a build for the CPU does not look at them.
     """
     check_machine()
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             raise BuildError(f"{tool} not found: leave out --no-build-isolation, or first: pip install cmake ninja")
+    options = CUDA_OPTIONS[mode()]
+    text = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if mode() != "cpu" and text.lower() not in DEFAULT_ARCHITECTURES:
+        try:
+            options = [*options, f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(text)}"]
+        except BuildError as error:
+            if mode() == "cuda":
+                raise
+            print(f"{error}; building for the CPU alone", flush=True)
+            reason = str(error).removeprefix("wilson: ").replace(";", ",")  # CMake divides lists there
+            options = ["-DWILSON_CUDA=OFF", f"-DWILSON_CUDA_REASON={reason}"]
     try:
-        _cmake(source, folder, CUDA_OPTIONS[mode()])
+        _cmake(source, folder, options)
     except subprocess.CalledProcessError as error:
         reason = _first_error(error.output)
         if mode() != "auto":
@@ -115,12 +132,9 @@ def build(source: Path, folder: Path) -> None:
 
 def _cmake(source: Path, folder: Path, options: Sequence[str]) -> None:
     configuration = [
-        f"-DCMAKE_BUILD_TYPE={'Debug' if os.environ.get('DEBUG', '0') not in ('', '0') else 'Release'}",
+        f"-DCMAKE_BUILD_TYPE={'Release' if os.environ.get('DEBUG', '').lower() in OFF else 'Debug'}",
         f"-DPython_EXECUTABLE={sys.executable}",
     ]
-    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if architectures:
-        configuration.append(f"-DCMAKE_CUDA_ARCHITECTURES={cuda_architectures(architectures)}")
     _run(["cmake", "-S", str(source), "-B", str(folder), "-G", "Ninja", *configuration, *options])
     _run(["cmake", "--build", str(folder), "--parallel", str(jobs())])
 
