@@ -199,7 +199,7 @@ def _tile(scores: Tensor) -> tuple[dict[str, int], int]:
         run,
         most=BLOCK_CLASSES,
         held=MAX_HELD_CLASSES,
-        per_thread=PER_THREAD,
+        per_thread=PER_THREAD if classes <= MAX_HELD_CLASSES else PER_THREAD // 2,  # or registers spill on sm_80
         eight_warps_above=EIGHT_WARPS_ABOVE,
     )
     return tile, run if classes <= MAX_HELD_CLASSES else tile["BLOCK_P"]
