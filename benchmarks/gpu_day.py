@@ -1,7 +1,7 @@
 """Everything to be measured on the day that a GPU is at hand: `python -m benchmarks.gpu_day`.
 
-Correctness comes first: the tests of the ops with each provider, and the demo, at the same time. Then each stage has
-the GPU for itself. The stages stand in the order of their worth. Each runs in a process of its own, under its own time
+Correctness comes first: the tests of the ops with each provider, at the same time. Then each stage has the GPU for
+itself. The stages stand in the order of their worth. Each runs in a process of its own, under its own time
 limit, and the file with all results is written after each. `--dry-run` goes through the stages on the CPU, on small
 shapes. `python -m benchmarks.report` renders what lies in docs/gpu.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import os
 import re
@@ -51,15 +52,16 @@ class Stage:
 def stages() -> list[Stage]:
     tests = ("-m", "pytest", "-q", "-rf", "--tb=short", "-p", "no:cacheprovider", "tests/gpu/on_device.py")
     small, large = ("-k", "not four_gigabytes", "-n"), ("-k", "four_gigabytes")
-    workers = {"cuda": "4", "triton": "9"}  # of 16 cores; Triton compiles, and the demo takes the rest
+    workers = {"cuda": "5", "triton": "10"}  # of 16 cores; Triton compiles
     return [
         *(Stage(f"tests-{name}", 170, name, (*tests, *small, workers[name]), together=True) for name in PROVIDERS),
-        Stage("demo", 170, None, ("-m", "wilson", "demo", "--out", "{scratch}/demo"), together=True),
         *(Stage(f"ops-{name}", 100, name) for name in PROVIDERS),  # Triton compiles for most of it
+        *(Stage(f"labelled-{name}", 30, name) for name in PROVIDERS),
         *(Stage(f"step-{name}", 30, name) for name in PROVIDERS),
         *(Stage(f"training-{name}", 60, name) for name in TRAINED),
         Stage("profile-cuda", 60, "cuda"),
         *(Stage(f"large-{name}", 60, name, (*tests, *large)) for name in PROVIDERS),
+        Stage("demo", 170, None, ("-m", "wilson", "demo", "--out", "{scratch}/demo")),
         Stage("ncu-cuda", 60, "cuda"),
         Stage("compile", 120, "reference"),
     ]
@@ -69,7 +71,7 @@ def times(call: Callable[[], Any]) -> dict[str, Any]:
     """What `gpu_timing` finds, and the peak memory; in a dry run, that the call runs."""
     if measure.DEVICE.type == "cpu":
         return {"host, us": round(1e6 * measure.fastest(call, 0.01), 1)}
-    return {**gpu_timing.times(call), "peak extra MB": round(gpu_timing.peak_extra_bytes(call) / 1e6, 2)}
+    return {**gpu_timing.times(call), "peak extra MB": round(measure.peak_extra_bytes(call) / 1e6, 2)}
 
 
 def grids() -> tuple[str, ...]:
@@ -96,6 +98,19 @@ def run_ops(provider: str) -> list[dict[str, Any]]:
                     except (AssertionError, RuntimeError) as error:
                         row["error"] = str(error).splitlines()[0]
                     rows.append(row)
+    return rows
+
+
+def run_labelled(provider: str) -> list[dict[str, Any]]:
+    """PAMR of the classes that images show, 1.5 of them an image."""
+    rows = []
+    for grid in grids():
+        for format_name, (dtype, layout) in FORMATS.items():
+            image, mask = bench_ops.case_of("pamr", grid, dtype, layout).on(measure.DEVICE).args
+            labels = torch.zeros(mask.shape[0], mask.shape[1] - 1, device=measure.DEVICE)
+            labels[:, -1], labels[::2, -2] = 1, 1
+            call = functools.partial(ops.pamr, image, mask, image_labels=labels)
+            rows.append({"grid": grid, "format": format_name, "provider": provider, **times(call)})
     return rows
 
 
@@ -262,6 +277,7 @@ def run_once(_: str) -> None:
 
 RUN: dict[str, Callable[[str], Any]] = {
     "ops": run_ops,
+    "labelled": run_labelled,
     "step": run_step,
     "training": run_training,
     "profile": run_profile,
@@ -353,7 +369,7 @@ def main() -> None:
     if not (options.dry_run or torch.cuda.is_available()):
         parser.error("no GPU is at hand; --dry-run goes through the stages on the CPU")
     name = "dry-run" if options.dry_run else torch.cuda.get_device_name().lower().replace(" ", "-")
-    only = options.only or (["ops", "step", "training", "profile"] if options.dry_run else [])
+    only = options.only or (["ops", "labelled", "step", "training", "profile"] if options.dry_run else [])
     run_day(options.out or ROOT / "docs" / "gpu" / f"{name}.json", only, options.dry_run, options.logs)
 
 

@@ -59,6 +59,15 @@ def ops(day: dict[str, Any], grid: str) -> tuple[list[str], list[list[Any]]]:
     return header, rows
 
 
+def labelled(day: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """PAMR with image-level labels."""
+    rows = [
+        [row["grid"], row["format"], row["provider"], *(_number(row, f"{key}, us") for key in ("graph", "events"))]
+        for row in results(day, "labelled")
+    ]
+    return ["grid", "format", "by", "graph", "launched"], rows
+
+
 def step(day: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """All losses of a step."""
     rows = []

@@ -32,17 +32,6 @@ def times(call: Callable[[], Any]) -> dict[str, float | str]:
     return {key: round(value, 2) if isinstance(value, float) else value for key, value in found.items()}
 
 
-def peak_extra_bytes(call: Callable[[], Any]) -> int:
-    """The most memory of the device that a call holds beyond what was there before it."""
-    call()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def _between_events(work: Callable[[], Any]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

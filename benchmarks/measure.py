@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from tests.support import cases
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.to(DEVICE) if isinstance(a, Tensor) else a for a in args)
+    """The same arguments on the device, at the same strides."""
+    return tuple(cases.moved(a, DEVICE) for a in args)
 
 
 def finish() -> None:

@@ -188,9 +188,10 @@ def gpu_day(day: dict[str, Any]) -> list[str]:
     parts += ["### Tests on the device\n", table(["tests", "ended"], gpu_tables.tests(day))]
     for grid in GRIDS:
         parts += [f"### {grid.upper()} shapes\n", table(*gpu_tables.ops(day, grid))]
+    parts += ["### PAMR with 1.5 image-level labels an image\n", table(*gpu_tables.labelled(day))]
     parts += ["### All losses of a step there\n", table(*gpu_tables.step(day))]
     parts += ["### A training step\n", TRAINING, table(*gpu_tables.training(day))]
-    parts += ["### Where the device's time goes\n", table(*gpu_tables.profile(day))]
+    parts += ["### Where the device's time goes\n", table(*gpu_tables.profile(day)), day.get("note", "")]
     return parts
 
 

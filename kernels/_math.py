@@ -104,9 +104,8 @@ def threshold(peak, c, BACKGROUND_RATIO: tl.constexpr, CLASS_RATIO: tl.constexpr
     background = tl.full(peak.shape, BACKGROUND_RATIO, peak.dtype)
     others = tl.full(peak.shape, CLASS_RATIO, peak.dtype)
     share = tl.where(c == 0, background, others) * peak
-    return tl.where(
-        share < FLOOR, tl.full(peak.shape, FLOOR, peak.dtype), share
-    )  # NaN stays: such a class claims nothing
+    # NaN stays: such a class claims nothing
+    return tl.where(share < FLOOR, tl.full(peak.shape, FLOOR, peak.dtype), share)
 
 
 @triton.jit

@@ -40,13 +40,7 @@ CONFIG = replace(
 SHORT = replace(CONFIG, base=replace(CONFIG.base, epochs=2))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in the processes, so that sums are added up in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in the processes
 
 
 @pytest.fixture(scope="module")

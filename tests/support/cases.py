@@ -105,8 +105,8 @@ class Case:
 
     def on(self, device: str | torch.device) -> Case:
         """The same tensors on another device, at the same strides."""
-        args = tuple(_moved(a, device) for a in self.args)
-        return replace(self, args=args, kwargs={k: _moved(v, device) for k, v in self.kwargs.items()})
+        args = tuple(moved(a, device) for a in self.args)
+        return replace(self, args=args, kwargs={k: moved(v, device) for k, v in self.kwargs.items()})
 
     def run(self, function: Callable[..., Any]) -> Any:
         return function(*self.args, **self.kwargs)
@@ -123,7 +123,7 @@ class Case:
         return result.detach(), grad
 
 
-def _moved(value: Any, device: str | torch.device) -> Any:
+def moved(value: Any, device: str | torch.device) -> Any:
     """A tensor with the whole of its storage, since `to` alone makes gaps and repeated strides dense."""
     if not isinstance(value, Tensor):
         return value
