@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from wilson import __version__
+from wilson.config.masks import LEAST_BACKGROUND
 from wilson.report import confusion, figures, gallery, results, steps, style
 from wilson.report.reading import Run
 from wilson.report.results import Group, Result
@@ -46,7 +47,6 @@ _MEANS = {
     "localizer": "localizer",
     "step_validation": "on the later steps' own data",
 }
-LEAST_BACKGROUND = 0.02  # share of the pixels; with less, the background is hardly a class
 _COLUMNS = {"old": "old", "new": "new", "all": "all", "change": "first classes, change", "pixels": "pixel accuracy"}
 
 

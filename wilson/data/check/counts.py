@@ -8,11 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wilson.config.masks import VOID
+from wilson.config.masks import LEAST_BACKGROUND, VOID
 from wilson.data.check.findings import Split
 from wilson.data.tasks import Task, published, select
-
-LEAST_BACKGROUND = 0.02  # of the labelled pixels; with less, the background is hardly a class
 
 
 def count(
