@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,6 +75,22 @@ def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ..
             results.append(flat(case.value_and_grad(getattr(ops, case.op))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def far_apart(provider: str, op: str) -> None:
+    """Classes that lie 2^30 elements apart: each stride has 31 bits, the offset of the last class needs more."""
+    family = need(provider, op)
+    case = cases.case(op, "far", cases.Shape(1, 4, 3, 4, scale=2), torch.bfloat16)
+    place, near = next((i, a) for i, a in enumerate(case.args) if isinstance(a, torch.Tensor) and a.shape[1:2] == (4,))
+    width = near.shape[3]
+    far = torch.empty(3 * 2**30 + near[0, 0].numel(), dtype=near.dtype)  # of which a few pages are ever touched
+    far = far.as_strided(near.shape, (near.shape[2] * width, 2**30, width, 1)).copy_(near)
+    results = []
+    for tensor in (near, far):
+        args = (*case.args[:place], tensor, *case.args[place + 1 :])
+        with emulated_ops.emulated(provider, family):
+            results.append(flat(replace(case, args=args).value_and_grad(getattr(ops, op))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def labelled_bits(provider: str) -> None:

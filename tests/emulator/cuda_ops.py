@@ -14,6 +14,7 @@ import torch
 
 from . import build, ptx
 from .kernel import Kernel, current
+from .limits import LaunchError
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -21,7 +22,7 @@ CSRC = ROOT / "csrc"
 KEYS = {80: "PrivateUse2", 90: "PrivateUse3"}
 _ON_LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_size_t,
-    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_int64, ctypes.c_char_p, ctypes.POINTER(ctypes.c_void_p),
 )  # fmt: skip
 
 
@@ -57,20 +58,27 @@ class CudaLibrary:
         self._error: Exception | None = None
         self._callback = _ON_LAUNCH(self._on_launch)  # kept: the library calls it
         library = folder / "library.so"
-        ctypes.CDLL(str(library)).emulator_on_launch(self._callback)
+        self._runtime = ctypes.CDLL(str(library))
+        self._runtime.emulator_on_launch(self._callback)
         torch.ops.load_library(str(library))
 
-    def _on_launch(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> int:
+    def _on_launch(
+        self, name: bytes, grid: Any, block: Any, shared: int, asked: int, wrong: bytes, arguments: Any
+    ) -> int:
         """Called by the launchers; an exception must not pass through them, so it is kept."""
         try:
             session = current()
             if session is None:
                 raise RuntimeError("launch emulated kernels within emulator.kernel.session()")
+            if wrong:
+                raise LaunchError(f"{name.decode()}: {wrong.decode()}")
             kernel = self._kernels.get(name.decode())
             if kernel is None:
                 kernel = self._kernels[name.decode()] = Kernel(self._module, name.decode())
-            values = [ctypes.string_at(arguments[n], size) for n, (_, size) in enumerate(kernel.parameters)]
-            kernel.launch(session, grid[:3], block[:3], values, shared)
+            leave = None if asked < 0 else asked
+            sizes = kernel.parameters if session.runs else []
+            values = [ctypes.string_at(arguments[n], size) for n, (_, size) in enumerate(sizes)]
+            kernel.launch(session, grid[:3], block[:3], values, shared, leave)
         except Exception as error:
             self._error = self._error or error
             return 1
@@ -86,11 +94,16 @@ class CudaLibrary:
         def run(*args: Any) -> Any:
             self._error = None
             try:
-                return definition.redispatch(keys, *args)
+                result = definition.redispatch(keys, *args)
             except RuntimeError:
-                if self._error:
-                    raise self._error from None
-                raise
+                if self._error is None:
+                    raise
+            checked = self._runtime.emulator_checked()
+            if self._error:
+                raise self._error from None
+            if not checked:
+                raise LaunchError(f"{op} does not look for an error after its last launch")
+            return result
 
         return run
 

@@ -6,19 +6,22 @@ import contextlib
 import contextvars
 import ctypes
 import enum
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import build, ptx
+from . import build, limits, ptx
 from .decode import Decoder
 from .memory import Memory
+from .program import Program
 
 MOST_FAULTS = 32
 # Instructions of a launch (each for a warp) after which a kernel is taken to run for ever: some minutes
 ENDLESS = 1 << 32
-MOST_SHARED_BYTES = 227 * 1024  # of a block, on sm_90
+_ATOMIC_SUM = re.compile(r"(atom|red)\..*\badd\b.*\.b?f(16|32|64)(x2)?$")
 
 
 class Fault(enum.IntEnum):
@@ -107,6 +110,8 @@ class Launch:
     distinct_stored: int
     atomics: int
     barriers: int
+    shared: int = 0  # bytes of a block, declared and dynamic
+    unordered: bool = False  # the kernel adds numbers with a point atomically: their order changes the sum
 
     @property
     def requested(self) -> int:
@@ -124,6 +129,7 @@ class Session:
     memory: Memory
     seed: int = 0  # other than 0: blocks and warps in a shuffled order
     launches: list[Launch] = field(default_factory=list)
+    runs: bool = True  # else it is only checked what launches ask for
 
 
 _session: contextvars.ContextVar[Session | None] = contextvars.ContextVar("session", default=None)
@@ -140,6 +146,16 @@ def session(seed: int = 0) -> Iterator[Session]:
             _session.reset(token)
 
 
+@contextlib.contextmanager
+def launches_only() -> Iterator[Session]:
+    """Kernels that are launched within are not run: each launch is checked against the limits of the hardware."""
+    token = _session.set(session := Session(Memory(), runs=False))
+    try:
+        yield session
+    finally:
+        _session.reset(token)
+
+
 def current() -> Session | None:
     return _session.get()
 
@@ -149,20 +165,47 @@ class Kernel:
 
     def __init__(self, module: ptx.Module, name: str | None = None) -> None:
         function = module.kernel(name)
-        self.name, self._lines = function.name, module.lines
-        decoder = Decoder(module, function)
-        self.parameters = decoder.parameters  # (offset, bytes) of each
-        self._parameter_bytes, self._shared_bytes = decoder.parameter_bytes, decoder.shared_bytes
+        self.name, self._module, self._function = function.name, module, function
+        self._decoder = Decoder(module, function)
+        self.parameters = self._decoder.parameters  # (offset, bytes) of each
+        self._parameter_bytes, self._shared_bytes = self._decoder.parameter_bytes, self._decoder.shared_bytes
         self._variables = {v.name: _variable(v) for v in module.variables if v.space in ("global", "const") and v.size}
-        self._machine = build.machine()
+        self._unordered = any(_ATOMIC_SUM.match(statement.op) for statement in function.statements)
+
+    @functools.cached_property
+    def _program(self) -> Program:
         addresses = {name: array.ctypes.data for name, array in self._variables.items()}
-        self._program = decoder.program(self._machine, addresses)
+        return self._decoder.program(build.machine(), addresses)
 
     def launch(
-        self, session: Session, grid: Sequence[int], block: Sequence[int], arguments: Sequence[bytes], shared: int = 0
+        self,
+        session: Session,
+        grid: Sequence[int],
+        block: Sequence[int],
+        arguments: Sequence[bytes],
+        shared: int = 0,
+        asked: int | None = None,
     ) -> Launch:
-        """Run a grid; `arguments` are the bytes of each parameter. Raises KernelError if anything was wrong."""
+        """Run a grid.
+
+        Args:
+            session: what it runs in.
+            grid, block: up to three numbers each.
+            arguments: the bytes of each parameter.
+            shared: dynamic shared memory of a block, in bytes.
+            asked: such bytes that the host asked leave for.
+
+        Raises:
+            LaunchError: a GPU would refuse the launch.
+            KernelError: anything that the kernel did was wrong.
+        """
         grid, block = ((*size, 1, 1)[:3] for size in (grid, block))
+        declared = self._shared_bytes
+        limits.check(self._module, self._function, grid, block, (declared, shared), asked, self._parameter_bytes)
+        if not session.runs:
+            launch = Launch(self.name, tuple(grid), tuple(block), *(0,) * 7, declared + shared, self._unordered)
+            session.launches.append(launch)
+            return launch
         if len(arguments) != len(self.parameters):
             raise ValueError(f"{self.name} takes {len(self.parameters)} arguments, got {len(arguments)}")
         for array in self._variables.values():
@@ -170,22 +213,20 @@ class Kernel:
         packed = bytearray(max(self._parameter_bytes, 1))
         for (offset, size), value in zip(self.parameters, arguments, strict=True):
             packed[offset : offset + size] = value[:size].ljust(size, b"\0")
-        if self._shared_bytes + shared > MOST_SHARED_BYTES:
-            raise ValueError(f"{self.name}: {self._shared_bytes + shared} bytes of shared memory are too many")
         buffers, count = session.memory.begin_launch()
         counts, faults = _Counts(), (_Fault * MOST_FAULTS)()
         size3 = ctypes.c_uint32 * 3
-        found = self._machine.ptx_launch(
+        found = build.machine().ptx_launch(
             self._program.handle, size3(*grid), size3(*block), bytes(packed), ctypes.c_uint64(self._parameter_bytes),
             ctypes.c_uint64(self._shared_bytes + shared), buffers, count, ctypes.c_uint64(session.seed),
             ctypes.c_uint64(ENDLESS), ctypes.byref(counts), faults, MOST_FAULTS,
         )  # fmt: skip
         if found:
-            raise KernelError(self.name, faults[:found], self._lines)
+            raise KernelError(self.name, faults[:found], self._module.lines)
         loaded, stored = session.memory.touched()
         launch = Launch(
             self.name, tuple(grid), tuple(block), counts.instructions, counts.load_bytes, counts.store_bytes,
-            loaded, stored, counts.atomics, counts.barriers,
+            loaded, stored, counts.atomics, counts.barriers, declared + shared, self._unordered,
         )  # fmt: skip
         session.launches.append(launch)
         return launch

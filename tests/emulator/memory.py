@@ -8,6 +8,8 @@ gives is not initialised until a kernel or torch writes it.
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 INSIDE, INITIALISED, WRITABLE, LOADED, STORED = 1, 2, 4, 8, 16  # machine/memory.h has the same
+FAR = 1 << 24  # bytes between elements: those between them are never looked at
 _EMPTY = ("aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty_strided")
 
 
@@ -33,6 +36,7 @@ class Memory(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._state: dict[int, np.ndarray] = {}  # address of a storage: the state of its bytes
+        self._extents: dict[int, list[tuple[int, int]]] = {}  # and where elements are among these
         # kept alive, so that no address is given out twice
         self._kept: list[Any] = []
 
@@ -44,6 +48,8 @@ class Memory(TorchDispatchMode):
         if storage.data_ptr() not in self._state:
             self._state[storage.data_ptr()] = np.zeros(storage.nbytes(), np.uint8)
             self._kept.append(storage)
+        address = storage.data_ptr()
+        self._extents[address] = _joined([*self._extents.get(address, []), *_extents(tensor)])
         elements = self._elements(tensor)
         elements[...] |= INSIDE | (INITIALISED if initialised else 0)
         elements[...] = elements | WRITABLE if writable else elements & ~np.uint8(WRITABLE)
@@ -52,6 +58,7 @@ class Memory(TorchDispatchMode):
         """Memory that is no tensor: variables of a module."""
         state = INSIDE | INITIALISED | (WRITABLE if writable else 0)
         self._state[array.ctypes.data] = np.full(array.nbytes, state, np.uint8)
+        self._extents[array.ctypes.data] = [(0, array.nbytes)]
         self._kept.append(array)
 
     def knows(self, tensor: Tensor) -> bool:
@@ -76,20 +83,46 @@ class Memory(TorchDispatchMode):
             self._elements(args[0])[...] |= INITIALISED  # torch wrote into it
         return result
 
+    def _parts(self, address: int) -> list[np.ndarray]:
+        """The states of a storage where elements are."""
+        return [self._state[address][begin:end] for begin, end in self._extents[address]]
+
     # ---------------------------------------------------------------------------------------------- for the machine
 
     def begin_launch(self) -> tuple[Any, int]:
         """The buffers as the machine takes them; nothing is touched yet."""
         buffers = (_Buffer * max(len(self._state), 1))()
         for buffer, (address, state) in zip(buffers, self._state.items(), strict=False):
-            state &= INSIDE | INITIALISED | WRITABLE
+            for part in self._parts(address):
+                part &= INSIDE | INITIALISED | WRITABLE
             buffer.begin, buffer.end = address, address + len(state)
             buffer.state = state.ctypes.data
-            buffer.writable = bool((state & WRITABLE).any())
+            buffer.writable = any(bool((part & WRITABLE).any()) for part in self._parts(address))
         return buffers, len(self._state)
 
     def touched(self) -> tuple[int, int]:
         """Distinct bytes that the last launch loaded and stored."""
-        loaded = sum(int(np.count_nonzero(state & LOADED)) for state in self._state.values())
-        stored = sum(int(np.count_nonzero(state & STORED)) for state in self._state.values())
+        parts = [part for address in self._state for part in self._parts(address)]
+        loaded, stored = (sum(int(np.count_nonzero(part & what)) for part in parts) for what in (LOADED, STORED))
         return loaded, stored
+
+
+def _extents(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Where the elements of a tensor lie, in bytes of its storage: a part for each index of dimensions far apart."""
+    size, dims = tensor.element_size(), list(zip(tensor.shape, tensor.stride(), strict=True))
+    far = [range(0, n * stride, stride) for n, stride in dims if stride * size > FAR]
+    length: int = 1 + sum((n - 1) * stride for n, stride in dims if stride * size <= FAR)
+    for places in itertools.product(*far):
+        begin = int(tensor.storage_offset()) + sum(places)
+        yield begin * size, (begin + length) * size
+
+
+def _joined(extents: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Extents without overlaps, in order."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in sorted(extents):
+        if joined and begin <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((begin, end))
+    return joined

@@ -38,7 +38,9 @@ class Operands:
             self.symbols[parameter.name] = ("param", at)
             self.parameters.append((at, parameter.size))
             self.parameter_bytes = at + parameter.size
-        for v in (*self.module.variables, *self.function.variables):
+        named = set(re.findall(r"[\w$]+", self.function.text))
+        of_module = (v for v in self.module.variables if v.space != "shared" or v.name in named)  # not other kernels'
+        for v in (*of_module, *self.function.variables):
             if v.space == "shared" and v.size:
                 self.shared_bytes = _align(self.shared_bytes, v.align)
                 self.symbols[v.name] = ("shared", self.shared_bytes)

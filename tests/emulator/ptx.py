@@ -26,6 +26,8 @@ _VARIABLE = re.compile(
     re.DOTALL,
 )
 _HEADER = re.compile(r"\.(entry|func)\s*(?:\(([^)]*)\)\s*)?([\w$.]+)\s*(?:\((.*?)\))?", re.DOTALL)
+_TARGET = re.compile(r"\.target\s+sm_(\d+)")
+_LIMIT = re.compile(r"\.(maxntid|reqntid|minnctapersm|maxnreg|reqnctapercluster)\s+(\d+(?:\s*,\s*\d+)*)")
 
 
 class PtxError(Exception):
@@ -65,6 +67,7 @@ class Function:
     results: list[Variable]
     text: str  # of the body
     line: int  # on which it begins
+    limits: dict[str, tuple[int, ...]] = field(default_factory=dict)  # .maxntid and the like
     registers: dict[str, int] = field(default_factory=dict)  # name: bits
     variables: list[Variable] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
@@ -112,6 +115,7 @@ class Module:
     functions: dict[str, Function]
     variables: list[Variable]
     lines: list[str]
+    architecture: int = 0  # of its target, 90 for sm_90a
 
     def kernel(self, name: str | None = None) -> Function:
         """The kernel of that name, or the only one."""
@@ -131,12 +135,21 @@ def parse(text: str) -> Module:
         if header:
             kind, results, name, parameters = header.groups()
             if body is not None:
-                functions[name] = Function(name, kind == "entry", _list(parameters), _list(results), body, body_line)
+                functions[name] = Function(
+                    name,
+                    kind == "entry",
+                    _list(parameters),
+                    _list(results),
+                    body,
+                    body_line,
+                    _limits(head[header.end() :]),
+                )
         elif _VARIABLE.search(head):
             variables.append(variable(head))
         elif not re.match(r"\.(alias|visible|extern|weak|pragma)", head):
             raise PtxError(f"line {line}: cannot read {head[:80]!r}")
-    return Module(functions, variables, text.splitlines())
+    target = _TARGET.search(code)
+    return Module(functions, variables, text.splitlines(), int(target[1]) if target else 0)
 
 
 def variable(text: str) -> Variable:
@@ -165,6 +178,10 @@ def split(operands: str) -> Iterator[str]:
 
 def _list(parameters: str | None) -> list[Variable]:
     return [variable(p) for p in split(parameters)] if parameters and parameters.strip() else []
+
+
+def _limits(directives: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(map(int, numbers.split(","))) for name, numbers in _LIMIT.findall(directives)}
 
 
 def _top_level(code: str) -> Iterator[tuple[int, str, str | None, int]]:

@@ -20,7 +20,8 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
 from . import ptx
-from .kernel import MOST_SHARED_BYTES, Kernel, current
+from .kernel import Kernel, current
+from .limits import EVERYWHERE_SHARED_BYTES
 
 _FORMAT = {"fp32": "<f", "fp64": "<d", "f32": "<f", "f64": "<d"}
 
@@ -29,7 +30,8 @@ class _Utils:
     """What Triton asks of a device."""
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": MOST_SHARED_BYTES, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
+        most = EVERYWHERE_SHARED_BYTES
+        return {"max_shared_mem": most, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
 
     def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[None, int, int, int, int]:
         return None, 1, 0, 0, 1024  # no module that would be unloaded; function, registers, spills, most threads
@@ -57,7 +59,7 @@ class _Launcher:
                     session.memory.add(value)
                 packed.append(_pack(type_, value))
         packed += [b""] * (len(self.kernel.parameters) - len(packed))  # scratch memory, which these kernels do not use
-        self.kernel.launch(session, (x, y, z), (self.threads,), packed, self.shared)
+        self.kernel.launch(session, (x, y, z), (self.threads,), packed, self.shared, asked=self.shared)
 
 
 def _flat(types: Iterable[Any], values: Iterable[Any]) -> Iterator[tuple[str, Any]]:

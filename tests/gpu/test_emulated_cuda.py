@@ -77,6 +77,11 @@ def test_infinite_and_undefined_numbers_of_many_classes(op):
 
 
 @pytest.mark.parametrize("op", check.FAMILY)
+def test_offsets_beyond_31_bits(op):
+    check.far_apart(PROVIDER, op)
+
+
+@pytest.mark.parametrize("op", check.FAMILY)
 def test_same_bits_in_any_order(op):
     check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == "odd"))
 

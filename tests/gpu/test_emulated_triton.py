@@ -14,6 +14,7 @@ QUICK = {
     torch.float32: {"odd", "channels_last", "empty_batch", "extreme", "flat", "image_weight", "resized", "smaller"},
     torch.bfloat16: {"odd"},
 }
+FAR = ("soft_margin_loss", "upsampled_argmax")  # the offsets are those of _tiles.py, whatever the op
 MANY_CLASSES = ("ngwp_focal_pool", "upsampled_argmax")  # have kernels of their own for them
 
 
@@ -68,6 +69,11 @@ def test_infinite_and_undefined_numbers(op):
 @pytest.mark.parametrize("op", infinities.OPS)
 def test_infinite_and_undefined_numbers_of_many_classes(op):
     check.as_the_reference(PROVIDER, infinities.of(op, infinities.MANY))
+
+
+@pytest.mark.parametrize("op", [op if op in FAR else pytest.param(op, marks=pytest.mark.slow) for op in check.FAMILY])
+def test_offsets_beyond_31_bits(op):
+    check.far_apart(PROVIDER, op)
 
 
 @pytest.mark.parametrize("op", check.FAMILY)

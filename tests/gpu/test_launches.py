@@ -1,0 +1,72 @@
+"""Every launch of the CUDA kernels is one that a GPU takes: the launchers run, the kernels do not."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import pytest
+import torch
+
+from tests.emulator import check, kernel
+from tests.emulator.limits import EVERYWHERE_SHARED_BYTES
+from tests.support import raw_calls
+from wilson.ops._registry import OPS
+
+MOST_CLASSES = 1024
+# The ways to move maps: 16 bytes at a time for each dtype, and number by number in float and in double
+WAYS = [
+    pytest.param(torch.float32, "contiguous", 90, id="float32"),
+    pytest.param(torch.bfloat16, "contiguous", 90, id="bfloat16"),
+    pytest.param(torch.float32, "channels_last", 90, id="strided"),
+    pytest.param(torch.float64, "contiguous", 90, id="float64"),
+    pytest.param(torch.float16, "contiguous", 90, id="float16", marks=pytest.mark.slow),
+    pytest.param(torch.float32, "contiguous", 80, id="float32-sm_80", marks=pytest.mark.slow),
+    pytest.param(torch.float16, "channels_last", 80, id="strided-sm_80", marks=pytest.mark.slow),
+]
+
+
+def launch(family: str, arch: int, blanks: Iterable[raw_calls.Blank]) -> set[str]:
+    """Call the raw ops; returns those called."""
+    called = set()
+    served = cuda_launchers(family, arch)
+    with kernel.launches_only() as session:
+        for blank in blanks:
+            for op, args in raw_calls.FAMILIES[family](blank):
+                called.add(op)
+                before = len(session.launches)
+                served[op](*args)
+                assert len(session.launches) > before
+    too_large = {launch for launch in session.launches if launch.shared > EVERYWHERE_SHARED_BYTES}
+    assert not too_large, "some GPU since sm_80 has less shared memory"
+    return called
+
+
+def cuda_launchers(family: str, arch: int):
+    from tests.emulator import ops as emulated_ops
+
+    check.need("cuda", next(op.name for op in OPS.values() if op.family == family))
+    return emulated_ops.launchers("cuda", family, arch)
+
+
+@pytest.mark.parametrize("family", raw_calls.FAMILIES)
+@pytest.mark.parametrize(("dtype", "layout", "arch"), WAYS)
+def test_any_number_of_classes(family, dtype, layout, arch):
+    blanks = (
+        raw_calls.Blank(classes, dtype, (2, 4), layout, batch=1, device="cpu") for classes in range(1, MOST_CLASSES + 1)
+    )
+    called = launch(family, arch, blanks)
+    assert called == {raw for op in OPS.values() if op.family == family for raw in op.raw}
+
+
+SIDES = [(1, 1), (1, 70_000), (300, 1), (17, 31), (513, 7)]
+
+
+@pytest.mark.parametrize("family", raw_calls.FAMILIES)
+def test_any_sides(family):
+    squares = [(side, side) for side in range(2, 130, 3 if family == "pamr" else 32)]  # PAMR keeps planes if it can
+    blanks = (
+        raw_calls.Blank(classes, dtype, size, batch=1, device="cpu")
+        for size, classes, dtype in itertools.product((*SIDES, *squares), (1, 6), (torch.float32, torch.float64))
+    )
+    launch(family, 90, blanks)
