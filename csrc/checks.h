@@ -101,6 +101,11 @@ inline void check_soft_margin(const char* op, const Tensor& logits, const Tensor
   if (image_weight) check_per_image(op, "image_weight", *image_weight, logits);
 }
 
+inline void check_one_versus_rest(const char* op, const Tensor& logits) {
+  check_map(op, "logits", logits);
+  STD_TORCH_CHECK(logits.size(1) > 1, op, ": logits must have two classes or more, got ", shape_text(logits));
+}
+
 inline void check_pseudo_labels(const char* op, const Tensor& localizer_scores, const Tensor& old_logits,
                                 const Tensor& image_labels) {
   check_old_logits(op, old_logits, "localizer_scores", localizer_scores);

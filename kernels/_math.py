@@ -71,6 +71,13 @@ def pseudo_label(m, hard, ALPHA: tl.constexpr):
 
 
 @triton.jit
+def left_to_old(new):
+    """1 less the sum of m over the new classes, which passes 1 by rounding; NaN stays."""
+    left = 1.0 - new
+    return tl.where(left < 0, 0.0, left)
+
+
+@triton.jit
 def merged_targets(omega, q, c, old, BACKGROUND_WEIGHT: tl.constexpr):
     """Targets (classes, pixels) of the old model's sigmoid and the pseudo-label q.
 

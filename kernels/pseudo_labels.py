@@ -5,6 +5,8 @@ of the old model's logits::
 
     q = alpha h + (1 - alpha) m        target: min(omega_0, q_0), omega_c for old c, q_c for new c
 
+Old classes may yield: omega is multiplied by 1 less the sum of m over the new classes.
+
 One pass over the inputs gives the targets, the loss and its derivative. An image's weight is known once all of its
 tiles have said which new classes they found.
 """
@@ -17,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, linear, map_of, matrix_of, on_device_of, tile_for
-from ._math import IMAGE_WEIGHT_EPS, merged_targets, pseudo_label, sigmoid, soft_margin
+from ._math import IMAGE_WEIGHT_EPS, left_to_old, merged_targets, pseudo_label, sigmoid, soft_margin
 from ._tiles import (
     BLOCK_IMAGES,
     exp_scores,
@@ -58,6 +60,7 @@ def _pseudo_label_loss_fwd_kernel(
     width,
     ALPHA: tl.constexpr,
     BACKGROUND_WEIGHT: tl.constexpr,
+    OLD_YIELDS: tl.constexpr,
     LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -74,15 +77,24 @@ def _pseudo_label_loss_fwd_kernel(
         norm = tl.sum(gated, axis=0)
         gated *= load_gates(image_labels, b, first, C, ACC)[:, None]
         best = tl.max(gated, axis=0)
+        if OLD_YIELDS:
+            new = tl.sum(tl.where((first >= old)[:, None], gated, 0.0), axis=0)
     else:
         peak, norm = softmax_of(scores, b, C, p, P, width, LINEAR, BLOCK_C, BLOCK_P, ACC)
         best = tl.zeros((BLOCK_P,), ACC)  # of the gated exponentials, which are not negative
+        if OLD_YIELDS:
+            new = tl.zeros((BLOCK_P,), ACC)
         for block in range(0, C, BLOCK_C):
             c = block + first
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             gate = load_gates(image_labels, b, c, C, ACC)
-            best = tl.maximum(best, tl.max(exp_scores(z, peak, c, C) * gate[:, None], axis=0))
+            gated = exp_scores(z, peak, c, C) * gate[:, None]
+            best = tl.maximum(best, tl.max(gated, axis=0))
+            if OLD_YIELDS:
+                new += tl.sum(tl.where((c >= old)[:, None], gated, 0.0), axis=0)
     weight = 1.0 / norm
+    if OLD_YIELDS:
+        left = left_to_old(new * weight)
     loss = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):  # once if HELD
         c = block + first
@@ -90,12 +102,14 @@ def _pseudo_label_loss_fwd_kernel(
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
             gated = exp_scores(z, peak, c, C) * load_gates(image_labels, b, c, C, ACC)[:, None]
         omega = sigmoid(load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC))
+        if OLD_YIELDS:
+            omega *= left[None, :]
         q = pseudo_label(gated * weight[None, :], gated == best[None, :], ALPHA)
         q = merged_targets(omega, q, c, old, BACKGROUND_WEIGHT)
         inside = (c < C)[:, None] & (p < P)[None, :]
-        new = tl.max((inside & (q > 0)).to(tl.int32), axis=1)
+        there = tl.max((inside & (q > 0)).to(tl.int32), axis=1)
         row = found + program.to(tl.int64) * C + c
-        tl.store(row, new.to(tl.int8), mask=c < C)
+        tl.store(row, there.to(tl.int8), mask=c < C)
         if logits is not None:
             s = load_tile(logits, b, c, C, p, P, width, LINEAR, ACC)
             loss += tl.sum(tl.where(inside, soft_margin(s, q), 0.0), axis=0)
@@ -198,6 +212,7 @@ def _run(
     acc: tl.dtype,
     alpha: float,
     background_weight: float | None,
+    old_yields: bool,
 ) -> Tensor | None:
     """Fills `out`, if any, and `image_weight`; returns the loss of each image (B,), if there are logits."""
     batch, classes, height, width = localizer_scores.shape
@@ -214,7 +229,7 @@ def _run(
     with on_device_of(localizer_scores):
         _pseudo_label_loss_fwd_kernel[(batch * tiles,)](
             s, z, o, labels, sums, found, to, classes, old, pixels, tiles, width,
-            ALPHA=alpha, BACKGROUND_WEIGHT=background_weight,
+            ALPHA=alpha, BACKGROUND_WEIGHT=background_weight, OLD_YIELDS=old_yields,
             LINEAR=linear(*maps), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
         )  # fmt: skip
         _merge_pseudo_labels_finish_kernel[(batch,)](
@@ -225,14 +240,21 @@ def _run(
 
 
 def merge_pseudo_labels(
-    localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background_weight: float | None
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+    old_yields: bool,
 ) -> tuple[Tensor, Tensor]:
     """Targets (B, C, H, W) and image weights (B,) in the accumulation dtype."""
     dtype, acc = accumulator(localizer_scores, old_logits, image_labels)
     targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
     weight = localizer_scores.new_empty(localizer_scores.shape[0], dtype=dtype)
     if len(weight):
-        _run(None, localizer_scores, old_logits, image_labels, targets, weight, acc, alpha, background_weight)
+        _run(
+            None, localizer_scores, old_logits, image_labels, targets, weight, acc, alpha, background_weight, old_yields
+        )  # fmt: skip
     return targets, weight
 
 
@@ -243,6 +265,7 @@ def pseudo_label_loss(
     image_labels: Tensor,
     alpha: float,
     background_weight: float | None,
+    old_yields: bool,
     with_derivative: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; g_b / (sum g + 1e-5) / P of each image (B,); and sigmoid(s) - q^ as the logits are, if asked."""
@@ -254,8 +277,9 @@ def pseudo_label_loss(
     loss = logits.new_zeros((), dtype=dtype) if batch == 0 else logits.new_empty((), dtype=dtype)
     if batch:
         image_loss = _run(
-            logits, localizer_scores, old_logits, image_labels, derivative, weight, acc, alpha, background_weight
-        )
+            logits, localizer_scores, old_logits, image_labels, derivative, weight, acc,
+            alpha, background_weight, old_yields,
+        )  # fmt: skip
         with on_device_of(logits):
             _pseudo_label_loss_finish_kernel[(1,)](
                 weight, image_loss, factor, loss, batch, height * width, ACC=acc, num_warps=4

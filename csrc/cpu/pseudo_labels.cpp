@@ -55,7 +55,7 @@ template <class acc>
 constexpr acc kUnderflow = std::is_same_v<acc, double> ? acc(-745.13) : acc(-103.97);
 
 // The targets of a tile, row by row into scratch.targets.
-template <class acc>
+template <bool kOldYields, class acc>
 WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<acc>& options, int64_t b,
                               int64_t first, int64_t count, Scratch<acc>& scratch) {
   const int64_t C = options.classes, O = options.old;
@@ -76,6 +76,18 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
 #pragma omp simd reduction(+ : lost)
   for (int64_t j = 0; j < kTile; ++j) lost += best[j] - peak[j] < kUnderflow<acc>;
   exponentials(z, C, peak, rows, sum);
+  alignas(64) acc left[kTile];  // to old classes by the new ones, if they yield
+  if constexpr (kOldYields) {
+    std::fill_n(left, kTile, acc(0));
+    for (int64_t c = O; c < C; ++c) {
+      const acc *e = rows[c].value, gate = options.gate(b, c);
+      if (gate == acc(0)) continue;
+#pragma omp simd
+      for (int64_t j = 0; j < kTile; ++j) left[j] += e[j] * gate;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < kTile; ++j) left[j] = left_to_old(left[j], acc(1) / sum[j]);
+  }
   const acc hard = options.alpha, soft = acc(1) - options.alpha;
 #pragma omp simd
   for (int64_t j = 0; j < kTile; ++j) sum[j] = soft / sum[j];
@@ -107,24 +119,28 @@ WILSON_INLINE void merge_tile(const AnyMap& scores, const AnyMap& old_logits, co
   const BackgroundMerge<acc> background = options.background;
 #pragma omp simd
   for (int64_t j = 0; j < kTile; ++j) {
-    const acc omega = sigmoid(o0[j], exp_nonpositive(-std::abs(o0[j])));
+    acc omega = sigmoid(o0[j], exp_nonpositive(-std::abs(o0[j])));
+    if (kOldYields) omega *= left[j];
     q[j] = background.of(omega, q[j]);
   }
   for (int64_t c = 1; c < O; ++c) {
     const acc* oc = o.row(c);
     acc* omega = rows[c].value;
 #pragma omp simd
-    for (int64_t j = 0; j < kTile; ++j) omega[j] = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
+    for (int64_t j = 0; j < kTile; ++j) {
+      omega[j] = sigmoid(oc[j], exp_nonpositive(-std::abs(oc[j])));
+      if (kOldYields) omega[j] *= left[j];
+    }
   }
 }
 
-template <class acc>
+template <bool kOldYields, class acc>
 WILSON_CPU_LEVELS void merge_pseudo_labels_fwd_chunk(const AnyMap& scores, const AnyMap& old_logits,
                                                      const AnyMap& targets, const Options<acc>& options,
                                                      const Chunk& chunk, Scratch<acc>& scratch) {
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    merge_tile(scores, old_logits, options, chunk.image, first, count, scratch);
+    merge_tile<kOldYields>(scores, old_logits, options, chunk.image, first, count, scratch);
     const TileWriter<acc> out(targets, chunk.image, first, count, scratch.targets.data());
     for (int64_t c = 0; c < options.classes; ++c) {
       std::copy_n(scratch.targets[c].value, kTile, out.row(c));
@@ -135,7 +151,7 @@ WILSON_CPU_LEVELS void merge_pseudo_labels_fwd_chunk(const AnyMap& scores, const
 }
 
 // Sum over classes and pixels of the loss; sigmoid(s) - q goes to `derivative` if there is one.
-template <class acc>
+template <bool kOldYields, class acc>
 WILSON_CPU_LEVELS double pseudo_label_loss_fwd_chunk(const AnyMap& logits, const AnyMap& scores,
                                                      const AnyMap& old_logits, const AnyMap* derivative,
                                                      const Options<acc>& options, const Chunk& chunk,
@@ -143,7 +159,7 @@ WILSON_CPU_LEVELS double pseudo_label_loss_fwd_chunk(const AnyMap& logits, const
   double total = 0;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    merge_tile(scores, old_logits, options, chunk.image, first, count, scratch);
+    merge_tile<kOldYields>(scores, old_logits, options, chunk.image, first, count, scratch);
     const TileReader<acc> s(logits, chunk.image, first, count, scratch.logits.data());
     alignas(64) acc loss[kTile] = {}, product[kTile] = {};
     const TileWriter<acc> out(derivative ? *derivative : logits, chunk.image, first, count, scratch.scores.data());
@@ -221,7 +237,7 @@ std::vector<acc> image_weights(int64_t images, int64_t pixels, const Options<acc
 
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
-                                               std::optional<double> background_weight) {
+                                               std::optional<double> background_weight, bool old_yields) {
   check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
   const ScalarType dtype = acc_dtype(localizer_scores, old_logits, image_labels);
   Tensor targets = torch::stable::empty(localizer_scores.sizes(), dtype);
@@ -232,7 +248,8 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
     const auto options = options_of<acc>(scores, old, image_labels, alpha, background_weight);
     const auto weights =
         image_weights(scores.batch, scores.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
-          merge_pseudo_labels_fwd_chunk(scores, old, out, options, chunk, scratch);
+          if (old_yields) return merge_pseudo_labels_fwd_chunk<true>(scores, old, out, options, chunk, scratch);
+          merge_pseudo_labels_fwd_chunk<false>(scores, old, out, options, chunk, scratch);
         });
     std::copy(weights.begin(), weights.end(), mutable_data<acc>(weight));
   });
@@ -241,7 +258,8 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
 
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
-                                                     std::optional<double> background_weight, bool with_derivative) {
+                                                     std::optional<double> background_weight, bool old_yields,
+                                                     bool with_derivative) {
   check_pseudo_label_loss("pseudo_label_loss", logits, localizer_scores, old_logits, image_labels);
   const ScalarType dtype = acc_dtype(logits, localizer_scores, old_logits, image_labels);
   const int64_t B = logits.size(0);
@@ -254,8 +272,10 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
     const auto options = options_of<acc>(scores, old, image_labels, alpha, background_weight);
     std::vector<double> chunk_loss(B * chunks_of(s.pixels));
     const auto weights = image_weights(B, s.pixels, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
-      chunk_loss[chunk.index] =
-          pseudo_label_loss_fwd_chunk(s, scores, old, out ? &*out : nullptr, options, chunk, scratch);
+      const AnyMap* to = out ? &*out : nullptr;
+      chunk_loss[chunk.index] = old_yields
+                                    ? pseudo_label_loss_fwd_chunk<true>(s, scores, old, to, options, chunk, scratch)
+                                    : pseudo_label_loss_fwd_chunk<false>(s, scores, old, to, options, chunk, scratch);
     });
     const acc sum = std::accumulate(weights.begin(), weights.end(), acc(0));
     acc* factors = mutable_data<acc>(factor);

@@ -33,7 +33,7 @@ struct Options {
 // Calls visit(c, q) for the classes c of this warp, where q are the targets of the thread's pixels. `found`,
 // (B, C - O, tiles), gets 1 where a new class has a target above 0. Shared memory: what across_warps takes, then the
 // gates (C), then the scores of the tile if there is room.
-template <class Moves, class Visit>
+template <class Moves, bool kOldYields, class Visit>
 __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<typename Moves::acc>& options,
                            int offset, int64_t tiles, uint8_t* found, Visit visit) {
   using acc = typename Moves::acc;
@@ -44,7 +44,7 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
   for (int c = threadIdx.y * kLanes + threadIdx.x; c < classes; c += kLanes * blockDim.y) gate[c] = options.gate(b, c);
 
   const Scores<Moves> z(scores, b, tile, offset);
-  acc peak[n], sum[n] = {}, best[n] = {};
+  acc peak[n], sum[n] = {}, best[n] = {}, left[n] = {};  // left: to old classes by the new ones, if they yield
 #pragma unroll
   for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
 #pragma unroll 1
@@ -62,12 +62,18 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
       const acc e = exp(static_cast<acc>(pack.value[i]) - peak[i]);
       sum[i] += e;
       best[i] = max(best[i], e * gate[c]);
+      if (kOldYields && c >= old) left[i] += e * gate[c];
     }
   }
   across_warps(sum, [](acc x, acc y) { return x + y; });
   across_warps(best, [](acc x, acc y) { return max(x, y); });
 #pragma unroll
   for (int i = 0; i < n; ++i) sum[i] = acc(1) / sum[i];
+  if constexpr (kOldYields) {
+    across_warps(left, [](acc x, acc y) { return x + y; });
+#pragma unroll
+    for (int i = 0; i < n; ++i) left[i] = left_to_old(left[i], sum[i]);
+  }
 
   const Pixels<Moves> o(old_logits, b, tile);
 #pragma unroll 1
@@ -79,6 +85,7 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
       for (int i = 0; i < n; ++i) {
         const acc x = static_cast<acc>(pack.value[i]);
         omega[i] = sigmoid(x, exp(-abs(x)));
+        if (kOldYields) omega[i] *= left[i];
       }
     }
     if (c == 0 || c >= old) {
@@ -104,18 +111,18 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
 }
 
 // targets: (B, C, H, W) acc.
-template <class Moves>
+template <class Moves, bool kOldYields>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     merge_pseudo_labels_fwd_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
                                    int64_t tiles, AnyMap targets, uint8_t* __restrict__ found) {
   using acc = typename Moves::acc;
   const Pixels<Moves> out(targets, blockIdx.x / tiles, blockIdx.x % tiles);
-  merge_tile<Moves>(scores, old_logits, options, offset, tiles, found,
-                    [&](int c, const acc(&q)[Moves::n]) { out.template store<true>(c, q); });
+  merge_tile<Moves, kOldYields>(scores, old_logits, options, offset, tiles, found,
+                                [&](int c, const acc(&q)[Moves::n]) { out.template store<true>(c, q); });
 }
 
 // sums: (B, tiles). derivative: sigmoid(s) - q, if with_derivative.
-template <class Moves>
+template <class Moves, bool kOldYields>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     pseudo_label_loss_fwd_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options,
                                  int offset, int64_t tiles, AnyMap derivative, bool with_derivative,
@@ -124,7 +131,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const Pixels<Moves> s(logits, b, tile), out(derivative, b, tile);
   LogisticSum<acc> loss;
-  merge_tile<Moves>(scores, old_logits, options, offset, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
+  merge_tile<Moves, kOldYields>(scores, old_logits, options, offset, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
     const auto pack = s.load(c);
     acc value[Moves::n];
 #pragma unroll
@@ -232,7 +239,7 @@ Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles
 
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
-                                               std::optional<double> background_weight) {
+                                               std::optional<double> background_weight, bool old_yields) {
   check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(localizer_scores.get_device_index());
   const cudaStream_t stream = current_stream(localizer_scores);
@@ -251,8 +258,10 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
         const Room room = room_of<Moves>(launch, scores.classes);
         const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles);
-        allow_shared(merge_pseudo_labels_fwd_kernel<Moves>, room.bytes);
-        merge_pseudo_labels_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+        const auto kernel =
+            old_yields ? merge_pseudo_labels_fwd_kernel<Moves, true> : merge_pseudo_labels_fwd_kernel<Moves, false>;
+        allow_shared(kernel, room.bytes);
+        kernel<<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
             scores, old, options, room.offset, launch.tiles, out, mutable_data<uint8_t>(found));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
         merge_pseudo_labels_finish_kernel<acc>
@@ -266,7 +275,8 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
 
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
-                                                     std::optional<double> background_weight, bool with_derivative) {
+                                                     std::optional<double> background_weight, bool old_yields,
+                                                     bool with_derivative) {
   check_pseudo_label_loss("pseudo_label_loss", logits, localizer_scores, old_logits, image_labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const cudaStream_t stream = current_stream(logits);
@@ -289,8 +299,10 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles),
                sums = torch::stable::new_empty(logits, {B, launch.tiles}, dtype);
         if (B > 0) {
-          allow_shared(pseudo_label_loss_fwd_kernel<Moves>, room.bytes);
-          pseudo_label_loss_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
+          const auto kernel =
+              old_yields ? pseudo_label_loss_fwd_kernel<Moves, true> : pseudo_label_loss_fwd_kernel<Moves, false>;
+          allow_shared(kernel, room.bytes);
+          kernel<<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
               s, scores, old, options, room.offset, launch.tiles, out, with_derivative, mutable_data<uint8_t>(found),
               mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -2,7 +2,8 @@
 // localizer's scores times the image-level labels, h = 1 where m is largest, omega the old model's sigmoid:
 //   q = alpha h + (1 - alpha) m
 //   target: min(omega_0, q_0) of the background, omega_c of another old class, q_c of a new one
-// The background may be a mean instead: (1 - b) omega_0 + b q_0 with a background weight b.
+// The background may be a mean instead: (1 - b) omega_0 + b q_0 with a background weight b. Old classes may yield:
+// omega_c (1 - M) then stands for omega_c, with M the sum of m over the new classes.
 #pragma once
 
 #include <optional>
@@ -15,6 +16,13 @@ namespace wilson {
 template <class acc>
 WILSON_HOST_DEVICE acc pseudo_label(acc soft, bool hard, acc alpha) {
   return soft + (hard ? alpha : acc(0));
+}
+
+// 1 - M, given the gated exponentials of the new classes added up, and 1 over the sum of all.
+template <class acc>
+WILSON_HOST_DEVICE acc left_to_old(acc gated, acc weight) {
+  const acc left = acc(1) - gated * weight;
+  return left < acc(0) ? acc(0) : left;  // M passes 1 by rounding; NaN stays
 }
 
 template <class acc>

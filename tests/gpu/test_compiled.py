@@ -120,6 +120,8 @@ STREAMING = {
     "_ngwp_focal_pool_bwd_kernel": ("LDG", "STG"),
     "_soft_margin_loss_fwd_kernel": ("LDG",),
     "_soft_margin_loss_bwd_kernel": ("LDG", "STG"),
+    "_one_versus_rest_fwd_kernel": ("LDG", "STG"),
+    "_one_versus_rest_bwd_kernel": ("LDG", "STG"),
     "_pseudo_label_loss_fwd_kernel": ("LDG", "STG"),
     "_pseudo_label_loss_bwd_kernel": ("LDG", "STG"),
     "_confident_labels_peaks_kernel": ("LDG",),

@@ -65,6 +65,10 @@ def test_pamr_of_maps_that_have_no_room_in_shared_memory():
     check.agrees(PROVIDER, cases.Case("pamr", "large", (draw.image(), draw.probabilities()), options))
 
 
+def test_one_versus_rest_of_classes_that_leave_room_for_one_of_two_maps():
+    check.agrees(PROVIDER, cases.case("one_versus_rest", "one_map", cases.Shape(1, 110, 3, 4), torch.float32))
+
+
 @pytest.mark.parametrize("op", infinities.OPS)
 def test_infinite_and_undefined_numbers(op):
     check.as_the_reference(PROVIDER, infinities.of(op))

@@ -11,11 +11,21 @@ from tests.support import cases, infinities
 PROVIDER = "triton"
 # Each of these compiles kernels of its own, which is what takes the time: the rest is among the slow tests
 QUICK = {
-    torch.float32: {"odd", "channels_last", "empty_batch", "extreme", "flat", "image_weight", "resized", "smaller"},
+    torch.float32: {
+        "odd",
+        "channels_last",
+        "empty_batch",
+        "extreme",
+        "flat",
+        "image_weight",
+        "resized",
+        "smaller",
+        "old_yields",
+    },
     torch.bfloat16: {"odd"},
 }
 FAR = ("soft_margin_loss", "upsampled_argmax")  # the offsets are those of _tiles.py, whatever the op
-MANY_CLASSES = ("ngwp_focal_pool", "upsampled_argmax")  # have kernels of their own for them
+MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them
 
 
 def every(*dtypes: torch.dtype) -> list[cases.Case]:

@@ -33,6 +33,7 @@ REFUSED = [
     (ValueError, "targets must have the shape", lambda: ops.soft_margin_loss(Z, OLD)),
     (ValueError, r"image_weight must be \(B,\)", lambda: ops.soft_margin_loss(Z, Z, image_weight=torch.zeros(3))),
     (TypeError, "image_weight must be float64", lambda: ops.soft_margin_loss(Z, Z, image_weight=Y[:, 0].long())),
+    (ValueError, "C >= 2, got shape", lambda: ops.one_versus_rest(Z[:, :1])),
     (ValueError, "leave the background column out", lambda: ops.merge_pseudo_labels(Z, OLD, torch.zeros(2, 5))),
     (ValueError, "alpha must be within 0..1, got 1.5", lambda: ops.merge_pseudo_labels(Z, OLD, Y, alpha=1.5)),
     (ValueError, '"min" or a weight', lambda: ops.merge_pseudo_labels(Z, OLD, Y, background="max")),

@@ -47,6 +47,30 @@ class TestMeaning:
         assert module.upsampled_soft_margin_loss(s, mask + 1) == INF
         assert module.upsampled_cross_entropy(s, mask + 1) == INF
 
+    def test_the_sigmoid_of_one_versus_rest_is_the_softmax(self, module):
+        for case in infinities.of("one_versus_rest", dtype=torch.float64):
+            (z,) = case.args
+            logits = module.one_versus_rest(z)
+            torch.testing.assert_close(logits.sigmoid(), z.softmax(1), equal_nan=True)
+            assert torch.equal(logits == -INF, z.softmax(1) == 0)
+
+    def test_one_versus_rest_of_classes_ruled_out(self, module):
+        z = torch.randn(2, 5, 4, 6, dtype=torch.float64)
+        for left in (1, 2, 3):
+            ruled_out = z.clone()
+            ruled_out[:, left:] = -INF
+            ruled_out.requires_grad_()
+            logits = module.one_versus_rest(ruled_out)
+            assert (logits[:, left:] == -INF).all()
+            alone = z[:, :left].clone().requires_grad_()
+            expected = module.one_versus_rest(alone) if left > 1 else torch.full_like(alone, INF)
+            torch.testing.assert_close(logits[:, :left], expected)
+            weights = torch.randn_like(expected) if left > 1 else torch.zeros_like(expected)
+            (grad,) = torch.autograd.grad(logits, ruled_out, torch.cat([weights, 0 * z[:, left:]], 1))
+            assert grad.isfinite().all() and grad[:, left:].abs().max() == 0
+            if left > 1:
+                torch.testing.assert_close(grad[:, :left], torch.autograd.grad(expected, alone, weights)[0])
+
     def test_argmax_is_that_of_torch(self, module):
         s = torch.randn(1, 4, 3, 3)
         for undefined in (0, 1, 3):

@@ -46,7 +46,7 @@ def test_every_op_has_a_definition_inputs_counts_and_cases(op):
     assert op in cases.INPUTS, f"give {op} its inputs in cases.INPUTS"
     assert op in cases.WORK, f"give {op} its least work in cases.WORK"
     named = {case.name for case in cases.FAMILIES[OPS[op].family](torch.float32) if case.op == op}
-    assert named >= set(cases.SHAPES), f"cases.{OPS[op].family} has no cases of {op}"
+    assert named >= set(cases.shapes_of(op)), f"cases.{OPS[op].family} has no cases of {op}"
 
 
 @pytest.mark.parametrize("op", OPS)

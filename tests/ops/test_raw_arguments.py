@@ -41,13 +41,18 @@ REFUSED = [
         lambda: RAW.soft_margin_loss(Z, OLD, None),
     ),
     (r"image_weight must be \(B,\) with B = 2, got \(3,\)", lambda: RAW.soft_margin_loss(Z, Z, torch.zeros(3))),
+    (r"logits must have two classes or more, got \(2, 1, 4, 4\)", lambda: RAW.one_versus_rest(Z[:, :1])),
+    (
+        r"grad must have the classes of logits \(2, 5, 4, 4\), got \(2, 3, 4, 4\)",
+        lambda: RAW.one_versus_rest_backward(OLD, Z),
+    ),
     (
         r"image_labels must be \(B, C-1\) of a map \(2, 5, 4, 4\), got \(2, 5\)",
-        lambda: RAW.merge_pseudo_labels(Z, OLD, BC, 0.5, None),
+        lambda: RAW.merge_pseudo_labels(Z, OLD, BC, 0.5, None, False),
     ),
     (
         r"localizer_scores must have the classes of logits \(2, 3, 4, 4\), got \(2, 5, 4, 4\)",
-        lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False),
+        lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False, False),
     ),
     (r"factor must be \(B,\) with B = 2, got \(\)", lambda: RAW.pseudo_label_loss_backward(ONE, ONE, Z)),
     (r"image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.pamr(Z, Z, None, 1, [1])),

@@ -76,6 +76,7 @@ SHAPES = {
     "empty_batch": Shape(0, 4, 5, 6, old=2),
     "wide": Shape(1, 3, 1, 300, old=2, scale=1),
 }
+LEAST_CLASSES = {"one_versus_rest": 2}  # of the ops that refuse a map of one class
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 
@@ -190,9 +191,14 @@ class Draw:
         return lay_out(labels, self.layout)
 
 
+def shapes_of(op: str) -> dict[str, Shape]:
+    """Those that the op takes."""
+    return {name: shape for name, shape in SHAPES.items() if shape.classes >= LEAST_CLASSES.get(op, 1)}
+
+
 def _layouts(op: str, dtype: torch.dtype) -> Iterator[Case]:
     """The cases that every op has."""
-    for name, shape in SHAPES.items():
+    for name, shape in shapes_of(op).items():
         yield case(op, name, shape, dtype)
     for layout in LAYOUTS:
         yield case(op, layout, SHAPES["odd"], dtype, layout=layout)
@@ -235,6 +241,7 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map()),
     "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
     "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
+    "one_versus_rest": lambda d: (d.scores(),),
 }
 
 
@@ -268,6 +275,7 @@ WORK: dict[str, Callable[[Shape], Work]] = {
     "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
     "upsampled_cross_entropy": lambda s: _upsampled_loss(s),
     "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores + s.label_pixels),
+    "one_versus_rest": lambda s: Work(3 * s.scores, 0, 4 * 4 * s.scores),  # a logarithm counts as an exponential
 }
 
 
@@ -323,6 +331,12 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
     logits, scores, old, labels = loss(draw)
     yield Case("pseudo_label_loss", "no_label", (logits, scores, old, torch.zeros_like(labels)), {"alpha": 1.0})
     yield Case("pseudo_label_loss", "all_labels", (logits, scores, old, torch.ones_like(labels)))
+    yields: dict[str, Any] = {"old_yields": True}
+    for op, inputs in (("merge_pseudo_labels", merge), ("pseudo_label_loss", loss)):
+        yield Case(op, "old_yields", inputs(draw), yields)
+        yield Case(op, "old_yields_hard", inputs(draw), yields | {"alpha": 1.0, "background": 0.25})
+        many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
+        yield Case(op, "many_yield", inputs(many), yields)
 
 
 def pamr(dtype: torch.dtype) -> Iterator[Case]:
@@ -360,6 +374,18 @@ def upsampled(dtype: torch.dtype) -> Iterator[Case]:
     yield from _layouts("upsampled_argmax", dtype)
 
 
+def one_versus_rest(dtype: torch.dtype) -> Iterator[Case]:
+    op = "one_versus_rest"
+    yield from _layouts(op, dtype)
+    scores = Draw("sure", SHAPES["odd"], dtype).scores()
+    yield Case(op, "ties", (scores.div(3).round(),))  # of two classes and more, at the top and below it
+    sure = torch.zeros_like(scores)
+    sure[:, 2] = 1e4
+    sure[:, 3] = -1e4
+    yield Case(op, "sure", (scores + sure,))
+    yield Case(op, "sure_of_two", (scores + sure + sure.roll(2, 1),))
+
+
 FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "pooling": pooling,
     "soft_margin": soft_margin,
@@ -367,6 +393,7 @@ FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "pamr": pamr,
     "confident": confident,
     "upsampled": upsampled,
+    "one_versus_rest": one_versus_rest,
 }
 
 

@@ -17,9 +17,9 @@ SHAPE = cases.Shape(2, 7, 5, 6, old=4, scale=2.6)
 MANY = cases.Shape(1, 300, 3, 5, old=280, scale=2)  # classes that kernels take in blocks
 INF, NAN = torch.inf, torch.nan
 OPS = (
-    "ngwp_focal_pool", "localization_prior_loss", "soft_margin_loss", "merge_pseudo_labels", "pseudo_label_loss",
-    "confident_labels", "balanced_cross_entropy", "upsampled_soft_margin_loss", "upsampled_cross_entropy",
-    "upsampled_argmax",
+    "ngwp_focal_pool", "localization_prior_loss", "soft_margin_loss", "one_versus_rest", "merge_pseudo_labels",
+    "pseudo_label_loss", "confident_labels", "balanced_cross_entropy", "upsampled_soft_margin_loss",
+    "upsampled_cross_entropy", "upsampled_argmax",
 )  # fmt: skip
 
 
@@ -43,11 +43,17 @@ def _all_of_a_pixel(x: Tensor) -> None:
     x[0, :, 1, 2] = -INF
 
 
+def _one_left_at_a_pixel(x: Tensor) -> None:
+    x[0, :, 1, 2] = -INF
+    x[0, 2, 1, 2] = 3.0
+
+
 CHANGES: dict[str, Callable[[Tensor], None]] = {
     "last_ruled_out": _ruled_out,
     "first_ruled_out": _first_ruled_out,
     "ruled_out_at_a_pixel": _one_pixel_of(-INF),
     "all_ruled_out_at_a_pixel": _all_of_a_pixel,
+    "one_left_at_a_pixel": _one_left_at_a_pixel,
     "undefined": _one_pixel_of(NAN),
     "infinite": _one_pixel_of(INF),
 }

@@ -61,9 +61,10 @@ def soft_margin(blank: Blank) -> Iterator[Call]:
 
 def pseudo_labels(blank: Blank) -> Iterator[Call]:
     z, old, labels = blank.map(), blank.map(blank.old), blank.image_labels()
-    yield "merge_pseudo_labels", (z, old, labels, 0.5, 0.25)
-    yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, True)
-    yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, False)
+    for old_yields in (False, True):
+        yield "merge_pseudo_labels", (z, old, labels, 0.5, 0.25, old_yields)
+        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, True)
+        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, False)
     yield "pseudo_label_loss_backward", (blank.tensor(), blank.tensor(blank.batch), z)
 
 
@@ -92,6 +93,13 @@ def upsampled(blank: Blank) -> Iterator[Call]:
     yield "upsampled_argmax", (z, *large)
 
 
+def one_versus_rest(blank: Blank) -> Iterator[Call]:
+    z = blank.map(max(2, blank.classes))  # one class has no others
+    yield "one_versus_rest", (z,)
+    yield "one_versus_rest_backward", (z, z)
+
+
 FAMILIES: dict[str, Callable[[Blank], Iterator[Call]]] = {
-    family.__name__: family for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled)
+    family.__name__: family
+    for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled, one_versus_rest)
 }

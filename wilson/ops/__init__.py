@@ -20,6 +20,7 @@ from .pseudo_labels import *
 from .pamr import *
 from .confident import *
 from .upsampled import *
+from .one_versus_rest import *
 
 # isort: on
 

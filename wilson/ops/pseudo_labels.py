@@ -18,12 +18,18 @@ LOSS = "pseudo_label_loss"
 
 @torch.library.custom_op("wilson::merge_pseudo_labels", mutates_args=())
 def _merge(
-    localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, alpha: float, background_weight: float | None
+    localizer_scores: Tensor,
+    old_logits: Tensor,
+    image_labels: Tensor,
+    alpha: float,
+    background_weight: float | None,
+    old_yields: bool,
 ) -> tuple[Tensor, Tensor]:
     _library.note_reference(MERGE, localizer_scores)
     return reference.merge_pseudo_labels(
-        localizer_scores, old_logits, image_labels, alpha=alpha, background=_keyword(background_weight)
-    )
+        localizer_scores, old_logits, image_labels,
+        alpha=alpha, background=_keyword(background_weight), old_yields=old_yields,
+    )  # fmt: skip
 
 
 @_merge.register_fake
@@ -46,14 +52,16 @@ def _loss_forward(
     image_labels: Tensor,
     alpha: float,
     background_weight: float | None,
+    old_yields: bool,
     with_derivative: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; g_b / (sum g + 1e-5) / P of each image; and sigmoid(s) - q^ in the dtype of the logits, if asked."""
     _library.note_reference(LOSS, logits)
     dtype = reference.accumulate(logits, localizer_scores, old_logits, image_labels)
     targets, g = reference.merge_pseudo_labels(
-        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=_keyword(background_weight)
-    )
+        localizer_scores.to(dtype), old_logits, image_labels,
+        alpha=alpha, background=_keyword(background_weight), old_yields=old_yields,
+    )  # fmt: skip
     loss = reference.soft_margin_loss(logits, targets, image_weight=g)
     factor = g / (g.sum() + reference.IMAGE_WEIGHT_EPS) / (logits.shape[2] * logits.shape[3])
     if not with_derivative:
@@ -69,6 +77,7 @@ def _(
     image_labels: Tensor,
     alpha: float,
     background_weight: float | None,
+    old_yields: bool,
     with_derivative: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = reference.accumulate(logits, localizer_scores, old_logits, image_labels)
@@ -97,9 +106,10 @@ class _PseudoLabelLoss(torch.autograd.Function):
         image_labels: Tensor,
         alpha: float,
         background_weight: float | None,
+        old_yields: bool,
     ) -> tuple[Tensor, Tensor]:
         loss, factor, derivative = _loss_forward(
-            logits, localizer_scores, old_logits, image_labels, alpha, background_weight, True
+            logits, localizer_scores, old_logits, image_labels, alpha, background_weight, old_yields, True
         )
         # the logits, only for the refusal of second derivatives
         ctx.save_for_backward(logits, factor, derivative)
@@ -110,7 +120,7 @@ class _PseudoLabelLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, factor, derivative = ctx.saved_tensors
         grad_logits = _loss_backward(grad.detach(), factor, derivative)
-        return first_order(LOSS, grad_logits, logits), None, None, None, None, None
+        return first_order(LOSS, grad_logits, logits), None, None, None, None, None, None
 
 
 def _check(
@@ -131,6 +141,7 @@ def merge_pseudo_labels(
     *,
     alpha: float = 0.5,
     background: float | str = "min",
+    old_yields: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Targets for the segmentation model: the localizer for background and new classes, the old model for old ones.
 
@@ -140,6 +151,10 @@ def merge_pseudo_labels(
 
         q = alpha * h + (1 - alpha) * m
         q^_0 = min(omega_0, q_0)    q^_c = omega_c for old c    q^_c = q_c for new c
+
+    With `old_yields`, omega_c (1 - M) stands for omega_c before the merge, the background's included, with M the sum of
+    m over the new classes: the old model keeps what the localizer leaves it. For an old model that is sure of itself,
+    as those of softmax cross-entropy are, where it calls new things an old class.
 
     WILSON (arXiv 2112.01882), Eq. 5 and 6; gating before the arg-max and the minimum as in the published code.
     Pass labels of all ones for the ungated form of the paper.
@@ -151,6 +166,7 @@ def merge_pseudo_labels(
             labels for all classes are given.
         alpha: weight of the hard labels, 0..1.
         background: "min", or a weight b in 0..1 for q^_0 = (1 - b) omega_0 + b q_0.
+        old_yields: whether old classes give way where the localizer sees a new one.
 
     Returns:
         Targets q^ `(B, C, H, W)` and image weights g `(B,)`, float64 if an input is, else float32. g is 1 if q has a
@@ -166,11 +182,12 @@ def merge_pseudo_labels(
     _checks.same_device(MERGE, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels)
     if under_transform():
         return reference.merge_pseudo_labels(
-            localizer_scores, old_logits, image_labels, alpha=alpha, background=background
+            localizer_scores, old_logits, image_labels, alpha=alpha, background=background, old_yields=old_yields
         )
     return _merge(
-        localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), background_weight
-    )
+        localizer_scores.detach(), old_logits.detach(), image_labels.detach(),
+        float(alpha), background_weight, bool(old_yields),
+    )  # fmt: skip
 
 
 @_registry.op("the two above in one", gradient_to="logits")
@@ -182,6 +199,7 @@ def pseudo_label_loss(
     *,
     alpha: float = 0.5,
     background: float | str = "min",
+    old_yields: bool = False,
 ) -> Tensor:
     """:func:`soft_margin_loss` of the logits against :func:`merge_pseudo_labels`, in one op (SEG).
 
@@ -194,6 +212,7 @@ def pseudo_label_loss(
         image_labels: `(B, C-1)`, no background column; bool, integer or floating, 0 or 1.
         alpha: weight of the hard labels, 0..1.
         background: "min", or the weight of the localizer's background, 0..1.
+        old_yields: whether old classes give way where the localizer sees a new one.
 
     Returns:
         The loss, a scalar; float64 if an input is, else float32. 0 for an empty batch.
@@ -206,11 +225,13 @@ def pseudo_label_loss(
     """
     if under_transform():
         return reference.pseudo_label_loss(
-            logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=background
-        )
+            logits, localizer_scores, old_logits, image_labels,
+            alpha=alpha, background=background, old_yields=old_yields,
+        )  # fmt: skip
     return pseudo_label_loss_and_factor(
-        logits, localizer_scores, old_logits, image_labels, alpha=alpha, background=background
-    )[0]
+        logits, localizer_scores, old_logits, image_labels,
+        alpha=alpha, background=background, old_yields=old_yields,
+    )[0]  # fmt: skip
 
 
 def pseudo_label_loss_and_factor(
@@ -221,11 +242,13 @@ def pseudo_label_loss_and_factor(
     *,
     alpha: float = 0.5,
     background: float | str = "min",
+    old_yields: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """:func:`pseudo_label_loss` for a batch that several processes share: each must know which images count.
 
     Args:
-        logits, localizer_scores, old_logits, image_labels, alpha, background: as for :func:`pseudo_label_loss`.
+        logits, localizer_scores, old_logits, image_labels, alpha, background, old_yields: as for
+            :func:`pseudo_label_loss`.
 
     Returns:
         The loss over this process's images, and the factor g_b / (sum_b g_b + 1e-5) / P of each image `(B,)`. An image
@@ -240,7 +263,8 @@ def pseudo_label_loss_and_factor(
         LOSS, logits=logits, localizer_scores=localizer_scores, old_logits=old_logits, image_labels=image_labels
     )
     constants = (
-        localizer_scores.detach(), old_logits.detach(), image_labels.detach(), float(alpha), background_weight
+        localizer_scores.detach(), old_logits.detach(), image_labels.detach(),
+        float(alpha), background_weight, bool(old_yields),
     )  # fmt: skip
     if torch.is_grad_enabled() and logits.requires_grad:
         return _PseudoLabelLoss.apply(logits, *constants)

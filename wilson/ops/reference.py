@@ -13,6 +13,7 @@ What infinite and undefined numbers mean, here as in every kernel:
 - Upsampling gives -inf where a pixel of -inf has a share above 0, as where a number under 2^-40 of the lowest results.
 - The arg-max is that of `torch.argmax`: the first NaN, else the first of the highest.
 - A class with a NaN or +inf in an image claims no pixel there.
+- The one-versus-rest logit of a class ruled out is -inf, that of the only one left +inf; NaN where the softmax is.
 
 A gradient is defined where the loss is finite. `pamr` makes no promise: infinite and undefined numbers spread to the
 neighbours.
@@ -84,6 +85,25 @@ def margin_loss(s: Tensor, q: Tensor) -> Tensor:
     return -F.logsigmoid(-s) - torch.where(q == 0, 0, s * q)
 
 
+def one_versus_rest(logits: Tensor) -> Tensor:
+    """l_c = s_c - log sum_{k != c} exp s_k, whose sigmoid is the softmax of s; in the dtype of the logits.
+
+    The others of any class but the top one include the top one, whose share is at least that of the class itself: they
+    are what is left of the sum. Those of the top class are added up by themselves.
+    """
+    s = logits.to(accumulate(logits))
+    peak = s.detach().amax(1, keepdim=True)
+    top = torch.arange(s.shape[1], device=s.device)[:, None, None] == s.detach().argmax(1, keepdim=True)
+    z = s - peak
+    e = z.exp()
+    others = (e.sum(1, keepdim=True) - e.masked_fill(top, 0)).log()
+    lowest = torch.finfo(s.dtype).min  # in the top class's place: with -inf, none but it would make the gradient NaN
+    others_of_top = s.masked_fill(top, lowest).logsumexp(1, keepdim=True)
+    others_of_top = others_of_top.masked_fill(others_of_top == lowest, -torch.inf)
+    undefined = peak - peak  # NaN where the softmax is, else 0
+    return torch.where(top, s - others_of_top + undefined, z - others).to(logits.dtype)
+
+
 def merge_pseudo_labels(
     localizer_scores: Tensor,
     old_logits: Tensor,
@@ -91,11 +111,12 @@ def merge_pseudo_labels(
     *,
     alpha: float = 0.5,
     background: float | str = "min",
+    old_yields: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Smoothed, gated pseudo-labels for background and new classes, the old model's output for old ones (Eq. 5, 6).
 
     The gate (image-level labels) comes before the arg-max, and the background is the minimum of both, as in the
-    published code.
+    published code. `old_yields`: the old model's output times 1 minus what the localizer gives to new classes.
     """
     dtype = accumulate(localizer_scores, old_logits, image_labels)
     old = old_logits.shape[1]
@@ -106,6 +127,8 @@ def merge_pseudo_labels(
     q = alpha * hard + (1 - alpha) * m
 
     omega = old_logits.detach().to(dtype).sigmoid()
+    if old_yields:
+        omega = omega * (1 - m[:, old:].sum(1, keepdim=True)).clamp(min=0)  # the sum can pass 1 by rounding
     if background == "min":
         merged = torch.minimum(omega[:, :1], q[:, :1])
     else:
@@ -125,12 +148,14 @@ def pseudo_label_loss(
     *,
     alpha: float = 0.5,
     background: float | str = "min",
+    old_yields: bool = False,
 ) -> Tensor:
     """:func:`soft_margin_loss` against :func:`merge_pseudo_labels` (SEG, Eq. 5 to 7)."""
     dtype = accumulate(logits, localizer_scores, old_logits, image_labels)
     targets, image_weight = merge_pseudo_labels(
-        localizer_scores.to(dtype), old_logits, image_labels, alpha=alpha, background=background
-    )
+        localizer_scores.to(dtype), old_logits, image_labels,
+        alpha=alpha, background=background, old_yields=old_yields,
+    )  # fmt: skip
     return soft_margin_loss(logits, targets, image_weight=image_weight)
 
 

@@ -1,0 +1,91 @@
+"""One-versus-rest logits of a model that was trained by softmax cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks, _library, _registry, reference
+from ._autograd import first_order, under_transform
+
+__all__ = ["one_versus_rest"]
+
+OP = "one_versus_rest"
+
+
+@torch.library.custom_op("wilson::one_versus_rest", mutates_args=())
+def _forward(logits: Tensor) -> Tensor:
+    _library.note_reference(OP, logits)
+    return torch.empty_like(logits).copy_(reference.one_versus_rest(logits))
+
+
+@_forward.register_fake
+def _(logits: Tensor) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.custom_op("wilson::one_versus_rest_backward", mutates_args=())
+def _backward(grad: Tensor, logits: Tensor) -> Tensor:
+    """g_j - sum_{c != j} g_c exp(s_j) / sum_{k != c} exp(s_k)."""
+    _library.note_reference(OP, logits)
+    dtype = reference.accumulate(grad, logits)
+    with torch.enable_grad():
+        leaf = logits.detach().to(dtype).requires_grad_()
+        (derivative,) = torch.autograd.grad(reference.one_versus_rest(leaf), leaf, grad.to(dtype))
+    return torch.empty_like(logits).copy_(derivative)
+
+
+@_backward.register_fake
+def _(grad: Tensor, logits: Tensor) -> Tensor:
+    return torch.empty_like(logits)
+
+
+class _OneVersusRest(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return _forward(logits)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (logits,) = ctx.saved_tensors
+        return first_order(OP, _backward(grad.detach(), logits.detach()), logits)
+
+
+@_registry.op("logits whose sigmoid is the softmax", gradient_to="logits")
+def one_versus_rest(logits: Tensor) -> Tensor:
+    """Logits of each class against all others: their sigmoid is the softmax of `logits`.
+
+    A model trained by softmax cross-entropy says p = softmax(s). What takes the sigmoid of logits, as the losses here
+    do, reads it through::
+
+        l_c = log p_c - log(1 - p_c) = s_c - log sum_{k != c} exp(s_k)
+
+    Finite for finite logits, however sure the model is: 1 - p_c, which rounds to 0, is never taken.
+
+    Args:
+        logits: softmax logits s `(B, C, H, W)`, C >= 2; float64, float32, bfloat16 or float16, any strides.
+
+    Returns:
+        Logits l `(B, C, H, W)` in the dtype of `logits`. A class that is ruled out (-inf) has -inf, the only one left
+        +inf; NaN where the softmax is.
+
+    Raises:
+        TypeError: logits are not floating.
+        ValueError: logits are not `(B, C, H, W)`, a dimension but the batch is empty, or there is one class.
+
+    Differentiable once with respect to `logits`.
+    """
+    _checks.scores(OP, "logits", logits)
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"{OP}: logits must be (B, C, H, W) with C >= 2, got shape {tuple(logits.shape)}; "
+            "one class has no others to be told from"
+        )
+    if under_transform():
+        return reference.one_versus_rest(logits)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _OneVersusRest.apply(logits)
+    return _forward(logits.detach())
