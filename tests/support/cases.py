@@ -333,7 +333,8 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
     yield Case("pseudo_label_loss", "all_labels", (logits, scores, old, torch.ones_like(labels)))
     yields: dict[str, Any] = {"old_yields": True}
     for op, inputs in (("merge_pseudo_labels", merge), ("pseudo_label_loss", loss)):
-        yield Case(op, "old_yields", inputs(draw), yields)
+        *maps, labels = inputs(draw)
+        yield Case(op, "old_yields", (*maps, torch.ones_like(labels)), yields)  # to new classes, whatever old ones show
         yield Case(op, "old_yields_hard", inputs(draw), yields | {"alpha": 1.0, "background": 0.25})
         many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
         yield Case(op, "many_yield", inputs(many), yields)
