@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.support import cases
 from wilson import ops
 from wilson.ops import reference
 
@@ -54,6 +55,17 @@ def test_the_sigmoid_is_the_softmax(module):
 def test_keeps_the_layout_of_the_logits():
     s = torch.randn(2, 7, 4, 5).contiguous(memory_format=torch.channels_last)
     assert ops.one_versus_rest(s).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+def test_takes_gradients_of_any_strides(layout):
+    s = cases.lay_out(torch.randn(2, 7, 4, 5), layout).requires_grad_()
+    drawn = torch.randn(1, 7, 1, 1)
+    transposed = drawn.expand(2, 7, 5, 4).contiguous().transpose(2, 3)
+    for grad in (drawn.expand(2, 7, 4, 5), transposed, torch.ones(()).expand(s.shape)):
+        (got,) = torch.autograd.grad(ops.one_versus_rest(s), s, grad)
+        (expected,) = torch.autograd.grad(reference.one_versus_rest(s), s, grad)
+        torch.testing.assert_close(got, expected)
 
 
 @MODULES
