@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from wilson.ops import _library
+from wilson.ops._registry import OPS
+
+ROOT = Path(__file__).parents[2]
 
 IMPORT = """
 import torch
@@ -31,6 +34,30 @@ def test_import_does_not_initialise_cuda(provider):
     environment = os.environ | {"WILSON_CUDA_PROVIDER": provider}
     result = subprocess.run([sys.executable, "-c", IMPORT], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+WITHOUT_KERNELS = """
+import sys
+sys.modules["wilson._C"] = None
+import torch
+from tests.support import cases
+from tests.support.agreement import Expected
+from wilson import ops
+from wilson.ops import _library, _registry
+
+for name in _registry.OPS:
+    assert _library.provider(name, "CPU")[0] == _library.REFERENCE
+    for case in cases.every(torch.float32):
+        if case.op == name and case.name == "odd":
+            Expected(case).assert_met_by(getattr(ops, name))
+            print(name)
+"""
+
+
+def test_every_op_and_its_gradient_work_without_kernels():
+    result = subprocess.run([sys.executable, "-c", WITHOUT_KERNELS], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert sorted(result.stdout.split()) == sorted(OPS)
 
 
 @pytest.fixture

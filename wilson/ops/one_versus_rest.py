@@ -28,12 +28,16 @@ def _(logits: Tensor) -> Tensor:
 
 @torch.library.custom_op("wilson::one_versus_rest_backward", mutates_args=())
 def _backward(grad: Tensor, logits: Tensor) -> Tensor:
-    """g_j - sum_{c != j} g_c exp(s_j) / sum_{k != c} exp(s_k)."""
+    """g_j - sum_{c != j} g_c exp(s_j) / sum_{k != c} exp(s_k); the top class's share is a softmax over its others."""
     _library.note_reference(OP, logits)
     dtype = reference.accumulate(grad, logits)
-    with torch.enable_grad():
-        leaf = logits.detach().to(dtype).requires_grad_()
-        (derivative,) = torch.autograd.grad(reference.one_versus_rest(leaf), leaf, grad.to(dtype))
+    g, s = grad.to(dtype), logits.to(dtype)
+    top = torch.arange(s.shape[1], device=s.device)[:, None, None] == s.argmax(1, keepdim=True)
+    e = (s - s.amax(1, keepdim=True)).exp()
+    h = (g / (e.sum(1, keepdim=True) - e)).masked_fill(top, 0)
+    others = s.masked_fill(top, -torch.inf)
+    shares = others.softmax(1).masked_fill((others == -torch.inf).all(1, keepdim=True), 0)
+    derivative = g - e * (h.sum(1, keepdim=True) - h) - (g * top).sum(1, keepdim=True) * shares
     return torch.empty_like(logits).copy_(derivative)
 
 
