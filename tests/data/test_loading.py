@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from wilson import distributed
 from wilson.data.dataset import EpochSampler, StepDataset
-from wilson.data.loading import ShareOfBatches, batches, make_loader, to_batch
+from wilson.data.loading import ShareOfBatches, _leave_interrupts, batches, make_loader, to_batch
 from wilson.data.sources.synthetic import Synthetic
 from wilson.data.tasks import Task
 from wilson.data.transforms import Normalization, TrainingCrop
@@ -71,3 +73,17 @@ def test_shares_make_up_the_batches(monkeypatch: pytest.MonkeyPatch, processes: 
         mine = [share[number * parts : (number + 1) * parts] for share in shares]
         found = [key for part in range(parts) for share in mine for key in share[part]]
         assert sorted(found) == sorted(order[8 * number : 8 * number + 8])
+
+
+def test_a_worker_is_quiet_about_a_process_that_has_gone(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        _leave_interrupts(0)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        for error in (BrokenPipeError(), ConnectionResetError(), ValueError()):
+            sys.excepthook(type(error), error, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert shown == [ValueError]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any, TypedDict
 
 import torch
@@ -97,5 +99,15 @@ def make_loader(
 
 
 def _leave_interrupts(_: int) -> None:
-    """Let Ctrl-C, which a terminal sends to all processes, end a worker through the process that it works for."""
+    """Let Ctrl-C, which a terminal sends to all processes, end a worker through the process that it works for.
+
+    The thread that hands over its images may find that process gone, and would show a traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show = sys.excepthook
+
+    def show_others(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError):
+            show(kind, error, trace)
+
+    sys.excepthook = show_others
