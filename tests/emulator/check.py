@@ -77,20 +77,23 @@ def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ..
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def far_apart(provider: str, op: str) -> None:
-    """Classes that lie 2^30 elements apart: each stride has 31 bits, the offset of the last class needs more."""
-    family = need(provider, op)
-    case = cases.case(op, "far", cases.Shape(1, 4, 3, 4, scale=2), torch.bfloat16)
-    place, near = next((i, a) for i, a in enumerate(case.args) if isinstance(a, torch.Tensor) and a.shape[1:2] == (4,))
-    width = near.shape[3]
-    far = torch.empty(3 * 2**30 + near[0, 0].numel(), dtype=near.dtype)  # of which a few pages are ever touched
-    far = far.as_strided(near.shape, (near.shape[2] * width, 2**30, width, 1)).copy_(near)
-    results = []
-    for tensor in (near, far):
-        args = (*case.args[:place], tensor, *case.args[place + 1 :])
-        with emulated_ops.emulated(provider, family):
-            results.append(flat(replace(case, args=args).value_and_grad(getattr(ops, op))))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+AXES = {"images": 0, "classes": 1, "rows": 2, "columns": 3}
+FAR = 2**30  # elements; two of these are beyond 31 bits
+
+
+def far_apart(provider: str, op: str, axis: str) -> None:
+    """Maps that are far apart along an axis: each stride has 31 bits, the offset of the last index needs more."""
+    case = cases.case(op, "far", cases.Shape(3, 4, 4, 5, old=3, scale=2), torch.bfloat16)
+    is_map = [isinstance(a, torch.Tensor) and a.dim() == 4 for a in case.args]
+    apart = tuple(_spread(a, AXES[axis]) if far else a for a, far in zip(case.args, is_map, strict=True))
+    agrees(provider, replace(case, args=apart))
+
+
+def _spread(near: torch.Tensor, axis: int) -> torch.Tensor:
+    """The same values with that stride, in memory of which few pages are ever touched."""
+    strides = list(near.contiguous().stride())
+    strides[axis] = FAR
+    return torch.empty(near.shape[axis] * FAR, dtype=near.dtype).as_strided(near.shape, strides).copy_(near)
 
 
 def labelled_bits(provider: str) -> None:

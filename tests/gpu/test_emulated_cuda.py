@@ -71,18 +71,20 @@ def test_one_versus_rest_of_classes_that_leave_room_for_one_of_two_maps():
 
 @pytest.mark.parametrize("op", infinities.OPS)
 def test_infinite_and_undefined_numbers(op):
-    check.as_the_reference(PROVIDER, infinities.of(op))
+    check.as_the_reference(PROVIDER, [infinities.telling(op)])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", [infinities.SHAPE, infinities.MANY], ids=["few", "many"])
 @pytest.mark.parametrize("op", infinities.OPS)
-def test_infinite_and_undefined_numbers_of_many_classes(op):
-    check.as_the_reference(PROVIDER, infinities.of(op, infinities.MANY))
+def test_all_infinite_and_undefined_numbers(op, shape):
+    check.as_the_reference(PROVIDER, infinities.of(op, shape))
 
 
+@pytest.mark.parametrize("axis", check.AXES)
 @pytest.mark.parametrize("op", check.FAMILY)
-def test_offsets_beyond_31_bits(op):
-    check.far_apart(PROVIDER, op)
+def test_offsets_beyond_31_bits(op, axis):
+    check.far_apart(PROVIDER, op, axis)
 
 
 @pytest.mark.parametrize("op", check.FAMILY)

@@ -24,7 +24,7 @@ QUICK = {
     },
     torch.bfloat16: {"odd"},
 }
-FAR = ("soft_margin_loss", "upsampled_argmax")  # the offsets are those of _tiles.py, whatever the op
+FAR = ("soft_margin_loss", "upsampled_argmax")  # offsets in an image are those of _tiles.py, whatever the op
 MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them
 
 
@@ -72,18 +72,30 @@ def test_pamr_of_labelled_classes_has_the_bits_of_all():
 
 @pytest.mark.parametrize("op", infinities.OPS)
 def test_infinite_and_undefined_numbers(op):
-    check.as_the_reference(PROVIDER, infinities.of(op))
+    check.as_the_reference(PROVIDER, [infinities.telling(op)])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", [infinities.SHAPE, infinities.MANY], ids=["few", "many"])
 @pytest.mark.parametrize("op", infinities.OPS)
-def test_infinite_and_undefined_numbers_of_many_classes(op):
-    check.as_the_reference(PROVIDER, infinities.of(op, infinities.MANY))
+def test_all_infinite_and_undefined_numbers(op, shape):
+    check.as_the_reference(PROVIDER, infinities.of(op, shape))
 
 
-@pytest.mark.parametrize("op", [op if op in FAR else pytest.param(op, marks=pytest.mark.slow) for op in check.FAMILY])
-def test_offsets_beyond_31_bits(op):
-    check.far_apart(PROVIDER, op)
+QUICK_FAR = [(op, axis) for op in check.FAMILY for axis in check.AXES if axis == "images" or op in FAR]
+
+
+@pytest.mark.parametrize(("op", "axis"), QUICK_FAR)
+def test_offsets_beyond_31_bits(op, axis):
+    check.far_apart(PROVIDER, op, axis)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("op", "axis"), [(op, axis) for op in check.FAMILY for axis in check.AXES if (op, axis) not in QUICK_FAR]
+)
+def test_all_offsets_beyond_31_bits(op, axis):
+    check.far_apart(PROVIDER, op, axis)
 
 
 @pytest.mark.parametrize("op", check.FAMILY)

@@ -70,3 +70,8 @@ def test_any_sides(family):
         for size, classes, dtype in itertools.product((*SIDES, *squares), (1, 6), (torch.float32, torch.float64))
     )
     launch(family, 90, blanks)
+
+
+@pytest.mark.parametrize("family", raw_calls.FAMILIES)
+def test_more_images_than_a_second_side_of_a_grid_takes(family):
+    launch(family, 90, [raw_calls.Blank(6, torch.float32, (2, 4), batch=70_000, device="cpu")])
