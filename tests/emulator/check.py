@@ -77,23 +77,29 @@ def same_bits_in_any_order(provider: str, case: cases.Case, seeds: tuple[int, ..
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-AXES = {"images": 0, "classes": 1, "rows": 2, "columns": 3}
+AXES = ("images", "classes", "rows", "columns")
+AXES_OF = {1: AXES[:1], 2: AXES[:2], 3: ("images", "rows", "columns"), 4: AXES}  # of tensors with so many dimensions
 FAR = 2**30  # elements; two of these are beyond 31 bits
 
 
 def far_apart(provider: str, op: str, axis: str) -> None:
-    """Maps that are far apart along an axis: each stride has 31 bits, the offset of the last index needs more."""
+    """Tensors that are far apart along an axis: each stride has 31 bits, the offset of the last index needs more."""
     case = cases.case(op, "far", cases.Shape(3, 4, 4, 5, old=3, scale=2), torch.bfloat16)
-    is_map = [isinstance(a, torch.Tensor) and a.dim() == 4 for a in case.args]
-    apart = tuple(_spread(a, AXES[axis]) if far else a for a, far in zip(case.args, is_map, strict=True))
-    agrees(provider, replace(case, args=apart))
+    args = tuple(_spread(a, axis) if isinstance(a, torch.Tensor) else a for a in case.args)
+    agrees(provider, replace(case, args=args))
 
 
-def _spread(near: torch.Tensor, axis: int) -> torch.Tensor:
-    """The same values with that stride, in memory of which few pages are ever touched."""
+def _spread(near: torch.Tensor, axis: str) -> torch.Tensor:
+    """The same values in memory of which few pages are ever touched; numbers of 8 bytes would span too much of it."""
+    if near.dtype == torch.int64 and near.dim() == 3:
+        near = near.to(torch.uint8)
+    axes = AXES_OF.get(near.dim(), ())
+    if axis not in axes or near.element_size() == 8:
+        return near
     strides = list(near.contiguous().stride())
-    strides[axis] = FAR
-    return torch.empty(near.shape[axis] * FAR, dtype=near.dtype).as_strided(near.shape, strides).copy_(near)
+    strides[axes.index(axis)] = FAR
+    storage = torch.empty(near.shape[axes.index(axis)] * FAR, dtype=near.dtype)
+    return storage.as_strided(near.shape, strides).copy_(near)
 
 
 def labelled_bits(provider: str) -> None:

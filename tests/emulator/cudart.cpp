@@ -2,8 +2,8 @@
 // every launch to a callback. It also stands in for what torch does with devices and streams, and registers the ops of
 // the library for a dispatch key that nothing else uses, so that those of a real GPU stay as they are.
 //
-// What a launcher must do is checked at every launch: use the current stream, within a device guard, and look for errors
-// afterwards. Shared memory that it asks for is granted to the next launch alone: each might be the first.
+// What a launcher must do is checked at every launch: use the current stream, within a device guard, and look for
+// errors afterwards. Shared memory that it asks for is granted to the next launch alone: each might be the first.
 #include <dlfcn.h>
 
 #include <cstddef>
@@ -25,17 +25,17 @@ struct Configuration {
   void* stream;
 };
 
-using LaunchKernel = int (*)(const char* name, const unsigned* grid, const unsigned* block, size_t shared, int64_t asked,
-                             const char* wrong, void** args);
+using LaunchKernel = int (*)(const char* name, const unsigned* grid, const unsigned* block, size_t shared,
+                             int64_t asked, const char* wrong, void** args);
 
 LaunchKernel launch_kernel = nullptr;
 thread_local Configuration configuration;
 thread_local int last_error = 0;
-thread_local int guards = 0;         // that live now
-thread_local bool checked = true;    // whether somebody asked for the error of the last launch
-thread_local int64_t asked = -1;     // bytes of shared memory for a launch of `asking`
+thread_local int guards = 0;       // that live now
+thread_local bool checked = true;  // whether somebody asked for the error of the last launch
+thread_local int64_t asked = -1;   // bytes of shared memory for a launch of `asking`
 thread_local const void* asking = nullptr;
-void* const kStream = &launch_kernel;  // the current one, which is not the default
+void* const kStream = &launch_kernel;         // the current one, which is not the default
 constexpr int kNoKernel = 98, kFailed = 719;  // numbers of the CUDA runtime
 
 std::unordered_map<const void*, std::string>& kernels() {
@@ -129,7 +129,7 @@ int32_t aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   return 0;
 }
 int32_t aoti_torch_create_device_guard(int32_t, void** guard) {
-  *guard = nullptr;
+  *guard = &guards;  // not null, which nobody would delete
   ++guards;
   return 0;
 }

@@ -24,7 +24,8 @@ QUICK = {
     },
     torch.bfloat16: {"odd"},
 }
-FAR = ("soft_margin_loss", "upsampled_argmax")  # offsets in an image are those of _tiles.py, whatever the op
+# One op of each way to find an offset in an image
+FAR = ("merge_pseudo_labels", "pamr", "upsampled_soft_margin_loss", "upsampled_argmax")
 MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them
 
 
