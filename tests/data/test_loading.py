@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from wilson import distributed
 from wilson.data.dataset import EpochSampler, StepDataset
-from wilson.data.loading import ShareOfBatches, _leave_interrupts, batches, make_loader, to_batch
+from wilson.data.loading import ShareOfBatches, _serve_quietly, batches, make_loader, to_batch
 from wilson.data.sources.synthetic import Synthetic
 from wilson.data.tasks import Task
 from wilson.data.transforms import Normalization, TrainingCrop
@@ -80,7 +80,7 @@ def test_a_worker_is_quiet_about_a_process_that_has_gone(monkeypatch):
     monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
     before = signal.getsignal(signal.SIGINT)
     try:
-        _leave_interrupts(0)
+        _serve_quietly(0)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         for error in (BrokenPipeError(), ConnectionResetError(), ValueError()):
             sys.excepthook(type(error), error, None)

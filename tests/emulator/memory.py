@@ -45,10 +45,10 @@ class Memory(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if not storage.nbytes() or not tensor.numel():
             return
-        if storage.data_ptr() not in self._state:
-            self._state[storage.data_ptr()] = np.zeros(storage.nbytes(), np.uint8)
-            self._kept.append(storage)
         address = storage.data_ptr()
+        if address not in self._state:
+            self._state[address] = np.zeros(storage.nbytes(), np.uint8)
+            self._kept.append(storage)
         self._extents[address] = _joined([*self._extents.get(address, []), *_extents(tensor)])
         elements = self._elements(tensor)
         elements[...] |= INSIDE | (INITIALISED if initialised else 0)
@@ -93,11 +93,12 @@ class Memory(TorchDispatchMode):
         """The buffers as the machine takes them; nothing is touched yet."""
         buffers = (_Buffer * max(len(self._state), 1))()
         for buffer, (address, state) in zip(buffers, self._state.items(), strict=False):
-            for part in self._parts(address):
+            parts = self._parts(address)
+            for part in parts:
                 part &= INSIDE | INITIALISED | WRITABLE
             buffer.begin, buffer.end = address, address + len(state)
             buffer.state = state.ctypes.data
-            buffer.writable = any(bool((part & WRITABLE).any()) for part in self._parts(address))
+            buffer.writable = any(bool((part & WRITABLE).any()) for part in parts)
         return buffers, len(self._state)
 
     def touched(self) -> tuple[int, int]:

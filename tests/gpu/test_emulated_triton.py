@@ -12,18 +12,10 @@ PROVIDER = "triton"
 # Each of these compiles kernels of its own, which is what takes the time: the rest is among the slow tests
 QUICK = {
     torch.float32: {
-        "odd",
-        "channels_last",
-        "empty_batch",
-        "extreme",
-        "flat",
-        "image_weight",
-        "resized",
-        "smaller",
-        "old_yields",
+        "odd", "channels_last", "empty_batch", "extreme", "flat", "image_weight", "old_yields", "resized", "smaller",
     },
     torch.bfloat16: {"odd"},
-}
+}  # fmt: skip
 # One op of each way to find an offset in an image
 FAR = ("merge_pseudo_labels", "pamr", "upsampled_soft_margin_loss", "upsampled_argmax")
 MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them

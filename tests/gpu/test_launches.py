@@ -39,6 +39,7 @@ def launch(family: str, arch: int, blanks: Iterable[raw_calls.Blank]) -> set[str
                 assert len(session.launches) > before
     too_large = {launch for launch in session.launches if launch.shared > EVERYWHERE_SHARED_BYTES}
     assert not too_large, "some GPU since sm_80 has less shared memory"
+    assert not {launch.name for launch in session.launches if launch.unordered}, "the bits must not depend on order"
     return called
 
 

@@ -92,16 +92,16 @@ def make_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_serve_quietly,
         generator=torch.Generator(),  # the global random numbers are for dropout; samples draw their own
         **order,
     )
 
 
-def _leave_interrupts(_: int) -> None:
+def _serve_quietly(_: int) -> None:
     """Let Ctrl-C, which a terminal sends to all processes, end a worker through the process that it works for.
 
-    The thread that hands over its images may find that process gone, and would show a traceback.
+    The thread that hands over images may find that process gone; its traceback would say nothing to anybody.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     show = sys.excepthook
