@@ -75,6 +75,7 @@ SHAPES = {
     "many_classes": Shape(1, 1000, 5, 7, old=600, scale=1.5),
     "empty_batch": Shape(0, 4, 5, 6, old=2),
     "wide": Shape(1, 3, 1, 300, old=2, scale=1),
+    "tiles": Shape(2, 17, 13, 21, old=13, scale=2),
 }
 LEAST_CLASSES = {"one_versus_rest": 2}  # of the ops that refuse a map of one class
 # More images, classes or tiles than kernels take at a time
@@ -208,6 +209,7 @@ def _layouts(op: str, dtype: torch.dtype) -> Iterator[Case]:
         yield case(op, name, shape, dtype)
     for layout in LAYOUTS:
         yield case(op, layout, SHAPES["odd"], dtype, layout=layout)
+    yield case(op, "column", Shape(2, 3, 90, 1, old=2, scale=1), dtype, layout="transposed")
     for name, spread in (("extreme", 1e4), ("flat", 0.0)):  # flat: every class ties
         yield case(op, name, SHAPES["odd"], dtype, spread=spread)
 
@@ -310,6 +312,7 @@ def pooling(dtype: torch.dtype) -> Iterator[Case]:
     yield Case(op, "no_focal", (scores,), {"focal": False})
     yield Case(op, "options", (scores,), {"eps": 1e-5, "gamma": 2.5, "lam": 0.1})
     yield Case(op, "gamma_one", (scores,), {"gamma": 1.0})
+    yield case(op, "many_pixels", MANY_PIXELS, dtype)
 
 
 def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
@@ -406,11 +409,12 @@ def confident(dtype: torch.dtype) -> Iterator[Case]:
 
 
 def _peaks_apart(dtype: torch.dtype) -> Case:
-    """A large map whose classes are highest by far at one pixel each, near the ends of what kernels take at a time."""
+    """Large maps whose classes are highest by far at one pixel each, so that each part of the map decides once."""
     draw = Draw("peaks_apart", MANY_PIXELS, dtype)
     refined = (draw.probabilities().double() * 64).round() / 256
-    for c, pixel in enumerate((200, 4200, -1)):
-        refined.flatten(2)[:, c, pixel] = 1
+    for b, pixels in enumerate(((200, 4256, -1), (0, 6464, 8128))):
+        for c, pixel in enumerate(pixels):
+            refined[b].flatten(1)[c, pixel] = 1
     return Case("confident_labels", "peaks_apart", (refined.to(dtype), torch.ones(2, 2)), EXACT_THRESHOLDS)
 
 
@@ -433,6 +437,7 @@ def upsampled(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "all_ignored", (draw.scores(), torch.full_like(labels, 3)), {"ignore_index": 3})
         yield Case(op, "uint8", (draw.scores(), labels.clamp(0, 255).to(torch.uint8)))
         yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
+    yield case("upsampled_cross_entropy", "many_images", MANY_IMAGES, dtype)
     yield from _layouts("upsampled_argmax", dtype)
 
 
