@@ -57,6 +57,8 @@ def agrees(provider: str, case: cases.Case, arch: int = 90, seed: int = 0) -> No
     with emulated_ops.emulated(provider, need(provider, case.op), arch, seed) as session:
         expected.assert_met_by(getattr(ops, case.op))
     assert session.launches or not case.args[0].numel(), "no kernel ran"
+    unordered = {launch.name for launch in session.launches if launch.unordered}
+    assert not unordered, f"atomic sums, whose order is another in every run: {unordered}"
 
 
 def as_the_reference(provider: str, odd: Iterable[cases.Case]) -> None:

@@ -77,6 +77,27 @@ def test_every_op_looks_at_its_first_argument(op):
             getattr(ops, op)(bad, *others)
 
 
+def tensors_of(case):
+    return [key for key, value in (*enumerate(case.args), *case.kwargs.items()) if isinstance(value, torch.Tensor)]
+
+
+ELSEWHERE = [
+    pytest.param(case, key, id=f"{case.op}-{key}")
+    for case in cases.every(torch.float32)
+    if case.name == "odd" or case.name in ("image_weight", "labelled")  # those that have tensors as options
+    for key in (tensors_of(case)[1:] if case.name == "odd" else [k for k in tensors_of(case) if isinstance(k, str)])
+]
+
+
+@pytest.mark.parametrize(("case", "key"), ELSEWHERE)
+def test_tensors_on_two_devices(case, key):
+    args, kwargs = list(case.args), dict(case.kwargs)
+    where = kwargs if isinstance(key, str) else args
+    where[key] = where[key].to("meta")
+    with pytest.raises(ValueError, match=f"^{case.op}: all tensors must be on one device, got "):
+        getattr(ops, case.op)(*args, **kwargs)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_signature_is_that_of_the_reference(op):
     public, definition = getattr(ops, op), getattr(reference, op)

@@ -4,6 +4,7 @@ import inspect
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_agrees_with_the_reference(case):
 
 
 @pytest.mark.parametrize("op", NAMES)
-@pytest.mark.parametrize("name", ["odd", "long", "channels_last", "empty_batch"])
+@pytest.mark.parametrize("name", ["odd", "long", "one_pixel", "channels_last", "empty_batch"])
 def test_writes_the_whole_of_its_outputs(op, name):
     """New tensors come filled with NaN (integers with their largest value) while the op runs."""
     torch.use_deterministic_algorithms(True)
@@ -113,6 +114,24 @@ def test_same_bits_for_any_threads_and_neighbours(op, name):
         last = case.args[0].shape[0] - 1
         alone = function(*(a[last:] if isinstance(a, torch.Tensor) else a for a in case.args), **case.kwargs)
         assert all(torch.equal(a, b[last:]) for a, b in zip(tensors(alone), expected, strict=False))
+
+
+@pytest.mark.skipif(not KERNELS, reason="installed without compiled kernels")
+@pytest.mark.parametrize("op", KERNELS)
+def test_same_bits_in_whatever_order_threads_finish(op):
+    """Many chunks to an image, in float64: sums in double hide the order of parts in float32."""
+    case = cases.case(op, "chunks", cases.Shape(1, 17, 256, 128, old=13, scale=1), torch.float64)
+    case = replace(case, kwargs={"iterations": 1, "dilations": [1]}) if op == "pamr" else case
+    function, threads = getattr(ops, op), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = flat(case.value_and_grad(function))
+        torch.set_num_threads(4)
+        for _ in range(6):
+            again = flat(case.value_and_grad(function))
+            assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("op", NAMES)
@@ -283,6 +302,20 @@ def test_registration(op):
                 # raw ops carry no autograd formula: the public functions do
                 torch.library.opcheck(raw, args, test_utils=("test_schema", "test_faketensor"))
     assert reached == set(OPS[op].raw)
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_fake_results_have_the_dtypes_of_real_ones(op):
+    """In each dtype, and where one argument alone is wider than the others."""
+    narrow = of(op, torch.bfloat16)
+    wide = [
+        replace(narrow, args=(*narrow.args[:i], arg.double(), *narrow.args[i + 1 :]))
+        for i, arg in enumerate(narrow.args)
+        if isinstance(arg, torch.Tensor) and (arg.is_floating_point() or arg.dtype == torch.bool)
+    ]
+    for case in (narrow, of(op, torch.float64), *wide):
+        for raw, args in raw_calls(case):
+            torch.library.opcheck(raw, args, test_utils="test_faketensor")
 
 
 @pytest.mark.parametrize("op", NAMES)

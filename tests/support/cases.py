@@ -75,8 +75,15 @@ SHAPES = {
     "many_classes": Shape(1, 1000, 5, 7, old=600, scale=1.5),
     "empty_batch": Shape(0, 4, 5, 6, old=2),
     "wide": Shape(1, 3, 1, 300, old=2, scale=1),
+    "tiles": Shape(2, 17, 13, 21, old=13, scale=2),
 }
 LEAST_CLASSES = {"one_versus_rest": 2}  # of the ops that refuse a map of one class
+# More images, classes or tiles than kernels take at a time
+MANY_IMAGES = Shape(1030, 2, 1, 1)
+NEVER_WINS = Shape(35, 36, 6, 7, old=2)
+WINS_LATE = Shape(1, 33, 46, 46)
+MANY_PIXELS = Shape(2, 3, 91, 91)
+NEVER_FOUND = Shape(131, 130, 1, 2)
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 
@@ -202,6 +209,7 @@ def _layouts(op: str, dtype: torch.dtype) -> Iterator[Case]:
         yield case(op, name, shape, dtype)
     for layout in LAYOUTS:
         yield case(op, layout, SHAPES["odd"], dtype, layout=layout)
+    yield case(op, "column", Shape(2, 3, 90, 1, old=2, scale=1), dtype, layout="transposed")
     for name, spread in (("extreme", 1e4), ("flat", 0.0)):  # flat: every class ties
         yield case(op, name, SHAPES["odd"], dtype, spread=spread)
 
@@ -304,6 +312,7 @@ def pooling(dtype: torch.dtype) -> Iterator[Case]:
     yield Case(op, "no_focal", (scores,), {"focal": False})
     yield Case(op, "options", (scores,), {"eps": 1e-5, "gamma": 2.5, "lam": 0.1})
     yield Case(op, "gamma_one", (scores,), {"gamma": 1.0})
+    yield case(op, "many_pixels", MANY_PIXELS, dtype)
 
 
 def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
@@ -313,6 +322,9 @@ def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
     args = (draw.scores(), draw.probabilities())
     yield Case("soft_margin_loss", "image_weight", args, {"image_weight": torch.tensor([1.0, 0.25])})
     yield Case("soft_margin_loss", "no_image_counts", args, {"image_weight": torch.zeros(2, dtype=dtype)})
+    draw = Draw("many_images", MANY_IMAGES, dtype)
+    weight = torch.rand(MANY_IMAGES.batch, generator=draw.generator).to(dtype)
+    yield Case("soft_margin_loss", "many_images", (draw.scores(), draw.probabilities()), {"image_weight": weight})
 
 
 def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
@@ -338,6 +350,36 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "old_yields_hard", inputs(draw), yields | {"alpha": 1.0, "background": 0.25})
         many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
         yield Case(op, "many_yield", inputs(many), yields)
+    yield case("pseudo_label_loss", "many_images", MANY_IMAGES, dtype)
+    for name, inputs in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
+        yield Case("merge_pseudo_labels", name, inputs[1:], {"alpha": 1.0})
+        yield Case("pseudo_label_loss", name, inputs, {"alpha": 1.0})
+
+
+def _won(draw: Draw, last_first: bool = False) -> tuple[Tensor, Tensor]:
+    """Scores and labels where every class is labelled, and wins at the pixel of its number, counted from either end."""
+    s = draw.shape
+    scores, pixels = draw.scores().flatten(2), torch.arange(s.height * s.width)
+    classes = torch.arange(s.classes)
+    scores[:, classes, pixels.flip(0)[classes] if last_first else classes] = 30
+    return scores.view(s.batch, s.classes, s.height, s.width), torch.ones(s.batch, s.classes - 1)
+
+
+def _never_wins(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Images that each lack one new class, so that their weight is 0 for its sake alone; and one that lacks none."""
+    draw = Draw("never_wins", NEVER_WINS, dtype)
+    (scores, labels), old = _won(draw), NEVER_WINS.old
+    lacking = torch.arange(NEVER_WINS.batch - 1)
+    scores[lacking, old + lacking] = -30
+    return draw.scores(), scores, draw.old_logits(), labels
+
+
+def _wins_late(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """One image, in whose last pixels alone the new classes win."""
+    draw = Draw("wins_late", WINS_LATE, dtype)
+    scores, labels = _won(draw, last_first=True)
+    scores[:, 1:].flatten(2)[:, :, : -WINS_LATE.classes] -= 60
+    return draw.scores(), scores, draw.old_logits(), labels
 
 
 def pamr(dtype: torch.dtype) -> Iterator[Case]:
@@ -356,12 +398,35 @@ def pamr(dtype: torch.dtype) -> Iterator[Case]:
 def confident(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw("pamr", SHAPES["odd"], dtype)
     yield from _layouts("confident_labels", dtype)
+    yield _peaks_apart(dtype)
     yield from _layouts("balanced_cross_entropy", dtype)
     scores, labels, counts, image_labels = _balanced(draw)
     no_image = (labels, counts, torch.ones_like(image_labels))  # more labels than classes found
     yield Case("balanced_cross_entropy", "no_image_counts", (scores, *no_image))
     ignored = (torch.full_like(labels, 255), torch.zeros_like(counts), torch.zeros(2, 6, dtype=torch.int32))
     yield Case("balanced_cross_entropy", "all_ignored", (scores, *ignored))
+    yield _never_found(dtype)
+
+
+def _peaks_apart(dtype: torch.dtype) -> Case:
+    """Large maps whose classes are highest by far at one pixel each, so that each part of the map decides once."""
+    draw = Draw("peaks_apart", MANY_PIXELS, dtype)
+    refined = (draw.probabilities().double() * 64).round() / 256
+    for b, pixels in enumerate(((200, 4256, -1), (0, 6464, 8128))):
+        for c, pixel in enumerate(pixels):
+            refined[b].flatten(1)[c, pixel] = 1
+    return Case("confident_labels", "peaks_apart", (refined.to(dtype), torch.ones(2, 2)), EXACT_THRESHOLDS)
+
+
+def _never_found(dtype: torch.dtype) -> Case:
+    """Images that do not count since one labelled class, or the background, has no pixel; and one that counts."""
+    draw = Draw("never_found", NEVER_FOUND, dtype)
+    images, classes = NEVER_FOUND.batch, NEVER_FOUND.classes
+    counts = torch.randint(1, 9, (images, classes), generator=draw.generator)
+    counts[:-1].fill_diagonal_(0)
+    labels = torch.randint(0, classes, (images, 1, 2), generator=draw.generator)
+    args = draw.scores(), labels, counts, torch.ones(images, classes - 1)
+    return Case("balanced_cross_entropy", "never_found", args)
 
 
 def upsampled(dtype: torch.dtype) -> Iterator[Case]:
@@ -372,6 +437,7 @@ def upsampled(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "all_ignored", (draw.scores(), torch.full_like(labels, 3)), {"ignore_index": 3})
         yield Case(op, "uint8", (draw.scores(), labels.clamp(0, 255).to(torch.uint8)))
         yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
+    yield case("upsampled_cross_entropy", "many_images", MANY_IMAGES, dtype)
     yield from _layouts("upsampled_argmax", dtype)
 
 
