@@ -22,6 +22,12 @@ QUICK = {
 FAR = ("merge_pseudo_labels", "pamr", "upsampled_soft_margin_loss", "upsampled_argmax")
 COLUMN = ("soft_margin_loss", "balanced_cross_entropy")  # whose strides are those of _launch.py, whatever the op
 MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them
+# Values of options and labels that take branches of their own
+BRANCHES = {
+    ("ngwp_focal_pool", "no_focal"), ("ngwp_focal_pool", "options"), ("ngwp_focal_pool", "gamma_one"),
+    ("merge_pseudo_labels", "weighted_background"), ("merge_pseudo_labels", "many_yield"),
+    ("merge_pseudo_labels", "shares"), ("confident_labels", "shares"), ("balanced_cross_entropy", "many_classes"),
+}  # fmt: skip
 
 
 def every(*dtypes: torch.dtype) -> list[cases.Case]:
@@ -37,7 +43,8 @@ def quick(case: cases.Case) -> bool:
     many = case.op in MANY_CLASSES and case.name == "many_classes" and dtype == torch.float32
     column = case.op in COLUMN and case.name == "column" and dtype == torch.float32
     again = case.op == "merge_pseudo_labels" and case.name in ("never_wins", "wins_late")  # as in the loss
-    return many or column or (case.name in QUICK[dtype] and not again)
+    branch = (case.op, case.name) in BRANCHES and dtype == torch.float32
+    return many or column or branch or (case.name in QUICK[dtype] and not again)
 
 
 @pytest.mark.parametrize("case", [c for c in every(*QUICK) if quick(c)], ids=name)

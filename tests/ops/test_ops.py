@@ -306,14 +306,14 @@ def test_registration(op):
 
 @pytest.mark.parametrize("op", NAMES)
 def test_fake_results_have_the_dtypes_of_real_ones(op):
-    """In each dtype, and where one argument alone is wider than the others."""
+    """In each dtype, with more classes than bytes tell apart, and where one argument alone is wider than the others."""
     narrow = of(op, torch.bfloat16)
     wide = [
         replace(narrow, args=(*narrow.args[:i], arg.double(), *narrow.args[i + 1 :]))
         for i, arg in enumerate(narrow.args)
         if isinstance(arg, torch.Tensor) and (arg.is_floating_point() or arg.dtype == torch.bool)
     ]
-    for case in (narrow, of(op, torch.float64), *wide):
+    for case in (narrow, of(op, torch.float64), of(op, torch.bfloat16, "many_classes"), *wide):
         for raw, args in raw_calls(case):
             torch.library.opcheck(raw, args, test_utils="test_faketensor")
 

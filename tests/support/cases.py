@@ -193,7 +193,8 @@ class Draw:
         s = self.shape
         size = (s.batch, *s.scaled(scale))
         labels = torch.randint(0, s.classes, size, generator=self.generator)
-        labels[torch.rand(size, generator=self.generator) < 0.2] = s.classes + 300
+        labels[torch.rand(size, generator=self.generator) < 0.1] += 2**32  # a class to whoever reads 32 bits
+        labels[torch.rand(size, generator=self.generator) < 0.1] = s.classes
         labels[torch.rand(size, generator=self.generator) < 0.1] = -1
         return lay_out(labels, self.layout)
 
@@ -322,6 +323,9 @@ def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
     args = (draw.scores(), draw.probabilities())
     yield Case("soft_margin_loss", "image_weight", args, {"image_weight": torch.tensor([1.0, 0.25])})
     yield Case("soft_margin_loss", "no_image_counts", args, {"image_weight": torch.zeros(2, dtype=dtype)})
+    draw = Draw("many_weighted", MANY_PIXELS, dtype)  # many parts to an image, whose weight each of them has
+    args = (draw.scores(), draw.probabilities())
+    yield Case("soft_margin_loss", "many_weighted", args, {"image_weight": torch.tensor([1.0, 0.25])})
     draw = Draw("many_images", MANY_IMAGES, dtype)
     weight = torch.rand(MANY_IMAGES.batch, generator=draw.generator).to(dtype)
     yield Case("soft_margin_loss", "many_images", (draw.scores(), draw.probabilities()), {"image_weight": weight})
@@ -348,9 +352,11 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         *maps, labels = inputs(draw)
         yield Case(op, "old_yields", (*maps, torch.ones_like(labels)), yields)  # to new classes, whatever old ones show
         yield Case(op, "old_yields_hard", inputs(draw), yields | {"alpha": 1.0, "background": 0.25})
+        yield Case(op, "shares", (*maps, labels * 0.25))  # labels multiply, whatever they are
         many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
         yield Case(op, "many_yield", inputs(many), yields)
     yield case("pseudo_label_loss", "many_images", MANY_IMAGES, dtype)
+    yield Case("pseudo_label_loss", "many_weighted", _many_weighted(dtype), {"alpha": 1.0})
     for name, inputs in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
         yield Case("merge_pseudo_labels", name, inputs[1:], {"alpha": 1.0})
         yield Case("pseudo_label_loss", name, inputs, {"alpha": 1.0})
@@ -371,6 +377,14 @@ def _never_wins(dtype: torch.dtype) -> tuple[Tensor, ...]:
     (scores, labels), old = _won(draw), NEVER_WINS.old
     lacking = torch.arange(NEVER_WINS.batch - 1)
     scores[lacking, old + lacking] = -30
+    return draw.scores(), scores, draw.old_logits(), labels
+
+
+def _many_weighted(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Two images of many parts, of which one counts."""
+    draw = Draw("many_weighted", MANY_PIXELS, dtype)
+    scores, labels = _won(draw)
+    scores[1, -1] = -30
     return draw.scores(), scores, draw.old_logits(), labels
 
 
@@ -399,6 +413,8 @@ def confident(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw("pamr", SHAPES["odd"], dtype)
     yield from _layouts("confident_labels", dtype)
     yield _peaks_apart(dtype)
+    refined, image_labels = _confident(Draw("shares", SHAPES["odd"], dtype))
+    yield Case("confident_labels", "shares", (refined, image_labels * 0.25), EXACT_THRESHOLDS)
     yield from _layouts("balanced_cross_entropy", dtype)
     scores, labels, counts, image_labels = _balanced(draw)
     no_image = (labels, counts, torch.ones_like(image_labels))  # more labels than classes found
