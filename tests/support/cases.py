@@ -84,6 +84,7 @@ NEVER_WINS = Shape(35, 36, 6, 7, old=2)
 WINS_LATE = Shape(1, 33, 46, 46)
 MANY_PIXELS = Shape(2, 3, 91, 91)
 NEVER_FOUND = Shape(131, 130, 1, 2)
+PEAKS = Shape(16, 2, 16, 32)
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 
@@ -224,6 +225,8 @@ def _balanced(d: Draw) -> tuple:
     """Labels that make every image count: the background and the labelled classes, each at one pixel or more."""
     s = d.shape
     image_labels = d.image_labels()
+    for shown in image_labels:
+        shown[shown.nonzero().flatten()[s.height * s.width - 1 :]] = 0  # no more classes than pixels
     able = torch.cat([torch.ones(s.batch, 1), image_labels.float()], 1)
     labels = d.label_map(1).contiguous()
     for b in range(s.batch):
@@ -413,6 +416,7 @@ def confident(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw("pamr", SHAPES["odd"], dtype)
     yield from _layouts("confident_labels", dtype)
     yield _peaks_apart(dtype)
+    yield _peaks_anywhere(dtype)
     refined, image_labels = _confident(Draw("shares", SHAPES["odd"], dtype))
     yield Case("confident_labels", "shares", (refined, image_labels * 0.25), EXACT_THRESHOLDS)
     yield from _layouts("balanced_cross_entropy", dtype)
@@ -432,6 +436,15 @@ def _peaks_apart(dtype: torch.dtype) -> Case:
         for c, pixel in enumerate(pixels):
             refined[b].flatten(1)[c, pixel] = 1
     return Case("confident_labels", "peaks_apart", (refined.to(dtype), torch.ones(2, 2)), EXACT_THRESHOLDS)
+
+
+def _peaks_anywhere(dtype: torch.dtype) -> Case:
+    """The same of small maps, whose peaks lie in another row of 32 pixels in each image."""
+    draw = Draw("peaks_anywhere", PEAKS, dtype)
+    refined = (draw.probabilities().double() * 64).round() / 256
+    image = torch.arange(PEAKS.batch)
+    refined[image, 0, image, 7] = refined[image, 1, image.flip(0), 23] = 1
+    return Case("confident_labels", "peaks_anywhere", (refined.to(dtype), torch.ones(PEAKS.batch, 1)), EXACT_THRESHOLDS)
 
 
 def _never_found(dtype: torch.dtype) -> Case:
