@@ -85,6 +85,7 @@ WINS_LATE = Shape(1, 33, 46, 46)
 MANY_PIXELS = Shape(2, 3, 91, 91)
 NEVER_FOUND = Shape(131, 130, 1, 2)
 PEAKS = Shape(16, 2, 16, 32)
+PARTS = Shape(2, 3, 35, 33)
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
 
 
@@ -326,9 +327,9 @@ def soft_margin(dtype: torch.dtype) -> Iterator[Case]:
     args = (draw.scores(), draw.probabilities())
     yield Case("soft_margin_loss", "image_weight", args, {"image_weight": torch.tensor([1.0, 0.25])})
     yield Case("soft_margin_loss", "no_image_counts", args, {"image_weight": torch.zeros(2, dtype=dtype)})
-    draw = Draw("many_weighted", MANY_PIXELS, dtype)  # many parts to an image, whose weight each of them has
+    draw = Draw("weighted_parts", PARTS, dtype)  # each part has the weight of its image
     args = (draw.scores(), draw.probabilities())
-    yield Case("soft_margin_loss", "many_weighted", args, {"image_weight": torch.tensor([1.0, 0.25])})
+    yield Case("soft_margin_loss", "weighted_parts", args, {"image_weight": torch.tensor([1.0, 0.25])})
     draw = Draw("many_images", MANY_IMAGES, dtype)
     weight = torch.rand(MANY_IMAGES.batch, generator=draw.generator).to(dtype)
     yield Case("soft_margin_loss", "many_images", (draw.scores(), draw.probabilities()), {"image_weight": weight})
@@ -359,7 +360,7 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
         yield Case(op, "many_yield", inputs(many), yields)
     yield case("pseudo_label_loss", "many_images", MANY_IMAGES, dtype)
-    yield Case("pseudo_label_loss", "many_weighted", _many_weighted(dtype), {"alpha": 1.0})
+    yield Case("pseudo_label_loss", "weighted_parts", _weighted_parts(dtype), {"alpha": 1.0})
     for name, inputs in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
         yield Case("merge_pseudo_labels", name, inputs[1:], {"alpha": 1.0})
         yield Case("pseudo_label_loss", name, inputs, {"alpha": 1.0})
@@ -383,9 +384,9 @@ def _never_wins(dtype: torch.dtype) -> tuple[Tensor, ...]:
     return draw.scores(), scores, draw.old_logits(), labels
 
 
-def _many_weighted(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Two images of many parts, of which one counts."""
-    draw = Draw("many_weighted", MANY_PIXELS, dtype)
+def _weighted_parts(dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Two images of several parts, of which one counts."""
+    draw = Draw("weighted_parts", PARTS, dtype)
     scores, labels = _won(draw)
     scores[1, -1] = -30
     return draw.scores(), scores, draw.old_logits(), labels
