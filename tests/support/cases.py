@@ -361,9 +361,9 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "many_yield", inputs(many), yields)
     yield case("pseudo_label_loss", "many_images", MANY_IMAGES, dtype)
     yield Case("pseudo_label_loss", "weighted_parts", _weighted_parts(dtype), {"alpha": 1.0})
-    for name, inputs in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
-        yield Case("merge_pseudo_labels", name, inputs[1:], {"alpha": 1.0})
-        yield Case("pseudo_label_loss", name, inputs, {"alpha": 1.0})
+    for name, args in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
+        yield Case("merge_pseudo_labels", name, args[1:], {"alpha": 1.0})
+        yield Case("pseudo_label_loss", name, args, {"alpha": 1.0})
 
 
 def _won(draw: Draw, last_first: bool = False) -> tuple[Tensor, Tensor]:
