@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,31 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# With `pytest -n 2` two processes share the cores
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n 2`, run the tests of one family of emulated CUDA kernels in one process.
+
+    Compiling a family for the emulator takes ten seconds and more, and two processes would both do it.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    from wilson.ops._registry import OPS
+
+    families = {op.family: op.family for op in OPS.values()} | {name: op.family for name, op in OPS.items()}
+
+    class ByFamily(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, test = nodeid.partition("::")
+            if not path.endswith(("test_emulated_cuda.py", "test_launches.py")):
+                return nodeid
+            given = re.split(r"[\[\]-]", test)
+            return next((families[part] for part in given if part in families), nodeid)
+
+    return ByFamily(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,16 +12,15 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 CHILD = Path(__file__).with_name("triton_interpreter.py")
-ODD = "odd and float32"  # a case of every op; of all float32 cases the interpreter takes two minutes
 
 
-@pytest.mark.parametrize("chosen", [ODD, pytest.param(f"not ({ODD})", marks=pytest.mark.slow)])
-def test_triton_kernels_in_the_interpreter(chosen):
+@pytest.mark.slow  # two and a half minutes
+def test_triton_kernels_in_the_interpreter():
     if importlib.util.find_spec("wilson.kernels") is None:
         pytest.skip("wilson.kernels is not installed: run pip install -e .")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, str(CHILD)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CHILD)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, cwd=CHILD.parents[2], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     # none skipped
-    assert re.search(r"^\d+ passed, \d+ deselected in", result.stdout, re.MULTILINE), result.stdout
+    assert re.search(r"^\d+ passed in", result.stdout, re.MULTILINE), result.stdout

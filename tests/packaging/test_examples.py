@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 
+@pytest.mark.slow
 def test_torchvision_deeplabv3():
     from examples import torchvision_deeplabv3 as example
 
@@ -49,6 +50,7 @@ def test_mmseg_decode_head():
         loss(logits, mask, weight=torch.ones(1, 8, 8))
 
 
+@pytest.mark.slow
 def test_cam_refinement():
     from examples import cam_refinement as example
 
