@@ -78,6 +78,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
 
     from wilson.commands import (
         ablate,
+        add,
         data_bench,
         data_check,
         data_export,
@@ -107,6 +108,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         Annotated[demo.Demo, subcommand("demo", default=demo.Demo())],
         Annotated[run.Run, subcommand("run", default=run.Run(config=recipe))],
         Annotated[train.Train, subcommand("train", default=train.Train(config=recipe))],
+        Annotated[add.Add, subcommand("add")],
         Annotated[ablate.Ablate, subcommand("ablate")],
         Annotated[evaluate.Evaluate, subcommand("evaluate")],
         Annotated[predict.Predict, subcommand("predict")],

@@ -8,6 +8,8 @@ results.json       IoU and mean IoU after each step
 steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
 step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt while the step is unfinished
 report.html        all of the above on one page
+model/             the grown model of another library, as wilson add writes it
+added.json         how wilson add went, before and after
 """
 
 from __future__ import annotations
@@ -102,6 +104,16 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def model(self) -> Path:
+        """The grown model of another library."""
+        return self.path / "model"
+
+    @property
+    def added(self) -> Path:
+        """What `wilson add` chose and measured."""
+        return self.path / "added.json"
+
+    @property
     def steps_table(self) -> Path:
         """Mean IoU of each step's classes after every later step, as a table."""
         return self.path / "steps.csv"
@@ -117,6 +129,13 @@ class RunFolder:
 
     def holds(self, path: Path) -> bool:
         """Whether a run writes a file or folder of this name into its folder."""
-        files = (self.config, self.command, self.data, self.lock, self.results, self.report)
+        files = (self.config, self.command, self.data, self.lock, self.results, self.report, self.model, self.added)
         names = {file.name for file in (*files, self.steps_table, self.steps_picture)}
         return path.name in names or path.name.startswith(STEP)
+
+
+def last_checkpoint(path: Path) -> Path | None:
+    """The checkpoint of the last step in a run's folder; None if there is none."""
+    steps = [folder for folder in path.glob(f"{STEP}*") if StepFolder(folder).checkpoint.is_file()]
+    numbered = [(int(text), folder) for folder in steps if (text := folder.name.removeprefix(STEP)).isdecimal()]
+    return StepFolder(max(numbered)[1]).checkpoint if numbered else None

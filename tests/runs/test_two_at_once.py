@@ -42,7 +42,7 @@ def test_a_living_run_is_left_alone_and_a_dead_one_does_not_block(how, tmp_path)
 
 
 def test_logs_follow_each_other_when_the_clock_is_set_back(tmp_path, monkeypatch):
-    from wilson.report.reading import _curves
+    from wilson.report.reading import curves
 
     folder = StepFolder(tmp_path)
     for part, now in enumerate((2e9, 1e9, 1e9)):
@@ -51,7 +51,7 @@ def test_logs_follow_each_other_when_the_clock_is_set_back(tmp_path, monkeypatch
         for iteration in range(3 * part, 3 * part + 4):  # the last one is done again
             board.add_scalar("loss", 10 * part + iteration, iteration)
         board.close()
-    assert _curves(folder)["loss"] == (list(range(10)), [0, 1, 2, 13, 14, 15, 26, 27, 28, 29])
+    assert curves(folder)["loss"] == (list(range(10)), [0, 1, 2, 13, 14, 15, 26, 27, 28, 29])
 
 
 def test_weights_that_are_not_finite_or_do_not_fit_are_refused(tmp_path):

@@ -15,7 +15,8 @@ class Predict:
     images: Positional[tuple[Path, ...]]
     """Image files, folders of them, or patterns in quotes, as in 'photos/**/*.jpg'."""
     checkpoint: Path
-    """checkpoint.pt of a step, or an exported model (.onnx, .pt2). A .pt2 file is a program: trust its source."""
+    """checkpoint.pt of a step, the folder of a run or of wilson add, or an exported model (.onnx, .pt2). A .pt2 file is
+    a program: trust its source."""
     out: Path | None = None
     """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default. Images of one name
     keep their folders."""
@@ -26,6 +27,8 @@ class Predict:
     """Number of images of one size that are computed together."""
     overwrite: bool = False
     """Write into a folder that is not empty."""
+    builder: str | None = None
+    """FILE.py:FUNCTION that returns the architecture, for a model that was built by one; it is imported and called."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -44,5 +47,6 @@ class Predict:
             batch=self.batch,
             overwrite=self.overwrite,
             probabilities=self.probabilities,
+            builder=self.builder,
         )
         return 0

@@ -20,6 +20,7 @@ RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc"]
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
 Activation: TypeAlias = Literal["own", "leaky_relu"]
+Optimizer: TypeAlias = Literal["sgd", "adamw"]
 ProtocolName: TypeAlias = Literal["disjoint", "overlap"]
 
 # Epochs of warm-up in incremental steps that learn from image-level labels
@@ -107,7 +108,7 @@ class ModelConfig:
 @told
 @dataclass(frozen=True, config=CHECKED)
 class StepConfig:
-    """How one step is trained: SGD with nesterov momentum."""
+    """How one step is trained."""
 
     epochs: Count = 30
     """Passes over the step's images."""
@@ -123,7 +124,7 @@ class StepConfig:
     power: NotNegative = 0.9
     """Power of the schedule (1 - t/T)^power after the warm-up, t counted from the start."""
     momentum: BelowOne = 0.9
-    """Nesterov momentum."""
+    """Nesterov momentum of SGD."""
     weight_decay: NotNegative = 1e-4
     """Weight decay, of all parameters."""
     accumulate: Count = 1
@@ -132,6 +133,8 @@ class StepConfig:
     batch-norm sees smaller batches."""
     freeze_norm: Flag = False
     """Normalise by the running statistics in training, too, and leave them as they are; scale and shift are trained."""
+    optimizer: Optimizer = "sgd"
+    """sgd with nesterov momentum, or adamw, which transformers need; learning rates are then a tenth or less."""
 
 
 @told
@@ -163,6 +166,9 @@ class LossConfig:
     """Share of hard labels in the pseudo-labels, 0..1 (COCO-to-VOC: 0.9)."""
     background: Share | None = None
     """Weight of the localizer in the merged background, 0..1; None for the minimum of both."""
+    old_yields: Flag | None = None
+    """Lower the old model's probabilities in the pseudo-labels by what the localizer gives to the image's new classes;
+    None for yes where the old model is one of another library with a softmax output."""
     eps: Positive | None = None
     """Added to the mass of a class in the pooling; None for that of the mode, 1 or 1e-5."""
     gamma: AtLeastOne = 3.0

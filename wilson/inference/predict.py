@@ -22,9 +22,11 @@ from wilson.data.images import header, read_image, rgb
 from wilson.data.transforms import Normalization, WholeImage, unit_range
 from wilson.errors import UserError
 from wilson.inference.exported import ONNX, PROGRAM, Description, Exported
+from wilson.models.foreign import folder
 from wilson.pictures import palette
 from wilson.pictures.overlay import overlay, with_legend
 from wilson.printing import printable
+from wilson.run_folder import last_checkpoint
 
 # Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
 BATCH, PART = 2**27, 2**26
@@ -58,11 +60,23 @@ class Predictor:
         self.ids = np.array(self.description.ids, dtype=np.uint8)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Predictor:
-        """Load the model from a checkpoint, a .pt2 or a .onnx file; UserError if the file holds none."""
+    def load(cls, path: Path, device: torch.device, builder: str | None = None) -> Predictor:
+        """Load a model.
+
+        Args:
+            path: a checkpoint, a .pt2 or .onnx file, a run's folder, whose last step counts, or a folder that
+                `wilson add` wrote.
+            device: runs the model.
+            builder: FILE.py:FUNCTION that returns the architecture, for a folder whose model was built by one.
+
+        Raises:
+            UserError: there is no model, or its code is needed.
+        """
         if path.suffix in (PROGRAM, ONNX):
             return cls(Exported.read(path, device), device)
-        return cls(Checkpoint(path), device)
+        if (grown := folder.inside(path)) is not None:
+            return cls(_in_folder(grown, device, builder), device)
+        return cls(Checkpoint(last_checkpoint(path) or path), device)
 
     def predict(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
         """Predict the mask id of every pixel.
@@ -119,6 +133,14 @@ class Predictor:
         return self._logits(self._normalize(unit_range(pixels)))
 
 
+def _in_folder(path: Path, device: torch.device, builder: str | None) -> Exported:
+    """The model in a folder that `wilson add` wrote."""
+    model, crop = folder.load(path, builder)
+    network, names = model.to(device), model.names()
+    described = Description(names, tuple(range(len(names))), model.mean, model.std, crop)
+    return Exported(described, lambda images: network(images).logits)
+
+
 def _parts(logits: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """The arg-max of the upsampled logits (1, C, h, w), channels (rows, W) from top to bottom; small ones are whole."""
     height, width = size
@@ -159,12 +181,13 @@ def predict(
     batch: int = 8,
     overwrite: bool = False,
     probabilities: bool = False,
+    builder: str | None = None,
 ) -> list[Path]:
     """Write `NAME.png`, a palette mask of mask ids, and `NAME_overlay.jpg` with a legend for each image.
 
     Args:
         images: files that Pillow reads, folders of them, and patterns (`photos/*.jpg`, `**` for subfolders).
-        model: the checkpoint of a step, or an exported model.
+        model, builder: see :meth:`Predictor.load`.
         out: folder for the results.
         device: runs the model.
         batch: number of images of one size that are computed together, at least 1.
@@ -187,7 +210,7 @@ def predict(
         raise UserError(f"{out} is not empty; use --overwrite or another --out")
     results = result_names(files, out)
     by_size, broken = check_images(files)
-    predictor = Predictor.load(model, device)
+    predictor = Predictor.load(model, device, builder)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[Path, Path] = {}
     with tqdm(total=len(files), initial=len(broken), unit="image", disable=None) as bar:

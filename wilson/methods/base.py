@@ -82,6 +82,13 @@ class Method(nn.Module):
         """The output of the model before this step for a batch, without gradient."""
         return self.old(batch["image"])
 
+    def odds(self, logits: Tensor) -> Tensor:
+        """The logits whose sigmoids are the model's probabilities, old model and new one alike: LOC and SEG read these.
+
+        A model that was trained by softmax cross-entropy has one-versus-rest logits, see `ops.one_versus_rest`.
+        """
+        return ops.one_versus_rest(logits) if self.model.softmax else logits
+
     def prepare(self, batches: Iterable[Batch]) -> None:
         """Look at the step's training images once, before the first epoch; most methods do nothing here."""
 

@@ -11,6 +11,7 @@ from wilson import ops
 from wilson.data.loading import Batch
 
 from .base import Seen, WeaklySupervised
+from .upsampling import at_size_of
 
 
 class Finetune(WeaklySupervised):
@@ -28,7 +29,8 @@ class Finetune(WeaklySupervised):
         if self.config.sss:
             terms["sss"] = self.self_supervision(seen.scores, seen.eval_scores, batch)
         if self.config.seg and epoch >= self.warmup:
-            terms["seg"] = self.pseudo_label_loss(seen.logits, *self._hard_labels(seen, batch), **self._settings)
+            labels = self._hard_labels(seen, batch)
+            terms["seg"] = self.pseudo_label_loss(self.odds(seen.logits), *labels, **self._settings)
         return self.weighted(**terms)
 
     # The background comes from the localizer alone, and labels of 0 gate the old classes away. With the background as
@@ -38,7 +40,8 @@ class Finetune(WeaklySupervised):
     def _hard_labels(self, seen: Seen, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         labels = batch["labels"].clone()
         labels[:, : self.old_classes - 1] = 0
-        return seen.eval_scores, seen.eval_scores[:, :1], labels
+        scores = at_size_of(seen.eval_scores, seen.logits)
+        return scores, scores[:, :1], labels
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
 
 from .base import SeenAndRemembered, Settings, WeaklySupervised
+from .upsampling import at_size_of
 
 NEVER = -1e4  # a score with a softmax of 0, within the range of half precision
 CERTAIN = 100.0  # a score with a softmax of 1 beside scores of 0
@@ -59,7 +60,7 @@ class TwoStage(WeaklySupervised):
         with torch.no_grad():
             eval_scores = self.visible(self.localizer.eval_scores(self.encoder(batch["image"])))
         targets = self.targets(eval_scores, self.remember(batch).logits, batch["labels"])
-        return self.weighted(seg=ops.soft_margin_loss(self.model(batch["image"]).logits, targets))
+        return self.weighted(seg=ops.soft_margin_loss(self.odds(self.model(batch["image"]).logits), targets))
 
     def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
         """The weighted loss terms of the localizer in the warm-up epochs."""
@@ -89,10 +90,11 @@ class TwoStage(WeaklySupervised):
 
     def targets(self, eval_scores: Tensor, old_logits: Tensor, labels: Tensor) -> Tensor:
         """The localizer's hard labels merged with the old model's output: targets (B, C, h, w)."""
+        eval_scores = at_size_of(eval_scores, old_logits)
         hard = F.one_hot(self.confidence(eval_scores, labels).argmax(1), eval_scores.shape[1]).movedim(-1, 1)
         settings: dict[str, Any] = {"alpha": 1.0}
         settings["background"] = "min" if self.config.background is None else self.config.background
-        return ops.merge_pseudo_labels(CERTAIN * hard.float(), old_logits, labels, **settings)[0]
+        return ops.merge_pseudo_labels(CERTAIN * hard.float(), self.odds(old_logits), labels, **settings)[0]
 
     def look(self, batch: Batch) -> SeenAndRemembered:
         logits, features = self.model(batch["image"])

@@ -12,10 +12,15 @@ from wilson import ops
 from wilson.data.loading import Batch
 
 from .base import SeenAndRemembered, WeaklySupervised
+from .upsampling import at_size_of
 
 
 class Wilson(WeaklySupervised):
-    """CLS + LOC + ENC teach the localizer; after `warmup` epochs SSS refines it and SEG teaches the model."""
+    """CLS + LOC + ENC teach the localizer; after `warmup` epochs SSS refines it and SEG teaches the model.
+
+    CLS, SSS and ENC are computed on the map of the features, LOC and SEG on that of the logits. The localizer's scores
+    are interpolated where a model of another library has finer logits than features.
+    """
 
     remembers: ClassVar[bool] = True
 
@@ -33,7 +38,7 @@ class Wilson(WeaklySupervised):
     def with_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
         """The localizer's scores; the priors fixed and background replace some by the old model's logits or by 1."""
         if self.config.prior == "fixed":
-            return torch.cat([old_logits.to(scores.dtype), scores[:, self.old_classes :]], 1)
+            return torch.cat([at_size_of(old_logits, scores).to(scores.dtype), scores[:, self.old_classes :]], 1)
         if self.config.prior == "background":
             return torch.cat([torch.ones_like(scores[:, :1]), scores[:, 1:]], 1)
         return scores
@@ -45,7 +50,7 @@ class Wilson(WeaklySupervised):
         if c.cls:
             terms["cls"] = self.classification(seen.scores, batch["labels"])
         if c.loc and c.prior in ("loc", "softmax"):
-            terms["loc"] = self.localization_prior(seen.scores, seen.old.logits)
+            terms["loc"] = self.localization_prior(at_size_of(seen.scores, seen.old.logits), seen.old.logits)
         if c.enc:
             channels = seen.features.shape[1] if self.paper else 1
             terms["enc"] = channels * F.mse_loss(seen.features, seen.old.features)
@@ -58,15 +63,16 @@ class Wilson(WeaklySupervised):
     def localization_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
         """LOC (Eq. 4), or cross-entropy between the old model's softmax and the localizer's over all classes."""
         if self.config.prior == "loc":
-            return ops.localization_prior_loss(scores, old_logits)
+            return ops.localization_prior_loss(scores, self.odds(old_logits))
         new = scores.shape[1] - self.old_classes  # the old model gives these no probability
         return F.cross_entropy(scores, F.pad(old_logits.softmax(1), (0, 0, 0, 0, 0, new)))
 
     def segmentation(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """SEG (Eq. 7); in the paper's mode, every image counts, whatever classes its hard labels hold."""
         if self.paper or not self.config.merge:
-            return ops.soft_margin_loss(seen.logits, self.targets(seen, labels))
-        return self.pseudo_label_loss(seen.logits, seen.eval_scores, seen.old.logits, labels, **self._smoothing)
+            return ops.soft_margin_loss(self.odds(seen.logits), self.targets(seen, labels))
+        scores, old_logits = at_size_of(seen.eval_scores, seen.logits), self.odds(seen.old.logits)
+        return self.pseudo_label_loss(self.odds(seen.logits), scores, old_logits, labels, **self._smoothing)
 
     def targets(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """The merged pseudo-labels (Eq. 5, 6); in the paper's mode, the image-level labels do not gate them.
@@ -74,19 +80,21 @@ class Wilson(WeaklySupervised):
         Without the merge, the localizer labels all classes: the background is the only "old" class and takes the
         localizer's weight 1, and the other old classes pass the gate unless their labels are known.
         """
-        gate, old_logits, settings = labels, seen.old.logits, self._smoothing
+        gate, old_logits, settings = labels, self.odds(seen.old.logits), self._smoothing
+        scores = at_size_of(seen.eval_scores, seen.logits)
         if not self.config.merge:
-            old_logits, settings = seen.eval_scores[:, :1], {**settings, "background": 1.0}
+            old_logits, settings = scores[:, :1], {**settings, "background": 1.0, "old_yields": False}
             if not self.all_labels:
                 gate = labels.clone()
                 gate[:, : self.old_classes - 1] = 1
         gate = torch.ones_like(labels) if self.paper else gate
-        return ops.merge_pseudo_labels(seen.eval_scores, old_logits, gate, **settings)[0]
+        return ops.merge_pseudo_labels(scores, old_logits, gate, **settings)[0]
 
     @property
     def _smoothing(self) -> dict[str, Any]:
         c = self.config
-        return {"alpha": c.alpha, "background": "min" if c.background is None else c.background}
+        yields = self.model.softmax if c.old_yields is None else c.old_yields
+        return {"alpha": c.alpha, "background": "min" if c.background is None else c.background, "old_yields": yields}
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,14 @@ class Prediction(NamedTuple):
 
 
 class SegmentationModel(nn.Module):
-    """A network from images to logits that can learn more classes. Methods use nothing else of a model."""
+    """A network from images to logits that can learn more classes. Methods use nothing else of a model.
+
+    Attributes:
+        softmax: whether the probabilities are the softmax of the logits over the classes. Those of this project's own
+            models are sigmoids. The losses of WILSON read the former through `ops.one_versus_rest`.
+    """
+
+    softmax: bool = False
 
     def forward(self, image: Tensor) -> Prediction:
         """Compute logits and features of normalised images (B, 3, H, W)."""

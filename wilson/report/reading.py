@@ -171,7 +171,7 @@ def step(entry: dict[str, Any]) -> Step:
 def _step(folder: Path, entry: dict[str, Any]) -> Step:
     found = step(entry)
     files = RunFolder(folder).step(found.step)
-    return replace(found, curves=_curves(files), panels=panels.read(files.panels), confusion=confusion.read(files))
+    return replace(found, curves=curves(files), panels=panels.read(files.panels), confusion=confusion.read(files))
 
 
 def _means(values: dict[str, float | None] | None) -> Means:
@@ -182,7 +182,7 @@ def _percent(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _curves(folder: StepFolder) -> dict[str, Curve]:
+def curves(folder: StepFolder) -> dict[str, Curve]:
     """Read the TensorBoard scalars of a step by tag; if a resumed run logged an iteration again, its value counts."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -190,8 +190,8 @@ def _curves(folder: StepFolder) -> dict[str, Curve]:
         return {}
     accumulator = EventAccumulator(str(folder.path), size_guidance={"scalars": 0})
     accumulator.Reload()
-    curves = {}
+    found = {}
     for tag in accumulator.Tags()["scalars"]:
         values = {event.step: event.value for event in accumulator.Scalars(tag)}
-        curves[tag] = (sorted(values), [values[step] for step in sorted(values)])
-    return curves
+        found[tag] = (sorted(values), [values[step] for step in sorted(values)])
+    return found

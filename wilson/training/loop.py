@@ -121,8 +121,8 @@ def fit(
 
 def make_optimizer(
     method: Method, settings: StepConfig, length: int
-) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD with Nesterov momentum, and its schedule: constant in the warm-up, then (1 - t/T)^power.
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """SGD with Nesterov momentum or AdamW, and its schedule: constant in the warm-up, then (1 - t/T)^power.
 
     Args:
         method: gives the parameter groups; the encoder has a learning rate of its own.
@@ -134,7 +134,11 @@ def make_optimizer(
         for name, params in method.parameter_groups().items()
     ]
     nesterov, decay = settings.momentum > 0, settings.weight_decay
-    optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, nesterov=nesterov)
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(groups, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, nesterov=nesterov)
     total, warmup = settings.epochs * length, (settings.warmup or 0) * length
 
     def factor(t: int) -> float:

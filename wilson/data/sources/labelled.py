@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import Image
@@ -97,6 +97,24 @@ def open_labelled(path: str | Path, classes: Sequence[str], folders: Sequence[Pa
     if not held:
         raise UserError(f"{path}: names no image; expected a folder for each class, a .csv or a list of labels")
     return Labelled(list(zip(_names(held, folders), held, held.values(), strict=True)), classes)
+
+
+def open_folders(folders: Mapping[Path, int], classes: Sequence[str]) -> Labelled:
+    """Open the images of some folders, each of which holds those of one class.
+
+    Args:
+        folders: the mask id of each folder's class.
+        classes: class names by mask id, background first.
+
+    Raises:
+        UserError: a folder holds no image.
+    """
+    pairs = [(image, class_id) for folder, class_id in folders.items() for image in images_below(folder)]
+    for folder, class_id in folders.items():
+        if class_id not in {held for _, held in pairs}:
+            raise UserError(f"{folder}: no images there; expected a folder of photographs of {classes[class_id]}")
+    held = _same(pairs)
+    return Labelled(list(zip(_names(held, [f.parent for f in folders]), held, held.values(), strict=True)), classes)
 
 
 def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:

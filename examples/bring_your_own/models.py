@@ -1,0 +1,37 @@
+"""Small models of three libraries, as their users build them. `wilson add --to THIS_FILE:unet` takes each."""
+
+from torch import nn
+
+CLASSES = 6  # background and the five textures of the built-in data
+
+
+def deeplab() -> nn.Module:
+    """torchvision's DeepLabV3 on MobileNetV3; its features have stride 16."""
+    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+
+
+def unet() -> nn.Module:
+    """A Unet of segmentation_models.pytorch on a ResNet-18 of three stages; its features have stride 8."""
+    import segmentation_models_pytorch as smp
+
+    return smp.Unet("resnet18", encoder_depth=3, encoder_weights=None, decoder_channels=(64, 32, 16), classes=CLASSES)
+
+
+def segformer() -> nn.Module:
+    """A SegFormer of transformers, smaller than B0; its features have stride 8."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[32, 48, 64, 96],
+        num_attention_heads=[1, 2, 2, 4],
+        strides=[4, 2, 1, 1],
+        decoder_hidden_size=64,
+        num_labels=CLASSES,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+MODELS = {"deeplab": deeplab, "unet": unet, "segformer": segformer}

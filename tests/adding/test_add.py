@@ -1,0 +1,237 @@
+"""Classes added to models of other libraries and of wilson, from photographs in folders."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wilson
+from tests.support.foreign_models import CLASSES, Net
+from wilson.adding import choices
+from wilson.adding.photographs import open_photographs
+from wilson.cli import main
+from wilson.data.sources.base import class_sets
+from wilson.data.sources.synthetic import Synthetic
+from wilson.errors import UserError
+from wilson.run_folder import RunFolder
+
+OLD = ("background", "a", "b", "c")
+ROOT = Path(__file__).parents[2]
+QUICK: dict[str, Any] = {"epochs": 2, "batch": 4, "crop": 64, "workers": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """`dots/`, `zigzag/` and `without/`, a dozen small images in each."""
+    out, source = tmp_path_factory.mktemp("photographs"), Synthetic("step", 60)
+    kinds: dict[str, int] = {}
+    for index, name in enumerate(source.names):
+        shown = {source.classes[i] for i in source.class_ids(index)}
+        place = next((c for c in ("dots", "zigzag") if shown & {"dots", "zigzag"} == {c}), "without")
+        kinds[place] = kinds.get(place, 0) + 1
+        if kinds[place] <= 12 and (place != "without" or ("dots" not in shown and "zigzag" not in shown)):
+            (out / place).mkdir(exist_ok=True)
+            source.image(index).save(out / place / f"{name}.png")
+    return out
+
+
+def test_grows_a_module_and_leaves_it_alone(photographs, tmp_path):
+    net = Net().eval()
+    before = copy.deepcopy(net.state_dict())
+    grown = wilson.add_classes(
+        net, {"dots": photographs / "dots"}, without=photographs / "without", out=tmp_path / "run", names=OLD, **QUICK
+    )
+    assert type(grown) is Net and grown.final.out_channels == CLASSES + 1 and not grown.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(parameter.requires_grad for parameter in grown.parameters())
+    image = torch.randn(1, 3, 64, 64)
+    assert grown(image).shape == (1, CLASSES + 1, 64, 64)
+    folder = RunFolder(tmp_path / "run")
+    told = json.loads(folder.added.read_text())
+    assert told["classes"] == [*OLD, "dots"] and told["held_out"]["images"] > 0
+    assert set(told["held_out"]["classes"]["dots"]) == {"images", "precision", "recall"}
+    page = folder.report.read_text()
+    assert "dots added to Net" in page and page.count("data:image/jpeg") >= 4 and "Crops of 64 pixels" in page
+    from safetensors.torch import load_file
+
+    state = load_file(folder.model / "model.safetensors")
+    Net(CLASSES + 1).load_state_dict(state)
+    assert all(torch.equal(value, state[name]) for name, value in grown.state_dict().items())
+
+
+def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
+    build, weights = tmp_path / "mine.py", tmp_path / "mine.pt"
+    build.write_text("from tests.support.foreign_models import Net\ndef build(): return Net()\n")
+    torch.save(Net().state_dict(), weights)
+    to = ["--to", f"{build}:build", "--weights", str(weights), "--names", *OLD]
+    options = ["--epochs", "1", "--batch", "4", "--crop", "64", "--workers", "0", "--device", "cpu"]
+    classes = [f"dots={photographs / 'dots'}", f"zigzag={photographs / 'zigzag'}"]
+    run = tmp_path / "run"
+    assert main(["add", *classes, *to, *options, "--dry-run", "--out", str(run)]) == 0
+    assert "Batches of 4 images" in capsys.readouterr().out and not run.exists()
+    assert main(["add", *classes, *to, *options, "--out", str(run)]) == 0, capsys.readouterr().err
+    image = next((photographs / "dots").iterdir())
+    predict = ["predict", str(image), "--checkpoint", str(run), "--device", "cpu", "--out"]
+    assert main([*predict, str(tmp_path / "p1")]) == 2
+    assert "no code is run unless you name it" in capsys.readouterr().err
+    assert main([*predict, str(tmp_path / "p2"), "--builder", f"{build}:build"]) == 0
+    mask = np.asarray(Image.open(tmp_path / "p2" / f"{image.stem}.png"))
+    assert mask.shape == (64, 64) and mask.max() <= CLASSES + 1
+    assert main(["add", *classes, *to, *options, "--out", str(run)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["add", *classes, *to, *options, "--out", str(run), "--resume"]) == 0
+
+
+def test_grows_a_checkpoint_of_wilson(photographs, tmp_path):
+    from tests.support.tiny_runs import save_tiny
+    from wilson.checkpoint import Checkpoint
+
+    saved = Checkpoint(save_tiny(tmp_path / "checkpoint.pt"))
+    path = wilson.add_classes(
+        tmp_path / "checkpoint.pt", {"tulip": photographs / "dots", "rose": photographs / "zigzag"},
+        out=tmp_path / "run", epochs=1, batch=4, workers=0, device="cpu",
+    )  # fmt: skip
+    grown = Checkpoint(path)
+    assert grown.task.class_names(grown.step) == (*saved.task.class_names(saved.step), "tulip", "rose")
+    assert grown.step == saved.step + 1 and len(grown.results) == len(saved.results) + 1
+    predictor = wilson.load(path, "cpu")
+    assert predictor.classes[-2:] == ("tulip", "rose")
+    image = next((photographs / "dots").iterdir())
+    assert predictor.predict(image).shape == (64, 64)
+
+
+def test_masks_tell_the_iou_before_and_after(photographs, tmp_path):
+    from wilson.data.export import export
+
+    export({"val": Synthetic("val", 6)}, tmp_path / "masked")
+    names = Synthetic.classes[: 1 + 5]
+    given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}  # and mosaic, which it is not to know
+    wilson.add_classes(
+        Net(classes=6), given, out=tmp_path / "run", names=names, validation=tmp_path / "masked",
+        **{**QUICK, "epochs": 1},
+    )  # fmt: skip
+    told = json.loads(RunFolder(tmp_path / "run").added.read_text())
+    for when in ("before", "after"):
+        assert set(told[when]["iou"]) == {*names, *given}
+    assert told["before"]["miou"]["new"] == 0
+    assert "With masks" in RunFolder(tmp_path / "run").report.read_text()
+
+
+@pytest.mark.slow
+def test_resumed_after_a_kill_it_has_the_same_bits(photographs, tmp_path):
+    (tmp_path / "mine.py").write_text("from tests.support.foreign_models import Net\ndef build(): return Net()\n")
+    torch.save(Net().state_dict(), tmp_path / "mine.pt")
+
+    def command(out: str, *more: str) -> list[str]:
+        return [
+            sys.executable, "-m", "wilson", "add", f"dots={photographs / 'dots'}", "--without",
+            str(photographs / "without"), "--to", f"{tmp_path}/mine.py:build", "--weights", f"{tmp_path}/mine.pt",
+            "--epochs", "3", "--batch", "4", "--workers", "0", "--device", "cpu", "--out", str(tmp_path / out), *more,
+        ]  # fmt: skip
+
+    subprocess.run(command("whole"), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command("killed"), cwd=ROOT, stdout=subprocess.DEVNULL)
+    state = RunFolder(tmp_path / "killed").step(1).state
+    while not state.exists() and process.poll() is None:
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command("killed", "--resume"), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    whole, killed = ((tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "killed"))
+    assert whole == killed
+
+
+@pytest.mark.parametrize(
+    ("classes", "options", "match"),
+    [
+        ({}, {}, "no class was named"),
+        ({"dots": "dots"}, {}, "a single class needs photographs without it"),
+        ({"b": "dots", "d": "zigzag"}, {}, "known to the model already"),
+        ({"dots": "dots", "DOTS": "zigzag"}, {}, "known to the model already"),
+        ({"dots": "dots", "zigzag": "dots"}, {}, "the folder of two classes"),
+        ({"dots": "nowhere", "zigzag": "zigzag"}, {}, "nowhere: no images there"),
+        ({"dots": "dots"}, {"without": "nowhere"}, "no images there"),
+        ({"dots": "dots"}, {"without": "without", "batch": 200}, "fewer than a batch"),
+    ],
+)
+def test_what_is_refused_before_anything_is_trained(photographs, tmp_path, classes, options, match):
+    given = {name: photographs / folder for name, folder in classes.items()}
+    options = {k: photographs / v if k == "without" else v for k, v in options.items()}
+    with pytest.raises(UserError, match=match):
+        wilson.add_classes(Net(), given, out=tmp_path / "run", names=OLD, **{**QUICK, **options})
+    assert not list((tmp_path / "run").glob("step-*/*"))
+
+
+def test_a_fifth_is_held_out_by_the_seed_alone(tmp_path):
+    for name, count in (("many", 25), ("few", 9), ("none", 15)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            pixels = np.full((4, 4, 3), (number, len(name), 7), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    given = {"many": tmp_path / "many", "few": tmp_path / "few"}
+    found = open_photographs(given, tmp_path / "none", ("background",), seed=0)
+    again, other = (open_photographs(given, tmp_path / "none", ("background",), seed=s) for s in (0, 1))
+    held = class_sets(found.held_out)
+    assert held.count(frozenset({1})) == 5 and held.count(frozenset({2})) == 0 and held.count(frozenset()) == 3
+    assert found.held_out.names == again.held_out.names != other.held_out.names
+    assert len(found.training.names) == 29 and found.negatives is not None and len(found.negatives.names) == 12
+    assert not set(found.held_out.names) & {*found.training.names, *found.negatives.names}
+    assert found.counts == {"many": 25, "few": 9} and any("only 9" in note for note in found.notes)
+
+
+def test_one_photograph_is_too_few(tmp_path, photographs):
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 photographs can be used, expected at least 2"):
+        open_photographs({"x": tmp_path / "one"}, photographs / "without", OLD, 0)
+
+
+def test_settings_follow_the_model_and_the_photographs(photographs):
+    found = open_photographs({"dots": photographs / "dots"}, photographs / "without", OLD, 0)
+
+    def choose(model, stride=4, side=None, **given):
+        model.feature_channels, asked = 12, choices.Given(**given)
+        crop = choices.crop_for(stride, side, found.training, asked)
+        return choices.choose(model, stride, crop, found.training, found.negatives, asked)
+
+    convolutional = choose(Net()).config
+    assert convolutional.data.crop == 64 and convolutional.step.optimizer == "sgd" and convolutional.step.lr_head == 0.1
+    assert convolutional.step.epochs == choices.MOST_EPOCHS and 0 < convolutional.step.warmup < 60
+    assert choose(Net(), stride=48).config.data.crop == 48 and choose(Net(), side=96).config.data.crop == 96
+    assert "expect coarse outlines" in " ".join(choose(Net(), stride=8).reasons)
+    transformer = torch.nn.TransformerEncoderLayer(512, 2)
+    assert choose(transformer).config.step.optimizer == "adamw"
+    huge = choose(torch.nn.Sequential(torch.nn.TransformerEncoderLayer(512, 2), torch.nn.Linear(3000, 3000)))
+    assert huge.config.step.lr_encoder < choose(transformer).config.step.lr_encoder
+    assert len(choose(Net()).reasons) >= 4 and "as you said" in " ".join(choose(Net(), epochs=3).reasons)
+    small = choose(Net(), batch=4)
+    assert small.config.step.freeze_norm and small.config.step.batch == 4
+
+
+def test_a_coarse_map_of_features_gives_way_to_what_the_classifier_reads(photographs, capsys, tmp_path):
+    class Coarse(Net):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Sequential(*self.backbone, torch.nn.AvgPool2d(4))
+
+        def forward(self, image):
+            return self.up(self.final(self.up(self.head(self.backbone(image)), image)), image)
+
+    given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}
+    options = {"out": tmp_path, "names": OLD, "dry_run": True, "device": "cpu"}
+    wilson.add_classes(Coarse(), given, **options)
+    assert "map of 64 x 64 features of stride 1" in capsys.readouterr().out
+    wilson.add_classes(Coarse(), given, features="backbone", **options)
+    assert "map of 4 x 4 features of stride 16, fewer than 16" in capsys.readouterr().out

@@ -1,0 +1,272 @@
+"""Models of other libraries behind the protocol: what is found, what stays, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import wilson
+from tests.support.foreign_models import CLASSES, ZOO, Net, Queries, Tokens, Two
+from wilson.errors import UserError
+from wilson.methods import Plop, Wilson
+from wilson.models.foreign import Adapted, builders, folder, heads
+
+IMAGE = (2, 3, 32, 40)
+
+
+def probabilities(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    return model.eval()(image).logits
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_finds_classifier_and_features(kernel):
+    net = Net(kernel=kernel)
+    model = wilson.adapt(net)
+    assert (model.found.classifier, model.found.features) == ("final", "backbone")
+    assert (model.classes, model.feature_channels, model.found.stride) == (CLASSES, 12, 4)
+    image = torch.randn(IMAGE)
+    logits, features = model.eval()(image)
+    torch.testing.assert_close(F.interpolate(logits, IMAGE[2:], mode="bilinear"), net(image))
+    torch.testing.assert_close(features, net.backbone(image))
+
+
+def test_leaves_mode_weights_and_random_numbers_alone():
+    net = Net().train()
+    net.head.eval()
+    before, modes = copy.deepcopy(net.state_dict()), [module.training for module in net.modules()]
+    torch.manual_seed(3)
+    first = torch.rand(())
+    torch.manual_seed(3)
+    wilson.adapt(net)
+    assert torch.rand(()) == first and [module.training for module in net.modules()] == modes
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    "make", [Net, lambda: Net(kernel=3), lambda: Net(bias=False), Tokens, lambda: Net(aux=True)],
+    ids=["1x1", "3x3", "without bias", "linear on tokens", "auxiliary head"],
+)  # fmt: skip
+def test_extended_keeps_the_old_logits(make):
+    model = wilson.adapt(make())
+    grown = model.extended(2)
+    image = torch.randn(IMAGE)
+    old, new = probabilities(model, image), probabilities(grown, image)
+    assert new.shape[1] == model.classes + 2 and torch.equal(new[:, : model.classes], old)
+    assert model.classes == CLASSES and grown.extended(1).classes == CLASSES + 3
+    with torch.no_grad():
+        grown.classifier.weight += 1
+    assert torch.equal(probabilities(model, image), old), "a copy shares nothing"
+
+
+def test_a_transposed_convolution_is_extended():
+    layer = nn.ConvTranspose2d(5, 3, 2, 2)
+    grown, x = heads.extended(layer, 2), torch.randn(1, 5, 4, 4)
+    torch.testing.assert_close(grown(x)[:, :3], layer(x))
+    assert grown(x).shape[1] == 5
+
+
+def test_a_background_elsewhere_comes_first():
+    net = Net()
+    names = ("cat", "dog", "wall", "sky")
+    model = wilson.adapt(net, classes=names, background="wall")
+    assert model.class_names == ("background", "cat", "dog", "sky")
+    image = torch.randn(IMAGE)
+    logits, plain = probabilities(model, image), probabilities(wilson.adapt(Net()), image)
+    raw = net.final(net.head.eval()(net.backbone(image)))
+    torch.testing.assert_close(logits, raw[:, [2, 0, 1, 3]])
+    assert plain.shape == logits.shape
+    grown = model.extended(1)
+    grown.rename(("background", "cat", "dog", "sky", "zebra"))
+    assert grown.in_order_of_module(grown.names()) == ["cat", "dog", "background", "sky", "zebra"]
+    torch.testing.assert_close(probabilities(grown, image)[:, :4], logits)
+
+
+def test_new_classes_share_the_probability_of_the_background():
+    model = wilson.adapt(Net(), classes=("a", "background", "b", "c"))
+    grown, image = model.extended(2), torch.randn(IMAGE)
+    grown.start_from_background(2)
+    old, new = probabilities(model, image).softmax(1), probabilities(grown, image).softmax(1)
+    torch.testing.assert_close(new[:, [0, 4, 5]], (old[:, :1] / 3).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(new[:, 1:4], old[:, 1:])
+    with pytest.raises(UserError, match="no bias"):
+        wilson.adapt(Net(bias=False)).extended(1).start_from_background(1)
+
+
+def test_groups_hold_every_parameter_once():
+    for model in (wilson.adapt(Net()), wilson.adapt(Net(), features="classifier input")):
+        groups = {name: list(parameters) for name, parameters in model.parameter_groups().items()}
+        ids = [id(parameter) for group in groups.values() for parameter in group]
+        assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
+        assert groups["classifiers"] == list(model.module.final.parameters())
+
+
+def test_features_can_be_what_the_classifier_reads():
+    model = wilson.adapt(Net(), features="classifier input")
+    assert model.feature_channels == 8 and model.eval()(torch.randn(IMAGE)).features.shape == (2, 8, 8, 10)
+
+
+def test_names_and_counts_of_transformers_follow():
+    net = Net()
+    net.config = SimpleNamespace(id2label={0: "background", 1: "a", 2: "b", 3: "c"}, label2id={}, num_labels=4)
+    grown = wilson.adapt(net).extended(1)
+    grown.rename((*grown.names()[:-1], "zebra"))
+    assert grown.module.config.id2label[4] == "zebra" and grown.module.config.num_labels == 5
+    assert grown.module.config.label2id["zebra"] == 4 and net.config.num_labels == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "match"),
+    [
+        (Two, {}, "adds up 2 classifiers"),
+        (Queries, {}, "by queries"),
+        (lambda: nn.Conv2d(3, 1, 1), {}, "single output channel"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 128 * 128, 2)), {}, "no map"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(7, 7)), {}, "cannot be run"),
+        (nn.ReLU, {}, "no parameters"),
+        (Net, {"classifier": "nowhere"}, "no module 'nowhere'"),
+        (Net, {"classifier": "backbone"}, "expected one of Conv2d"),
+        (Net, {"features": "nowhere"}, "no module 'nowhere'"),
+        (Net, {"classes": ("a", "b")}, "4 outputs, got 2 names"),
+        (Net, {"classes": ("wall", "sky", "tree", "cat")}, "background='wall'"),
+        (Net, {"background": "wall"}, "no names"),
+        (Net, {"background": 4}, "from 0 to 3"),
+        (Net, {"output": "relu"}, "softmax or sigmoid"),
+        (lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)), {}, "cannot be run"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2)), {}, "2 groups"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2)), {}, "Name the right one"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(make, options, match):
+    with pytest.raises(UserError, match=match):
+        wilson.adapt(make(), **options)
+
+
+def test_plop_refuses_and_wilson_learns():
+    model = wilson.adapt(Net()).eval()
+    batch = {
+        "image": torch.randn(2, 3, 32, 32), "rgb": torch.rand(2, 3, 32, 32),
+        "labels": torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 0]]), "mask": torch.zeros(2, 32, 32, dtype=torch.long),
+    }  # fmt: skip
+    grown, another = model.extended(1), model.extended(1)
+    with pytest.raises(UserError, match="plop"):
+        Plop(another, model)(batch, 0)
+    method = Wilson(grown, model).train()
+    terms = method(batch, 9)
+    assert set(terms) == {"cls", "loc", "enc", "sss", "seg"}
+    sum(terms.values()).backward()
+    assert method.model.classifier.weight.grad[-1].abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_losses_are_those_of_one_versus_rest_logits_at_the_size_of_the_logits():
+    """A softmax model's probabilities are what LOC and SEG read: shifting all of its logits changes nothing."""
+
+    class Fine(Net):
+        def forward(self, image):
+            return self.final(self.up(self.head(self.backbone(image)), image))
+
+    model = wilson.adapt(Fine()).eval()
+    grown = model.extended(1)
+    batch = {
+        "image": torch.randn(2, 3, 16, 16), "rgb": torch.rand(2, 3, 16, 16),
+        "labels": torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 1]]),
+    }  # fmt: skip
+    method = Wilson(grown, model).eval()
+    method.localizer.eval()
+    before = method(batch, 9)
+    with torch.no_grad():
+        model.classifier.bias += 5
+        grown.classifier.bias += 7
+    after = method(batch, 9)
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, msg=name)
+
+
+def test_a_folder_holds_the_model(tmp_path):
+    (tmp_path / "mine.py").write_text("from tests.support.foreign_models import Net as build\n")
+    builder = f"{tmp_path / 'mine.py'}:build"
+    grown = wilson.adapt(Net(), classes=("a", "background", "b", "c"), mean=(0.1, 0.2, 0.3)).extended(1)
+    grown.rename((*grown.names()[:-1], "zebra"))
+    folder.save(grown, tmp_path / "model", built=builder, crop=48)
+    with pytest.raises(UserError, match="no code is run unless you name it"):
+        folder.load(tmp_path / "model")
+    loaded, crop = folder.load(tmp_path / "model", builder)
+    image = torch.randn(IMAGE)
+    assert torch.equal(probabilities(loaded, image), probabilities(grown, image)) and crop == 48
+    assert loaded.names() == ("background", "a", "b", "c", "zebra") and loaded.mean == (0.1, 0.2, 0.3)
+    told = json.loads((tmp_path / "model" / "wilson.json").read_text())
+    for key, wrong in (("format", 9), ("classes", 3), ("found", {}), ("output", "tanh")):
+        (tmp_path / "model" / "wilson.json").write_text(json.dumps({**told, key: wrong}))
+        with pytest.raises(UserError, match="not the description"):
+            folder.load(tmp_path / "model", builder)
+
+
+def test_states_of_many_trainers_are_read(tmp_path):
+    state = Net().state_dict()
+    for number, value in enumerate((
+        state, {"state_dict": state, "epoch": 3}, {"model": {f"module.{k}": v for k, v in state.items()}},
+    )):  # fmt: skip
+        torch.save(value, tmp_path / f"{number}.pt")
+        found = builders.read_state(tmp_path / f"{number}.pt")
+        assert found.keys() == state.keys()
+        builders.load(Net(), found, "Net")
+    with pytest.raises(UserError, match="do not fit"):
+        builders.load(Net(classes=7), state, "Net")
+    with pytest.raises(UserError, match="expected torchvision:NAME"):
+        builders.build("nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ZOO)
+def test_models_of_other_libraries(library, tmp_path):
+    """Each is adapted, trained for an iteration, extended, saved, and loaded by its own library."""
+    package, zoo = ZOO[library]
+    pytest.importorskip(package)
+    for name, make in zoo().items():
+        torch.manual_seed(0)
+        model = wilson.adapt(make()).eval()
+        size = model.found.size
+        method = Wilson(model.extended(2), model).train()
+        image = torch.randn(2, 3, size, size)
+        labels = torch.zeros(2, CLASSES + 1)
+        labels[:, -1] = 1
+        terms = method({"image": image, "rgb": torch.rand_like(image), "labels": labels}, 99)
+        sum(terms.values()).backward()
+        torch.optim.SGD(method.parameters(), 1e-3).step()
+        grown = method.model.eval()
+        assert isinstance(grown, Adapted)
+        grown.rename((*model.names(), "zebra", "okapi"))
+        folder.save(grown, tmp_path / name, built=None, crop=size)
+        again = load_by_library(library, make, tmp_path / name)
+        with torch.no_grad():
+            expected, found = (wilson.adapt(m).eval()(image).logits for m in (grown.module, again))
+        assert torch.equal(expected, found), name
+        assert expected.shape[1] == CLASSES + 2, name
+
+
+def load_by_library(library, make, path):
+    if library == "transformers":
+        from transformers import AutoModelForSemanticSegmentation
+
+        model = AutoModelForSemanticSegmentation.from_pretrained(path)
+        assert model.config.id2label[CLASSES + 1] == "okapi"
+        return model
+    spec = importlib.util.find_spec(ZOO[library][0])
+    assert spec is not None
+    from safetensors.torch import load_file
+
+    state = load_file(path / "model.safetensors")
+    model = make()
+    heads.drop_auxiliary(model, CLASSES)
+    classifier = wilson.adapt(copy.deepcopy(model)).found.classifier
+    model.set_submodule(classifier, heads.extended(model.get_submodule(classifier), 2))
+    model.load_state_dict(state)
+    return model

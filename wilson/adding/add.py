@@ -1,0 +1,312 @@
+"""Add classes to a trained model of any library, from photographs that show them: one step of WILSON on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wilson import distributed
+from wilson.atomic import replacing
+from wilson.data import opening
+from wilson.data.dataset import StepDataset
+from wilson.data.loading import batches, make_loader
+from wilson.data.names import find
+from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.views import matched
+from wilson.data.tasks import Task
+from wilson.data.transforms import CentreCrop, TrainingCrop
+from wilson.distributed import choose_device
+from wilson.errors import UserError
+from wilson.evaluation import metrics
+from wilson.evaluation.segment import segment
+from wilson.methods import Settings, Wilson
+from wilson.models.foreign import Adapted
+from wilson.models.foreign import folder as model_folder
+from wilson.printing import printable
+from wilson.run_folder import RunFolder
+from wilson.runs.folder import prepared
+from wilson.training import seeds, state
+from wilson.training.loop import fit
+
+from . import held_out, pictures
+from .choices import WIDTH, Choices, Given, choose, crop_for
+from .photographs import Photographs, open_photographs
+from .subject import ADDED, Subject, open_subject
+
+VALIDATION = "val"  # name of the list in a data set with masks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known before anything is trained."""
+
+    subject: Subject
+    photographs: Photographs
+    task: Task
+    choices: Choices
+    validation: ImageSource | None
+
+    def lines(self) -> list[str]:
+        """The plan in sentences."""
+        photographs, task = self.photographs, self.task
+        held = len(photographs.held_out.names)
+        counted = ", ".join(f"{count} of {name}" for name, count in photographs.counts.items())
+        negatives = photographs.negatives
+        others = f" and {len(negatives.names)} without them" if negatives is not None else ""
+        return [
+            f"The model is {self.subject.origin}. It knows {len(self.subject.names)} classes: "
+            f"{_listed(self.subject.names)}.",
+            f"It learns {_listed(task.class_names(1)[len(self.subject.names) :])}. Photographs: {counted}{others} to "
+            f"learn from; {held} are held out."
+            if held
+            else f"It learns from {counted}{others}; none is held out.",
+            *self.choices.reasons,
+            *photographs.notes,
+        ]
+
+
+def add_classes(
+    model: nn.Module | str | Path,
+    classes: Mapping[str, str | Path],
+    *,
+    without: str | Path | None = None,
+    out: str | Path,
+    weights: str | Path | None = None,
+    validation: str | Path | None = None,
+    names: Sequence[str] | None = None,
+    crop: int | None = None,
+    epochs: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int = 2,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    **adapting: Any,
+) -> Any:
+    """Add classes to a trained segmentation model from photographs that show them, without masks and old data.
+
+    One step of WILSON (Cermelli et al., CVPR 2022) on the model, which is adapted first; see :func:`wilson.adapt`.
+    The old data are not needed: the old model itself says where old classes are.
+
+    Args:
+        model: a module of any library, which stays as it is; or what names one: a checkpoint or run of wilson, a folder
+            that this function wrote, `torchvision:NAME`, `smp:ARCHITECTURE?encoder_name=NAME`, a folder of
+            transformers, or `FILE.py:FUNCTION`.
+        classes: a folder of photographs for each new class, by its name. At least 2 photographs each, better 20.
+        without: a folder of photographs that show none of them; needed for a single class, and it helps several.
+        out: folder for the results; created, refused if not empty unless `resume` or `overwrite`.
+        weights: state dict of a model that a name stands for; None for those that come with it.
+        validation: a data set with masks in the layout of VOC or COCO, of whose list `val` the IoU is measured. Its
+            classes are found by name; those that the model does not know count as background.
+        names: names of the model's outputs in their order; None for those that it knows itself.
+        crop: side of the training crops in pixels; None to choose, as for `epochs` (passes over the photographs) and
+            `batch` (images per iteration).
+        seed: of the new weights, the order and what is held out.
+        device: auto, cpu, cuda or cuda:N.
+        workers: processes that load images.
+        resume: continue where the run in `out` stopped.
+        overwrite: remove what `out` holds first.
+        dry_run: print what would be done, and why; nothing is written.
+        adapting: other arguments of :func:`wilson.adapt`: classifier, features, output, background, mean, std, size.
+
+    Returns:
+        A model of the same kind as a module that was given, with the new outputs, in eval mode on the CPU; of a name,
+        the path of what was written: a checkpoint of wilson, or a folder. None with `dry_run`.
+
+    Raises:
+        UserError: the model cannot get classes, or the photographs will not do.
+    """
+    out = Path(out)
+    given = Given(crop, epochs, batch, seed, device, workers)
+    chosen = choose_device(device)
+    plan = make_plan(
+        open_subject(model, None if weights is None else Path(weights), names, **adapting),
+        classes, without, None if validation is None else str(validation), given,
+    )  # fmt: skip
+    if distributed.is_main():
+        print("\n".join(map(printable, plan.lines())), flush=True)
+    if dry_run:
+        return None
+    grown = plan.subject.model.extended(len(classes)) if isinstance(model, nn.Module) else None
+    with distributed.session(chosen):
+        if not distributed.is_main():
+            path = _train(plan, out, chosen, resume)
+        else:
+            with prepared(out, plan.choices.config, _known(plan), resume=resume, overwrite=overwrite):
+                path = _train(plan, out, chosen, resume)
+    if not isinstance(grown, Adapted):
+        return path
+    model_folder.load_into(grown, path)
+    return grown if isinstance(model, Adapted) else grown.module
+
+
+def make_plan(
+    subject: Subject,
+    classes: Mapping[str, str | Path],
+    without: str | Path | None,
+    validation: str | None,
+    given: Given,
+) -> Plan:
+    """Open the photographs and choose the settings; nothing is written."""
+    new = {name.strip(): folder for name, folder in classes.items()}
+    task = subject.task(list(new))
+    photographs = open_photographs(new, without, task.classes[: len(task.classes) - len(new)], given.seed)
+    tested = None
+    if validation is not None:
+        tested = opening.open_source(validation, VALIDATION)
+        further = [name for name in tested.classes if find(name, task.classes) is None]  # background to the model
+        tested = matched(tested, (*task.classes, *further), validation)
+    crop, why = crop_for(subject.stride, subject.side, photographs.training, given)
+    if crop // subject.stride < WIDTH:
+        subject = subject.finer()
+    choices = choose(
+        subject.model, subject.stride, (crop, why), photographs.training, photographs.negatives, given
+    )  # fmt: skip
+    config = choices.config
+    config = replace(
+        config,
+        task=task.name,
+        data=replace(
+            config.data,
+            labels=", ".join(f"{name}={folder}" for name, folder in new.items()),
+            negatives=None if without is None else str(without),
+            mean=_three(subject.normalization.mean),
+            std=_three(subject.normalization.std),
+        ),
+        model=replace(config.model, backbone=subject.origin),
+    )
+    return Plan(subject, photographs, task, replace(choices, config=config), tested)
+
+
+def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
+    """Train the step and write what came of it; on resuming a run that is complete, nothing is trained."""
+    folder, config, task, subject = RunFolder(out), plan.choices.config, plan.task, plan.subject
+    files, settings = folder.step(ADDED), config.for_step(ADDED)
+    if distributed.from_main(resume and folder.added.is_file()):
+        return Path(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
+    step = len(task.steps) - 1
+    names, old = task.class_names(step), len(subject.names)
+    dataset = _dataset(plan, plan.photographs.training, TrainingCrop(config.data.crop), plan.photographs.negatives)
+    if len(dataset.sampler(settings.batch)) < settings.batch:
+        raise UserError(
+            f"{len(dataset)} photographs of the new classes are fewer than a batch of {settings.batch} needs; choose a "
+            "smaller one (--batch)"
+        )
+    files.path.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seeds.of_step(config.seed, ADDED))
+    grown = subject.model.extended(len(names) - old)
+    told = Settings(config.losses, config.warmup(ADDED), config.all_labels, config.model.localizer_channels)
+    method = Wilson(grown, subject.model, told).to(device).to(memory_format=torch.channels_last)
+    held = plan.photographs.held_out
+    seen = _dataset(plan, held, CentreCrop(config.data.crop)) if held.names else None
+    masks = None
+    if plan.validation is not None:
+        known = replace(task, classes=plan.validation.classes)
+        masks = opening.validation_set(config, plan.validation, known, step)
+
+    def look(board: Any, iteration: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if seen is not None:
+            loader = make_loader(seen, settings.batch, config.data.workers, device)
+            found["held_out"] = held_out.measure(method, batches(loader, device, subject.normalization), names, old)
+        if masks is not None:
+            loader = make_loader(masks, settings.batch, config.data.workers, device)
+            moved = batches(loader, device, subject.normalization)
+            looks = [partial(segment, method.old), partial(segment, method.model)]
+            before, after = metrics.confusion_matrices(method, moved, len(names), looks)
+            found["before"], found["after"] = (metrics.scores(m, names, old, step) for m in (before, after))
+            for tag, value in metrics.scalars(found["after"]).items():
+                board.add_scalar(tag, value, iteration)
+        if distributed.is_main():
+            for line in _said(found):
+                print(line, flush=True)
+        return found
+
+    found = fit(
+        method, dataset, config, settings, files, subject.normalization, look, resume=resume, title="new classes"
+    )
+    distributed.wait()
+    if distributed.is_main():
+        pictures.write(folder, method, plan.photographs, subject.normalization, config.data.crop, names, device)
+        entry = found.get("after") or _no_masks(names, step)
+        written = subject.write(method.model.cpu(), config, task, entry, folder)
+        _write_added(folder, plan, found, names, written)
+        state.remove(files)
+        from wilson.report import added
+
+        added.write(folder)
+        print(f"{written}\n{folder.report}", flush=True)
+    return Path(distributed.from_main(str(written) if distributed.is_main() else ""))
+
+
+def _dataset(plan: Plan, source: ImageSource, transform: Any, negatives: ImageSource | None = None) -> StepDataset:
+    config = plan.choices.config
+    return StepDataset(
+        source,
+        range(len(source.names)),
+        plan.task,
+        len(plan.task.steps) - 1,
+        transform,
+        dense=False,
+        seed=config.seed,
+        negatives=negatives,
+        negative_share=config.data.negative_share,
+    )
+
+
+def _no_masks(names: Sequence[str], step: int) -> dict[str, Any]:
+    """The entry of a step in the results of a checkpoint, where nothing could be measured for want of masks."""
+    means: dict[str, float | None] = {"old": None, "new": None, "all": None}
+    iou = dict.fromkeys(names)
+    return {"step": step, "classes": list(names), "iou": iou, "miou": means, "pixel_accuracy": None}
+
+
+def _said(found: dict[str, Any]) -> list[str]:
+    lines = [held_out.summary(found["held_out"])] if "held_out" in found else []
+    return lines + ([f"with masks: {metrics.summary(found['after'])}"] if "after" in found else [])
+
+
+def _known(plan: Plan) -> dict[str, Any]:
+    """What the photographs are known by, so that a moved folder may be resumed, and another one not."""
+
+    def known(source: ImageSource) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=16)
+        for name, ids in zip(source.names, class_sets(source), strict=True):
+            digest.update(f"{name!r} {sorted(ids)}\n".encode())
+        return {"count": len(source.names), "digest": digest.hexdigest()}
+
+    parts = {"photographs": plan.photographs.training, "negatives": plan.photographs.negatives}
+    return {name: known(source) for name, source in parts.items() if source is not None}
+
+
+def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Sequence[str], written: Path) -> None:
+    document = {
+        "model": plan.subject.origin,
+        "written": str(written),
+        "classes": list(names),
+        "old": len(plan.subject.names),
+        "photographs": plan.photographs.counts,
+        "plan": plan.lines(),
+        **found,
+    }
+    with replacing(folder.added) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

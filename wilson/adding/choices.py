@@ -1,0 +1,154 @@
+"""Settings for a step on a model and photographs of any kind, with the reason for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from torch import nn
+
+from wilson.config import Config, DataConfig, ModelConfig, StepConfig
+from wilson.config.options import Optimizer
+from wilson.data.images import how_stored
+from wilson.data.sources.base import ImageSource
+from wilson.models import SegmentationModel
+
+WIDTH = 16  # of the feature map: on a coarser one the localizer finds no outlines
+LARGEST = 512  # side of a crop in pixels
+SAMPLE = 200  # photographs whose size is looked at
+BATCH = 16
+NEGATIVES = 0.25  # share of a batch
+ITERATIONS = 600  # to reach with small sets of photographs
+LEAST_EPOCHS, MOST_EPOCHS = 8, 60
+WARM = 0.25  # share of the epochs
+LARGE = 5_000_000  # parameters: such a network was trained for long, and moves in small steps
+STEADY = 8  # images of a batch, below which batch-norm keeps the statistics that it has
+# Learning rates of encoder, and of head and localizer
+RATES = {
+    ("sgd", True): (0.001, 0.01),
+    ("sgd", False): (0.02, 0.1),
+    ("adamw", True): (6e-5, 6e-4),
+    ("adamw", False): (3e-4, 1e-3),
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The configuration of a step, and why each setting is what it is."""
+
+    config: Config
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user sets himself; None leaves the choice."""
+
+    crop: int | None = None
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+
+
+def choose(
+    network: SegmentationModel, stride: int, crop: tuple[int, str], training: ImageSource,
+    negatives: ImageSource | None, given: Given,
+) -> Choices:  # fmt: skip
+    """Choose the settings of a step.
+
+    Args:
+        network: the model.
+        stride: pixels of the image per pixel of its features.
+        crop: side of the crops, and why, as :func:`crop_for` gives them.
+        training, negatives: the photographs.
+        given: what the user chose.
+    """
+    side, why = crop
+    width = side // stride
+    coarse = f", fewer than {WIDTH}: expect coarse outlines, or give larger photographs" if width < WIDTH else ""
+    reasons = [
+        f"Crops of {side} pixels: {why}.",
+        f"The new classes are found on a map of {width} x {width} features of stride {stride}{coarse}.",
+    ]
+    own = len(training.names)
+    batch = given.batch or next((size for size in range(BATCH, 1, -1) if _own(size, negatives) <= own), 2)
+    reasons.append(
+        f"Batches of {batch} images"
+        + (f", {batch - _own(batch, negatives)} of them without the new classes" if negatives else "")
+        + ("." if given.batch or batch == BATCH else f": there are {own} photographs of the new classes.")
+    )
+    per_epoch = max(1, own // _own(batch, negatives))
+    epochs = given.epochs or max(LEAST_EPOCHS, min(MOST_EPOCHS, round(ITERATIONS / per_epoch)))
+    warmup = max(1, round(WARM * epochs)) if epochs > 1 else 0
+    reasons.append(
+        f"{epochs} epochs of {per_epoch} iterations"
+        + (", as you said" if given.epochs else f": {LEAST_EPOCHS} to {MOST_EPOCHS}, for about {ITERATIONS} iterations")
+        + f". In the first {warmup} only the localizer learns."
+    )
+    kind, large = _optimizer(network), sum(p.numel() for p in network.parameters()) >= LARGE
+    lr_encoder, lr_head = RATES[kind, large]
+    family = "layer norm, as transformers have it" if kind == "adamw" else "batch-norm, as convolutional ones have it"
+    size = "large, and moves in small steps" if large else "small, and takes large steps"
+    reasons.append(
+        f"{'AdamW' if kind == 'adamw' else 'SGD'}, because the network has mostly {family}; rates {lr_encoder:g} for "
+        f"the encoder and {lr_head:g} for the rest, because it is {size}."
+    )
+    freeze = batch < STEADY
+    if freeze:
+        reasons.append(f"Batch-norm keeps its statistics, because batches are smaller than {STEADY}.")
+    channels = max(64, min(256, network.feature_channels))
+    config = Config(
+        recipe="own",
+        seed=given.seed,
+        device=given.device,
+        data=DataConfig(root="photographs", crop=side, workers=given.workers, negative_share=NEGATIVES),
+        model=ModelConfig(
+            backbone="given", weights="none", stride=stride, localizer_channels=channels
+        ),
+        step=StepConfig(
+            epochs=epochs, warmup=warmup, batch=batch, lr_encoder=lr_encoder, lr_head=lr_head, optimizer=kind,
+            freeze_norm=freeze, weight_decay=1e-2 if kind == "adamw" else 1e-4,
+        ),
+        evaluate_every=max(1, epochs // 4),
+    )  # fmt: skip
+    return Choices(config, tuple(reasons))
+
+
+def _own(batch: int, negatives: ImageSource | None) -> int:
+    """Places of a batch that photographs of the new classes take; at least one is left for negatives."""
+    return batch if negatives is None else batch - max(1, round(NEGATIVES * batch))
+
+
+def crop_for(stride: int, side: int | None, training: ImageSource, given: Given) -> tuple[int, str]:
+    """The side of the crops, and why. It keeps the size at which things are seen, which the old model knows.
+
+    Args:
+        stride: pixels of the image per pixel of the features.
+        side: the side that images must have; None where the model takes any.
+        training: the photographs.
+        given: what the user chose.
+    """
+    if given.crop is not None:
+        return given.crop, "as you said"
+    if side is not None:
+        return side, "the model takes no other size"
+    short = round(median(_short_sides(training)))
+    crop = max(stride, min(short, LARGEST) // stride * stride)
+    if short > LARGEST:
+        return crop, f"enough of photographs whose short side is {short} pixels, the median"
+    return crop, f"the short side of the photographs, {short} pixels in the median, so that things keep their size"
+
+
+def _short_sides(source: ImageSource) -> Sequence[int]:
+    step = max(1, len(source.names) // SAMPLE)
+    sizes = [how_stored(source.files(index)[0]).size for index in range(0, len(source.names), step)]
+    return [min(size) for size in sizes if size is not None] or [LARGEST]
+
+
+def _optimizer(network: nn.Module) -> Optimizer:
+    norms = [module for module in network.modules() if "norm" in type(module).__name__.lower()]
+    layer = sum("layernorm" in type(module).__name__.lower() for module in norms)
+    return "adamw" if 2 * layer > len(norms) else "sgd"

@@ -1,0 +1,170 @@
+"""The model that gets new classes, whatever it came from, and how the grown one is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from wilson import checkpoint
+from wilson.checkpoint import Checkpoint
+from wilson.config import Config
+from wilson.data.tasks import Task
+from wilson.data.transforms import Normalization
+from wilson.errors import UserError
+from wilson.models import SegmentationModel, image_statistics
+from wilson.models.foreign import Adapted, adapt, builders
+from wilson.models.foreign import folder as model_folder
+from wilson.run_folder import CHECKPOINT, RunFolder, last_checkpoint
+
+ADDED = 1  # number of the step that adds classes, in the run's folder and in the task
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to add classes to.
+
+    Attributes:
+        model: behind the protocol, in eval mode.
+        names: of its classes by channel, background first.
+        ids: mask id of each channel.
+        normalization: of its images.
+        stride: pixels of the image per pixel of the features.
+        side: the side that images must have; None where it takes any.
+        origin: what it was built of, in words.
+        finer: the same with a finer map of features, if the model has one and its user named none.
+        task: from the names of the new classes to a task, whose second step they are.
+        write: the grown model, its configuration, task and results into the folder of the run; returns what to load.
+    """
+
+    model: SegmentationModel
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+    normalization: Normalization
+    stride: int
+    side: int | None
+    origin: str
+    finer: Callable[[], Subject]
+    task: Callable[[Sequence[str]], Task]
+    write: Callable[[SegmentationModel, Config, Task, dict[str, Any], RunFolder], Path]
+
+
+def open_subject(
+    model: nn.Module | str | Path,
+    weights: Path | None = None,
+    classes: Sequence[str] | None = None,
+    **adapting: Any,
+) -> Subject:
+    """Open the model that gets new classes.
+
+    Args:
+        model: a module, which stays as it is; or a checkpoint or run of wilson, a folder that `wilson add` wrote, or
+            what :func:`builders.build` takes.
+        weights: state dict of a model that a name stands for; None for those that come with it.
+        classes: names of the model's outputs in their order; None for those that it knows itself.
+        adapting: the other arguments of :func:`adapt`.
+
+    Raises:
+        UserError: there is no such model, or it cannot get classes.
+    """
+    if isinstance(model, Adapted):
+        return _adapted(deepcopy(model), None)
+    if isinstance(model, nn.Module):
+        return _adapted(adapt(deepcopy(model), classes=classes, **adapting), None, "features" in adapting)
+    path = Path(model)
+    saved = path if path.is_file() and path.name == CHECKPOINT else last_checkpoint(path)
+    if saved is not None:
+        if weights is not None or classes is not None:
+            raise UserError(f"{path} has its weights and the names of its classes; leave --weights and --classes out")
+        return _own(Checkpoint(saved))
+    if (folder := model_folder.inside(path)) is not None:
+        grown, _ = model_folder.load(folder)
+        return _adapted(grown, model_folder.origin(folder))
+    if path.suffix in (".pt", ".pth", ".safetensors"):
+        raise UserError(
+            f"{path}: no checkpoint of wilson, and weights alone do not tell the architecture; give that with --to "
+            f"({builders.KINDS}) and the weights with --weights"
+        )
+    state = None if weights is None else builders.read_state(weights)
+    module = builders.build(str(model), state)
+    if model_folder.is_transformers(module):
+        adapting = {**_preprocessing(path), **adapting}
+    return _adapted(adapt(module, classes=classes, **adapting), str(model), "features" in adapting)
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Mean and deviation of a transformers folder's images."""
+    try:
+        values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        return {key: tuple(map(float, values[f"image_{key}"])) for key in ("mean", "std") if f"image_{key}" in values}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _own(saved: Checkpoint) -> Subject:
+    """A model of wilson: the grown one is the checkpoint of a further step."""
+    old, step = saved.task, saved.step
+
+    def task(new: Sequence[str]) -> Task:
+        ids = tuple(range(len(old.classes), len(old.classes) + len(new)))
+        names = f"{old.name} + {', '.join(new)}"
+        return Task(names, (*old.classes, *new), (*old.steps[: step + 1], ids))
+
+    def write(model: SegmentationModel, config: Config, task: Task, entry: dict[str, Any], out: RunFolder) -> Path:
+        ours = replace(config, model=saved.config.model, data=replace(saved.config.data, crop=config.data.crop))
+        path = out.step(ADDED).checkpoint
+        results = [*saved.results, {**entry, "step": step + 1}]
+        checkpoint.save_model(model, ours, task, step + 1, results, path)
+        return path
+
+    model = saved.model()
+    return Subject(
+        model,
+        old.class_names(step),
+        old.seen(step),
+        Normalization(*image_statistics(saved.config)),
+        saved.config.model.stride,
+        saved.config.data.crop,
+        f"{saved.path}, a {saved.config.model.backbone} of wilson",
+        lambda: _own(saved),
+        task,
+        write,
+    )
+
+
+def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject:
+    """A model of another library: the grown one is a folder with its own files."""
+    names = model.names()
+
+    def task(new: Sequence[str]) -> Task:
+        everything = (*names, *new)
+        ids = tuple(range(len(everything)))
+        return Task(
+            f"{len(names) - 1} classes + {', '.join(new)}", everything, (ids[1 : len(names)], ids[len(names) :])
+        )
+
+    def write(grown: SegmentationModel, config: Config, task: Task, entry: dict[str, Any], out: RunFolder) -> Path:
+        assert isinstance(grown, Adapted)
+        grown.rename(task.classes)
+        model_folder.save(grown, out.model, built=origin, crop=config.data.crop)
+        return out.model
+
+    found = model.found
+    kind = f"{type(model.module).__name__}" + (f" of {origin}" if origin else "")
+    return Subject(
+        model.eval(),
+        names,
+        tuple(range(len(names))),
+        Normalization(model.mean, model.std),
+        found.stride,
+        found.size if found.multiple is None else None,
+        kind,
+        lambda: _adapted(model if named else model.with_finer_features(), origin, named),
+        task,
+        write,
+    )

@@ -1,0 +1,175 @@
+"""Builds models of other libraries from what a user names; a file of weights is read, never executed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from wilson.errors import UserError, first_line
+from wilson.models.weight_files import not_finite, read_weights
+
+KINDS = "torchvision:NAME, smp:NAME, a folder of transformers (save_pretrained), or FILE.py:FUNCTION"
+TORCHVISION, SMP = "torchvision:", "smp:"
+HEADS = {TORCHVISION: "classifier.", SMP: "segmentation_head."}  # where the weights of the classifier are
+
+
+def build(what: str, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Build a model.
+
+    Args:
+        what: `torchvision:NAME`; `smp:ARCHITECTURE?encoder_name=NAME`, with any keyword of `smp.create_model`, or
+            `smp:FOLDER` or `smp:REPOSITORY` as `smp.from_pretrained` takes them; a folder of transformers; or
+            `FILE.py:FUNCTION`, which is imported and called without arguments.
+        weights: its state dict; None for those that come with it: torchvision's published ones, a folder's own.
+
+    Raises:
+        UserError: there is no such model, or the weights do not fit it.
+    """
+    if what.startswith(TORCHVISION):
+        model = _torchvision(what.removeprefix(TORCHVISION), weights)
+    elif what.startswith(SMP):
+        model = _smp(what.removeprefix(SMP), weights)
+    elif (Path(what) / "config.json").is_file():
+        model = _transformers(Path(what))
+    elif ".py:" in what:
+        model = _function(what)
+    else:
+        raise UserError(f"{what}: no model there; expected {KINDS}, or a checkpoint or run of wilson")
+    if weights is not None:
+        load(model, weights, what)
+    return model
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, as trainers of many kinds write it: alone, or among other things; UserError if it is none."""
+    try:
+        state, _ = read_weights(path)
+    except UserError:
+        from wilson import tensor_files
+
+        if path.suffix == ".safetensors" or not path.is_file():
+            raise
+        try:
+            values = tensor_files.read(path)
+        except ValueError as error:
+            raise UserError(
+                f"weights {path}: not a readable state dict: {error}; save it again with "
+                "torch.save(model.state_dict(), FILE)"
+            ) from error
+        inner = [values.get(key) for key in ("state_dict", "model", "model_state_dict") if isinstance(values, Mapping)]
+        found = [v for v in inner if isinstance(v, Mapping) and all(isinstance(t, Tensor) for t in v.values())]
+        if not found:
+            raise
+        state = {str(name): value for name, value in found[0].items()}
+    for prefix in ("module.", "model."):  # of DataParallel and of Lightning
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
+
+
+def load(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict; auxiliary heads may be missing on either side, as they are not kept."""
+    wanted = model.state_dict()
+    wrong = [name for name, value in wanted.items() if name not in weights or weights[name].shape != value.shape]
+    wrong = [name for name in wrong + [name for name in weights if name not in wanted] if not _auxiliary(name)]
+    if wrong:
+        raise UserError(
+            f"the weights do not fit {what}: {len(wrong)} tensors are missing, superfluous or of another shape, the "
+            f"first {wrong[0]}; give the weights of this very architecture"
+        )
+    model.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+    if name := not_finite(model.state_dict()):
+        raise UserError(f"the weights of {what}: {name} holds values that are no finite numbers; give others")
+
+
+def _auxiliary(name: str) -> bool:
+    return name.startswith("aux") or ".aux" in name or name.endswith("num_batches_tracked")
+
+
+def _outputs(kind: str, weights: Mapping[str, Tensor], what: str) -> int:
+    """Number of outputs of the classifier whose weights these are."""
+    names = [name for name in weights if name.startswith(HEADS[kind]) and name.endswith(".weight")]
+    if not names:
+        raise UserError(f"the weights hold no {HEADS[kind]}*.weight, so they are not of {kind}{what}")
+    return len(weights[names[-1]])
+
+
+def _torchvision(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
+    from torchvision import models
+
+    known = models.list_models(models.segmentation)
+    if name not in known:
+        raise UserError(f"{TORCHVISION}{name}: torchvision has no such model; expected one of {', '.join(known)}")
+    if weights is None:
+        try:
+            return models.get_model(name, weights="DEFAULT")
+        except OSError as error:
+            raise UserError(
+                f"{TORCHVISION}{name}: its published weights could not be fetched ({first_line(error)}); give a file "
+                "with --weights"
+            ) from error
+    auxiliary = any(key.startswith("aux_classifier") for key in weights)
+    options: dict[str, Any] = {} if name.startswith("lraspp") else {"aux_loss": auxiliary}
+    outputs = _outputs(TORCHVISION, weights, name)
+    return models.get_model(name, weights=None, weights_backbone=None, num_classes=outputs, **options)
+
+
+def _smp(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
+    import segmentation_models_pytorch as smp
+
+    if Path(name).is_dir() or "/" in name:
+        return smp.from_pretrained(name)
+    architecture, _, query = name.partition("?")
+    options = {key: _value(value) for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}
+    if weights is None:
+        raise UserError(f"{SMP}{name}: an architecture has no weights of its own; give a file of yours with --weights")
+    options = {"encoder_weights": None, "classes": _outputs(SMP, weights, name), **options}
+    try:
+        return smp.create_model(architecture, **options)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{SMP}{name}: {first_line(error)}; expected ARCHITECTURE?encoder_name=NAME, further keywords with &"
+        ) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _transformers(folder: Path) -> nn.Module:
+    from transformers import AutoModelForSemanticSegmentation
+
+    try:
+        return AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no model of semantic segmentation that transformers can load ({first_line(error)}); expected a "
+            "folder of save_pretrained"
+        ) from error
+
+
+def _function(what: str) -> nn.Module:
+    """Import the file that the user names, and call the function."""
+    place, _, name = what.rpartition(":")
+    path = Path(place)
+    if not path.is_file():
+        raise UserError(f"{what}: no file {path}; expected FILE.py:FUNCTION")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"{what}: {path} has no function {name}")
+    model = function()
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{what}: {name}() returned {type(model).__name__}; expected a torch.nn.Module")
+    return model

@@ -1,0 +1,151 @@
+"""The page of `wilson add`: before and after side by side, what was chosen, and how it went."""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from wilson import __version__
+from wilson.atomic import replacing
+from wilson.pictures import palette
+from wilson.report import figures, style
+from wilson.report.reading import curves
+from wilson.report.text import DASH, percent
+from wilson.run_folder import RunFolder
+
+_GROUPS = {"old": "old classes", "new": "new classes", "all": "all classes"}
+
+
+def write(folder: RunFolder) -> None:
+    """Write the report of a run of `wilson add` from its added.json, pictures and log."""
+    values = json.loads(folder.added.read_text(encoding="utf-8"))
+    with replacing(folder.report) as temporary:
+        temporary.write_text(page(folder, values), encoding="utf-8")
+
+
+def page(folder: RunFolder, values: dict[str, Any]) -> str:
+    """The whole page; it refers to nothing outside itself."""
+    new = values["classes"][values["old"] :]
+    title = f"{', '.join(new)} added to {values['model']}"
+    sections = (
+        _held_out(values),
+        _masks(values),
+        _pictures(folder, values),
+        _plan(values),
+        _training(folder),
+        _use(values),
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{style.CSS}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p>The model learned from photographs that show the new classes, without masks and without the data that it learned
+from before. Two questions matter: does it find the new classes where they are and only there, and does it still say the
+same of everything else?</p>
+{"".join(sections)}
+<footer>Written by wilson {escape(__version__)}.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _held_out(values: dict[str, Any]) -> str:
+    found = values.get("held_out")
+    if not found:
+        return """<h2>How it went</h2><p class="note">No photograph was held out, as no class has ten of them. Look at
+the pictures, which the model has learned from, and at photographs of your own.</p>"""
+    rows = "".join(
+        f'<tr><td>{escape(name)}</td><td class="figure">{of["images"]}</td><td class="figure">{percent(of["recall"])}'
+        f'</td><td class="figure">{percent(of["precision"])}</td></tr>'
+        for name, of in found["classes"].items()
+    )
+    return f"""<h2>How it went</h2>
+<p>Asked of {found["images"]} photographs that were held out. Recall: of those that show the class, the share in which
+the model finds it. Precision: of those in which it finds the class, the share that shows it. Neither says how good the
+outlines are: look at the pictures for that. Outside of the new classes, the model says what it said before on
+<b>{percent(found["agreement"])} %</b> of the pixels.</p>
+<div class="scroll"><table class="data"><thead><tr><th>new class</th><th class="figure">photographs</th>
+<th class="figure">recall, %</th><th class="figure">precision, %</th></tr></thead><tbody>{rows}</tbody></table></div>"""
+
+
+def _masks(values: dict[str, Any]) -> str:
+    if "after" not in values:
+        return ""
+    rows = "".join(
+        f"<tr><td>{title}</td>"
+        + "".join(f'<td class="figure">{percent(values[when]["miou"][group])}</td>' for when in ("before", "after"))
+        + "</tr>"
+        for group, title in _GROUPS.items()
+    )
+    classes = "".join(
+        f"<tr><td>{escape(name)}</td>"
+        + "".join(f'<td class="figure">{percent(values[when]["iou"][name])}</td>' for when in ("before", "after"))
+        + "</tr>"
+        for name in values["classes"]
+    )
+    head = '<th class="figure">before</th><th class="figure">after</th>'
+    return f"""<h2>With masks</h2>
+<p>Mean IoU in percent on the validation images. The pixels of new classes count as wrong before, as whatever the old
+model says there is wrong.</p>
+<div class="scroll"><table class="data"><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody>
+<tbody><tr><th colspan="3">class by class</th></tr>{classes}</tbody></table></div>"""
+
+
+def _pictures(folder: RunFolder, values: dict[str, Any]) -> str:
+    pictures = folder.path / "pictures"
+    try:
+        index = json.loads((pictures / "before-after.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    names, colours = values["classes"], palette.distinct(len(values["classes"]))
+    shown = sorted({label for row in index for kind in ("before", "after") for label in row[f"{kind}_classes"]})
+    chips = "".join(
+        f'<span class="chip"><i style="background:rgb{colours[label]}"></i>{escape(names[label])}</span>'
+        for label in shown
+    )
+    cells = "".join(
+        f"<tr><td>{_image(pictures / row['before'])}</td><td>{_image(pictures / row['after'])}</td></tr>"
+        f'<tr><td class="name" colspan="2">{escape(row["name"])}</td></tr>'
+        for row in index
+    )
+    which = "held out" if values.get("held_out") else "learned from"
+    return f"""<h2>Before and after</h2>
+<p>Photographs that were {which}, as the model saw them before and sees them now.</p>
+<div class="chips">{chips}</div>
+<table class="panels" style="max-width:760px"><thead><tr><th>before</th><th>after</th></tr></thead>
+<tbody>{cells}</tbody></table>"""
+
+
+def _image(path: Path) -> str:
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError:
+        return DASH
+    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+
+
+def _plan(values: dict[str, Any]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in values["plan"])
+    return f"<h2>What was done, and why</h2><ul>{items}</ul>"
+
+
+def _training(folder: RunFolder) -> str:
+    found = curves(folder.step(1))
+    chart = f'<div class="chart">{figures.curves(found)}</div>' if found else ""
+    return f"<h2>Training</h2>{chart}" if chart else ""
+
+
+def _use(values: dict[str, Any]) -> str:
+    path = escape(values["written"])
+    return f"""<h2>How to use it</h2>
+<pre>wilson predict photo.jpg --checkpoint {path}</pre>
+<p>In Python: <code>wilson.load("{path}").predict("photo.jpg")</code>.</p>"""
