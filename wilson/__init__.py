@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from wilson.adding import add_classes as add_classes
     from wilson.config import Config as Config
+    from wilson.hub import HubModel as HubModel
     from wilson.inference.predict import Predictor as Predictor
     from wilson.models.foreign import adapt as adapt
     from wilson.runs.run import run as run
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 # Imported on demand, so that `import wilson.ops` needs only torch and numpy.
 _LAZY = {
     "Config": "wilson.config",
+    "HubModel": "wilson.hub",
     "Predictor": "wilson.inference.predict",
     "adapt": "wilson.models.foreign",
     "add_classes": "wilson.adding",
@@ -45,9 +47,9 @@ def load(path: str | Path, device: str = "auto", builder: str | None = None) -> 
     """Load a trained model: `wilson.load("checkpoint.pt").predict("photo.jpg")`.
 
     Args:
-        path: the checkpoint of a step, the folder of a run or one that `wilson add` wrote, or a file that
-            `wilson export` wrote (.pt2, .onnx). Loading a checkpoint or a
-            .onnx file executes nothing in it. A .pt2 file is a program: load it only if you trust its source.
+        path: the checkpoint of a step, the folder of a run or one that `wilson save` or `wilson add` wrote, or a file
+            that `wilson export` wrote (.pt2, .onnx). Loading a checkpoint, a folder or a .onnx file executes nothing in
+            it. A .pt2 file is a program: load it only if you trust its source.
         device: auto (the first GPU if there is one), cpu, cuda or cuda:N.
         builder: FILE.py:FUNCTION that returns the architecture of a model that was built by one; it is called.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from wilson.atomic import replacing
 from wilson.config import Config, from_dict, to_dict
 from wilson.config.validation import short
 from wilson.data.tasks import Task
-from wilson.errors import UserError
+from wilson.errors import UserError, first_line
+from wilson.grown import Grown, inside
 from wilson.models import SegmentationModel, Segmenter, new_model
-from wilson.models.weight_files import not_finite
-from wilson.run_folder import CHECKPOINT
+from wilson.models.weight_files import not_finite, read_weights
+from wilson.run_folder import CHECKPOINT, last_checkpoint
 
 FORMAT = 1
+SETTINGS, WEIGHTS = "config.json", "model.safetensors"  # of a model folder
+INSIDE = "segmenter."  # the model within what the hub's library saves
 
 
 def save(values: dict[str, Any], path: Path) -> None:
@@ -52,6 +56,33 @@ def load(path: Path) -> dict[str, Any]:
             "it may be truncated or written by another program; use another checkpoint, or train again"
         ) from error
     return values
+
+
+def load_folder(folder: Path) -> dict[str, Any]:
+    """Read a folder that `wilson save` wrote, as :func:`load` reads a file.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {short(values['format'])}, this version reads {FORMAT}")
+        values["config"] = values.pop("settings")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not the configuration of a model ({type(error).__name__}: {first_line(error)}); give a folder "
+            f"that wilson save wrote, or a {CHECKPOINT}"
+        ) from error
+    weights, _ = read_weights(folder / WEIGHTS)
+    return {**values, "weights": {name.removeprefix(INSIDE): value for name, value in weights.items()}}
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `wilson save` wrote this folder; those of transformers have a config.json, too."""
+    path = folder / SETTINGS
+    return path.is_file() and '"settings"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 class _Entry(TypedDict):
@@ -85,14 +116,14 @@ class Checkpoint:
     """The model after a step, with everything needed to use it: configuration, task, and results so far.
 
     Args:
-        path: the file.
+        path: the file, or a folder that `wilson save` wrote.
 
     Raises:
         UserError: the file is missing, is not a whole checkpoint of a step, or is of another version.
     """
 
     def __init__(self, path: Path) -> None:
-        values = load(path)
+        values = load_folder(path) if path.is_dir() else load(path)
         if "weights" not in values:
             raise UserError(f"checkpoint {path} is the training state of an unfinished step; give a {CHECKPOINT}")
         self.path = path
@@ -136,6 +167,21 @@ class Checkpoint:
                 "nothing; use another checkpoint, or train again with a lower learning rate"
             )
         return model.eval()
+
+
+def open_model(path: Path, builder: str | None = None) -> Checkpoint | Grown:
+    """Open a trained model, wherever it lies.
+
+    Args:
+        path: a checkpoint, a run's folder, whose last step counts, or a folder of `wilson save` or `wilson add`.
+        builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
+
+    Raises:
+        UserError: there is no model.
+    """
+    if (folder := inside(path)) is not None:
+        return Grown(folder, builder)
+    return Checkpoint(last_checkpoint(path) or path)
 
 
 def _fits(value: Tensor | None, wanted: Tensor) -> bool:

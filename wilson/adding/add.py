@@ -27,9 +27,9 @@ from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.evaluation import metrics
 from wilson.evaluation.segment import segment
+from wilson.grown import load_into
 from wilson.methods import Settings, Wilson
 from wilson.models.foreign import Adapted
-from wilson.models.foreign import folder as model_folder
 from wilson.printing import printable
 from wilson.run_folder import RunFolder
 from wilson.runs.folder import prepared
@@ -80,6 +80,7 @@ def add_classes(
     without: str | Path | None = None,
     out: str | Path,
     weights: str | Path | None = None,
+    builder: str | None = None,
     validation: str | Path | None = None,
     names: Sequence[str] | None = None,
     crop: int | None = None,
@@ -106,6 +107,7 @@ def add_classes(
         without: a folder of photographs that show none of them; needed for a single class, and it helps several.
         out: folder for the results; created, refused if not empty unless `resume` or `overwrite`.
         weights: state dict of a model that a name stands for; None for those that come with it.
+        builder: FILE.py:FUNCTION that returns the architecture, if a folder that this function wrote needs it.
         validation: a data set with masks in the layout of VOC or COCO, of whose list `val` the IoU is measured. Its
             classes are found by name; those that the model does not know count as background.
         names: names of the model's outputs in their order; None for those that it knows itself.
@@ -130,7 +132,7 @@ def add_classes(
     given = Given(crop, epochs, batch, seed, device, workers)
     chosen = choose_device(device)
     plan = make_plan(
-        open_subject(model, None if weights is None else Path(weights), names, **adapting),
+        open_subject(model, None if weights is None else Path(weights), names, builder, **adapting),
         classes, without, None if validation is None else str(validation), given,
     )  # fmt: skip
     if distributed.is_main():
@@ -146,7 +148,7 @@ def add_classes(
                 path = _train(plan, out, chosen, resume)
     if not isinstance(grown, Adapted):
         return path
-    model_folder.load_into(grown, path)
+    load_into(grown, path)
     return grown if isinstance(model, Adapted) else grown.module
 
 

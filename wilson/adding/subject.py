@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from wilson import checkpoint
+from wilson import checkpoint, grown
 from wilson.checkpoint import Checkpoint
 from wilson.config import Config
 from wilson.data.tasks import Task
@@ -19,7 +19,6 @@ from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.models import SegmentationModel, image_statistics
 from wilson.models.foreign import Adapted, adapt, builders
-from wilson.models.foreign import folder as model_folder
 from wilson.run_folder import CHECKPOINT, RunFolder, last_checkpoint
 
 ADDED = 1  # number of the step that adds classes, in the run's folder and in the task
@@ -58,6 +57,7 @@ def open_subject(
     model: nn.Module | str | Path,
     weights: Path | None = None,
     classes: Sequence[str] | None = None,
+    builder: str | None = None,
     **adapting: Any,
 ) -> Subject:
     """Open the model that gets new classes.
@@ -67,6 +67,7 @@ def open_subject(
             what :func:`builders.build` takes.
         weights: state dict of a model that a name stands for; None for those that come with it.
         classes: names of the model's outputs in their order; None for those that it knows itself.
+        builder: FILE.py:FUNCTION that returns the architecture of a folder that `wilson add` wrote.
         adapting: the other arguments of :func:`adapt`.
 
     Raises:
@@ -77,14 +78,13 @@ def open_subject(
     if isinstance(model, nn.Module):
         return _adapted(adapt(deepcopy(model), classes=classes, **adapting), None, "features" in adapting)
     path = Path(model)
-    saved = path if path.is_file() and path.name == CHECKPOINT else last_checkpoint(path)
-    if saved is not None:
+    if (folder := grown.inside(path)) is not None:
+        before = grown.Grown(folder, builder)
+        return _adapted(before.model(), before.origin)
+    if path.name == CHECKPOINT or last_checkpoint(path) or checkpoint.is_saved(path):
         if weights is not None or classes is not None:
             raise UserError(f"{path} has its weights and the names of its classes; leave --weights and --classes out")
-        return _own(Checkpoint(saved))
-    if (folder := model_folder.inside(path)) is not None:
-        grown, _ = model_folder.load(folder)
-        return _adapted(grown, model_folder.origin(folder))
+        return _own(Checkpoint(last_checkpoint(path) or path))
     if path.suffix in (".pt", ".pth", ".safetensors"):
         raise UserError(
             f"{path}: no checkpoint of wilson, and weights alone do not tell the architecture; give that with --to "
@@ -92,7 +92,7 @@ def open_subject(
         )
     state = None if weights is None else builders.read_state(weights)
     module = builders.build(str(model), state)
-    if model_folder.is_transformers(module):
+    if grown.is_transformers(module):
         adapting = {**_preprocessing(path), **adapting}
     return _adapted(adapt(module, classes=classes, **adapting), str(model), "features" in adapting)
 
@@ -148,10 +148,10 @@ def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject
             f"{len(names) - 1} classes + {', '.join(new)}", everything, (ids[1 : len(names)], ids[len(names) :])
         )
 
-    def write(grown: SegmentationModel, config: Config, task: Task, entry: dict[str, Any], out: RunFolder) -> Path:
-        assert isinstance(grown, Adapted)
-        grown.rename(task.classes)
-        model_folder.save(grown, out.model, built=origin, crop=config.data.crop)
+    def write(taught: SegmentationModel, config: Config, task: Task, entry: dict[str, Any], out: RunFolder) -> Path:
+        assert isinstance(taught, Adapted)
+        taught.rename(task.classes)
+        grown.save(taught, config, task, [entry], out.model, origin)
         return out.model
 
     found = model.found

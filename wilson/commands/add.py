@@ -20,6 +20,8 @@ class Add:
     to: str
     """The model: a checkpoint or run of wilson, a folder that this command wrote, torchvision:NAME,
     smp:ARCHITECTURE?encoder_name=NAME, a folder of transformers, or FILE.py:FUNCTION, which is imported and called."""
+    builder: str | None = None
+    """FILE.py:FUNCTION that returns the architecture, if a folder that this command wrote needs it."""
     weights: Path | None = None
     """Its weights, a state dict (.pt, .pth, .safetensors); by default those that come with it."""
     without: Path | None = None
@@ -74,6 +76,7 @@ class Add:
             without=self.without,
             out=self.out or timed_folder("add"),
             weights=self.weights,
+            builder=self.builder,
             validation=self.validation,
             names=self.names or None,
             crop=self.crop,

@@ -13,7 +13,7 @@ class Evaluate:
     """Print the IoU of a checkpoint's classes on the validation images."""
 
     checkpoint: Positional[Path]
-    """checkpoint.pt of a step."""
+    """checkpoint.pt of a step, or the folder of a run, of wilson save or of wilson add."""
     root: str | None = None
     """Data set; by default the one that the model was trained on."""
     split: str | None = None
@@ -26,6 +26,8 @@ class Evaluate:
     averaged."""
     flip: bool = False
     """Show the model the mirror image, too, and average."""
+    builder: str | None = None
+    """FILE.py:FUNCTION that returns the architecture, for a model that was built by one; it is imported and called."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     out: Path | None = None
@@ -46,5 +48,6 @@ class Evaluate:
             scales=self.scales,
             flip=self.flip,
             picture=self.confusion,
+            builder=self.builder,
         )
         return 0

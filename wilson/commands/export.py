@@ -17,12 +17,14 @@ class Export:
     """
 
     checkpoint: Positional[Path]
-    """checkpoint.pt of a step."""
+    """checkpoint.pt of a step, or the folder of a run, of wilson save or of wilson add."""
     out: Path
     """File to write: .pt2 (torch.export) or .onnx."""
+    builder: str | None = None
+    """FILE.py:FUNCTION that returns the architecture, for a model that was built by one; it is imported and called."""
 
     def __call__(self) -> int:
         from wilson.inference.export import export
 
-        export(self.checkpoint, self.out)
+        export(self.checkpoint, self.out, self.builder)
         return 0

@@ -15,8 +15,8 @@ class Predict:
     images: Positional[tuple[Path, ...]]
     """Image files, folders of them, or patterns in quotes, as in 'photos/**/*.jpg'."""
     checkpoint: Path
-    """checkpoint.pt of a step, the folder of a run or of wilson add, or an exported model (.onnx, .pt2). A .pt2 file is
-    a program: trust its source."""
+    """checkpoint.pt of a step, the folder of a run, of wilson save or of wilson add, or an exported model (.onnx,
+    .pt2). A .pt2 file is a program: trust its source."""
     out: Path | None = None
     """Folder for the masks (NAME.png) and overlays (NAME_overlay.jpg); runs/TIME-predict by default. Images of one name
     keep their folders."""

@@ -13,12 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from wilson.atomic import replacing
-from wilson.checkpoint import Checkpoint
+from wilson.checkpoint import open_model
 from wilson.data import opening
 from wilson.data.loading import Batch, batches, make_loader
 from wilson.data.transforms import Normalization, WholeImage
 from wilson.distributed import choose_device
 from wilson.errors import UserError
+from wilson.grown import Grown
 from wilson.methods import Method
 from wilson.methods.base import WeaklySupervised
 from wilson.models import image_statistics
@@ -62,11 +63,12 @@ def evaluate_checkpoint(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     picture: Path | None = None,
+    builder: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint on a list of images, print the IoU of each class, and write the requested files.
 
     Args:
-        path: the checkpoint of a step.
+        path: the checkpoint of a step, or a folder, see :func:`wilson.checkpoint.open_model`.
         root: data set; None for the one that the model was trained on.
         split: list of images; None for the validation list of the run.
         device: auto, cpu, cuda or cuda:N.
@@ -74,6 +76,7 @@ def evaluate_checkpoint(
         whole: evaluate whole images, each at its own size, as `predict` sees them; else centre crops, as published.
         scales, flip: views to average, see :func:`segment`.
         picture: PNG file for the confusion matrix; None for no file.
+        builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
 
     Returns:
         The figures, an entry of results.json.
@@ -87,8 +90,10 @@ def evaluate_checkpoint(
     for file in (out, picture):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
-    saved = Checkpoint(path)
+    saved = open_model(path, builder)
     data = saved.config.data
+    if isinstance(saved, Grown) and root is None:
+        raise UserError("--root: the model learned from photographs without masks; give a data set that has masks")
     data = replace(data, root=root or data.root, val_split=split or data.val_split)
     config = replace(saved.config, data=data, device=device)
     task, step, where = saved.task, saved.step, choose_device(device)

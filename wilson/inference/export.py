@@ -13,31 +13,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wilson.atomic import replacing
-from wilson.checkpoint import Checkpoint
-from wilson.errors import UserError
+from wilson.checkpoint import open_model
+from wilson.errors import UserError, first_line
 from wilson.inference.exported import KEY, LEAST, ONNX, PROGRAM, Description, Exported
-from wilson.models import Segmenter
+from wilson.models import SegmentationModel, Segmenter
 from wilson.models.backbone import TimmBackbone
 from wilson.models.decoder import DeepLabV3Head
 
 TOLERANCE = 1e-4  # allowed difference of a logit, relative to the largest logit; rounding stays well below
 
 
-def export(checkpoint: Path, out: Path) -> float:
+def export(checkpoint: Path, out: Path, builder: str | None = None) -> float:
     """Export a model without its localizer, and compare it with the original on images of several sizes.
 
     Args:
-        checkpoint: of a step.
+        checkpoint: of a step, or a folder, see :func:`wilson.checkpoint.open_model`.
         out: the .pt2 or .onnx file to write. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32
             pixels, to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
             deviation and crop.
+        builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
 
     Returns:
         The largest difference of a logit.
 
     Raises:
-        UserError: an argument is wrong, or the logits differ from the original's by more than `TOLERANCE`; nothing is
-            written then.
+        UserError: an argument is wrong, the model's code depends on the size of an image, or the logits differ from the
+            original's by more than `TOLERANCE`; nothing is written then.
     """
     if out.suffix not in (PROGRAM, ONNX):
         raise UserError(
@@ -45,7 +46,7 @@ def export(checkpoint: Path, out: Path) -> float:
         )
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or choose another --out")
-    saved = Checkpoint(checkpoint)
+    saved = open_model(checkpoint, builder)
     if out.suffix == ONNX:
         import onnxruntime  # noqa: F401  a missing package is reported before the work
         import onnxscript  # noqa: F401
@@ -67,10 +68,13 @@ def export(checkpoint: Path, out: Path) -> float:
 
 
 @torch.no_grad()
-def compare(model: Segmenter, exported: Exported, crop: int) -> tuple[float, float]:
-    """Largest difference and largest magnitude of the logits, for images below, at and above the training crop."""
+def compare(model: SegmentationModel, exported: Exported, crop: int) -> tuple[float, float]:
+    """Largest difference and largest magnitude of the logits, for images of other sizes than the traced one.
+
+    Below the training crop, too, unless the model is of another library, which may not take these.
+    """
     generator, difference, largest = torch.Generator().manual_seed(0), 0.0, 0.0
-    small = max(LEAST, crop // 2)
+    small = max(LEAST, crop // 2) if isinstance(model, Segmenter) else crop
     for shape in (
         (1, 3, small, small + 1),
         (2, 3, crop, crop),
@@ -84,13 +88,39 @@ def compare(model: Segmenter, exported: Exported, crop: int) -> tuple[float, flo
     return difference, largest
 
 
-def trace(model: Segmenter, crop: int) -> torch.export.ExportedProgram:
-    """Trace the graph from images to logits, for any number of images and any sides of at least `LEAST` pixels."""
-    sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
+def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
+    """Trace the graph from images to logits, for any number of images and any sides of at least `LEAST` pixels.
+
+    The least sides of another library's model are its own; they follow from its code.
+    """
     example = torch.zeros(2, 3, crop + LEAST + 1, crop + LEAST + 3)
+    if isinstance(model, Segmenter):
+        network: nn.Module = AnySize(model)
+        sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
+    else:
+        network, sides = Foreign(model), {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     shapes = ({0: torch.export.Dim("batch"), **sides},)
-    with torch.no_grad():
-        return torch.export.export(AnySize(model), (example,), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (example,), dynamic_shapes=shapes)
+    except Exception as error:  # torch has many kinds for code that it cannot follow
+        if isinstance(model, Segmenter):
+            raise
+        raise UserError(
+            f"torch.export cannot follow the model's code for images of any size: {first_line(error)}; use the model "
+            "in its own library, or export it there"
+        ) from error
+
+
+class Foreign(nn.Module):
+    """A model of another library, from images to logits."""
+
+    def __init__(self, model: SegmentationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image).logits
 
 
 class AnySize(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wilson.checkpoint import Checkpoint
 from wilson.errors import UserError, first_line
+from wilson.grown import Grown
 from wilson.models import image_statistics
 from wilson.tensor_files import check_archive
 
@@ -33,7 +34,7 @@ class Description:
     crop: int  # side of the evaluated crops in pixels; images are resized to this short side
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Description:
+    def of(cls, checkpoint: Checkpoint | Grown) -> Description:
         """The description of a checkpoint's model."""
         task, step = checkpoint.task, checkpoint.step
         mean, std = image_statistics(checkpoint.config)
@@ -67,7 +68,8 @@ class Exported:
             raise UserError(f"model {path}: no such file; wilson export writes one")
         try:
             model = cls.parse(path.read_bytes(), path.suffix, device)
-            grey = model.logits(torch.zeros(1, 3, LEAST, LEAST, device=device))
+            side = model.description.crop  # images are never seen smaller, and some models cannot take it
+            grey = model.logits(torch.zeros(1, 3, side, side, device=device))
         except ModuleNotFoundError:
             raise
         except Exception as error:  # both libraries have a dozen kinds for a broken file

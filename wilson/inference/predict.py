@@ -16,17 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wilson import ops
-from wilson.checkpoint import Checkpoint
+from wilson.checkpoint import Checkpoint, open_model
 from wilson.data.files import EXTENSIONS, is_data, is_image
 from wilson.data.images import header, read_image, rgb
 from wilson.data.transforms import Normalization, WholeImage, unit_range
 from wilson.errors import UserError
+from wilson.grown import Grown
 from wilson.inference.exported import ONNX, PROGRAM, Description, Exported
-from wilson.models.foreign import folder
 from wilson.pictures import palette
 from wilson.pictures.overlay import overlay, with_legend
 from wilson.printing import printable
-from wilson.run_folder import last_checkpoint
 
 # Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
 BATCH, PART = 2**27, 2**26
@@ -37,7 +36,7 @@ class Predictor:
     """A trained model that segments images of any size.
 
     Args:
-        model: the checkpoint of a step, or an exported model.
+        model: the checkpoint of a step, a grown model of another library, or an exported one.
         device: runs the model.
 
     Attributes:
@@ -45,7 +44,7 @@ class Predictor:
         ids: the mask id of each channel, uint8.
     """
 
-    def __init__(self, model: Checkpoint | Exported, device: torch.device) -> None:
+    def __init__(self, model: Checkpoint | Grown | Exported, device: torch.device) -> None:
         if isinstance(model, Exported):
             self.description = model.description
             self._logits: Callable[[Tensor], Tensor] = model.logits
@@ -65,7 +64,7 @@ class Predictor:
 
         Args:
             path: a checkpoint, a .pt2 or .onnx file, a run's folder, whose last step counts, or a folder that
-                `wilson add` wrote.
+                `wilson save` or `wilson add` wrote.
             device: runs the model.
             builder: FILE.py:FUNCTION that returns the architecture, for a folder whose model was built by one.
 
@@ -74,9 +73,7 @@ class Predictor:
         """
         if path.suffix in (PROGRAM, ONNX):
             return cls(Exported.read(path, device), device)
-        if (grown := folder.inside(path)) is not None:
-            return cls(_in_folder(grown, device, builder), device)
-        return cls(Checkpoint(last_checkpoint(path) or path), device)
+        return cls(open_model(path, builder), device)
 
     def predict(self, image: Image.Image | np.ndarray | Path | str) -> np.ndarray:
         """Predict the mask id of every pixel.
@@ -131,14 +128,6 @@ class Predictor:
         """Logits at feature resolution for RGB images of one size."""
         pixels = torch.stack([self._resize(image, None)[0] for image in images]).to(self.device)
         return self._logits(self._normalize(unit_range(pixels)))
-
-
-def _in_folder(path: Path, device: torch.device, builder: str | None) -> Exported:
-    """The model in a folder that `wilson add` wrote."""
-    model, crop = folder.load(path, builder)
-    network, names = model.to(device), model.names()
-    described = Description(names, tuple(range(len(names))), model.mean, model.std, crop)
-    return Exported(described, lambda images: network(images).logits)
 
 
 def _parts(logits: Tensor, size: tuple[int, int]) -> Iterator[np.ndarray]:

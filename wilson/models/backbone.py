@@ -135,6 +135,8 @@ def body(backbone: Backbone) -> nn.Module:
 
 def image_statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation for the normalisation of images: the configuration's, else the backbone's."""
+    if config.data.mean and config.data.std:
+        return config.data.mean, config.data.std
     mean, std = normalization(config.model.backbone)
     return config.data.mean or mean, config.data.std or std
 

@@ -179,8 +179,8 @@ class Adapted(SegmentationModel):
         if found.multiple is None:
             size = [found.size, found.size]
         else:
-            step = found.multiple
-            size = [found.size % step + math.ceil((side - found.size % step) / step) * step for side in image.shape[2:]]
+            step, rest = found.multiple, found.size % found.multiple
+            size = [rest - (rest - side) // step * step for side in image.shape[2:]]
         if list(image.shape[2:]) == size:
             return image
         return F.interpolate(image, size=size, mode="bilinear", align_corners=False)
