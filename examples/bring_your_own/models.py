@@ -28,7 +28,10 @@ def segformer() -> nn.Module:
         hidden_sizes=[32, 48, 64, 96],
         num_attention_heads=[1, 2, 2, 4],
         strides=[4, 2, 1, 1],
+        sr_ratios=[4, 2, 1, 1],
         decoder_hidden_size=64,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
         num_labels=CLASSES,
     )
     return SegformerForSemanticSegmentation(config)

@@ -34,12 +34,12 @@ def scores(model: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=False)
 
 
-def main(name: str, out: str, epochs: int = 16, count: int | None = None, seed: int = 0) -> float:
+def main(name: str, out: str, epochs: int = 24, count: int | None = None, seed: int = 0) -> float:
     """Train; returns the last epoch's mean loss."""
     torch.manual_seed(seed)
     model = MODELS[name]().to(memory_format=torch.channels_last)
     transformer = name == "segformer"
-    rate = 2e-3 if transformer else 0.1
+    rate = 4e-3 if transformer else 0.1
     optimizer = (
         torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-2)
         if transformer

@@ -29,7 +29,7 @@ RATES = {
     ("sgd", True): (0.001, 0.01),
     ("sgd", False): (0.02, 0.1),
     ("adamw", True): (6e-5, 6e-4),
-    ("adamw", False): (3e-4, 1e-3),
+    ("adamw", False): (1e-3, 2e-3),
 }
 
 

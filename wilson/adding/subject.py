@@ -155,7 +155,8 @@ def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject
         return out.model
 
     found = model.found
-    kind = f"{type(model.module).__name__}" + (f" of {origin}" if origin else "")
+    place = None if origin is None else origin if builders.named(origin) else Path(origin).name
+    kind = type(model.module).__name__ + (f" of {place}" if place else "")
     return Subject(
         model.eval(),
         names,

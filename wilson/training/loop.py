@@ -97,7 +97,8 @@ def fit(
                 optimizer.zero_grad(set_to_none=True)
                 moved = batches(parts, device, normalization)
                 losses = backward(computed, moved, len(parts), epoch, settings.batch, autocast, scaler)
-                fill_gradients(method.learning(epoch))
+                if settings.optimizer == "sgd":  # the moments of AdamW begin with the first gradient
+                    fill_gradients(method.learning(epoch))
                 scaler.unscale_(optimizer)
                 norm, values = measured(gradient_norm(method, config.max_grad_norm), losses)
                 # a scaler skips a step by itself if only the scaled gradients are too large

@@ -45,6 +45,11 @@ def build(what: str, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     return model
 
 
+def named(what: str) -> bool:
+    """Whether a library knows the model by this name; else it is a path."""
+    return what.startswith((TORCHVISION, SMP))
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict, as trainers of many kinds write it: alone, or among other things; UserError if it is none."""
     try:
