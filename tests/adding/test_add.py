@@ -74,7 +74,7 @@ def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
     build, weights = tmp_path / "mine.py", tmp_path / "mine.pt"
     build.write_text("from tests.support.foreign_models import Net\ndef build(): return Net()\n")
     torch.save(Net().state_dict(), weights)
-    to = ["--to", f"{build}:build", "--weights", str(weights), "--names", *OLD]
+    to = ["--to", f"{build}:build", "--weights", str(weights), "--classes", *OLD]
     options = ["--epochs", "1", "--batch", "4", "--crop", "64", "--workers", "0", "--device", "cpu"]
     classes = [f"dots={photographs / 'dots'}", f"zigzag={photographs / 'zigzag'}"]
     run = tmp_path / "run"

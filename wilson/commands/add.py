@@ -15,7 +15,7 @@ from wilson.errors import UserError
 class Add:
     """Add classes to a trained model of any library, from photographs that show them: zebra=photos/zebra."""
 
-    classes: Positional[tuple[str, ...]]
+    new: Positional[tuple[str, ...]]
     """The new classes, each as NAME=FOLDER with photographs that show it: at least 2, better 20 and more."""
     to: str
     """The model: a checkpoint or run of wilson, a folder that this command wrote, torchvision:NAME,
@@ -28,7 +28,7 @@ class Add:
     """Folder of photographs that show none of the new classes: any will do. A single class needs it."""
     out: Path | None = None
     """Folder of the results; runs/TIME-add by default. A folder that is not empty is refused."""
-    names: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     """Names of the model's outputs in their order, if it does not know them itself."""
     background: str = "0"
     """Number or name of the output that stands for the background."""
@@ -67,18 +67,18 @@ class Add:
         from wilson.adding import add_classes
         from wilson.runs.folder import timed_folder
 
-        classes = dict(_pair(text) for text in self.classes)
-        if len(classes) < len(self.classes):
+        new = dict(_pair(text) for text in self.new)
+        if len(new) < len(self.new):
             raise UserError("a class was named twice; give each class once, as NAME=FOLDER")
         add_classes(
             self.to,
-            classes,
+            new,
             without=self.without,
             out=self.out or timed_folder("add"),
             weights=self.weights,
             builder=self.builder,
             validation=self.validation,
-            names=self.names or None,
+            names=self.classes or None,
             crop=self.crop,
             epochs=self.epochs,
             batch=self.batch,
