@@ -5,11 +5,15 @@ from torch import nn
 CLASSES = 6  # background and the five textures of the built-in data
 
 
-def deeplab() -> nn.Module:
-    """torchvision's DeepLabV3 on MobileNetV3; its features have stride 16."""
-    from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+def fcn() -> nn.Module:
+    """torchvision's FCN on half a ResNet-18, without the first pooling, as small images need it; features of stride 4."""
+    from torchvision.models import resnet18
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.segmentation.fcn import FCN, FCNHead
 
-    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    backbone = resnet18(weights=None)
+    backbone.maxpool = nn.Identity()
+    return FCN(IntermediateLayerGetter(backbone, {"layer2": "out"}), FCNHead(128, CLASSES))
 
 
 def unet() -> nn.Module:
@@ -37,4 +41,4 @@ def segformer() -> nn.Module:
     return SegformerForSemanticSegmentation(config)
 
 
-MODELS = {"deeplab": deeplab, "unet": unet, "segformer": segformer}
+MODELS = {"fcn": fcn, "unet": unet, "segformer": segformer}
