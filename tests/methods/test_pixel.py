@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import wilson
+from tests.support.foreign_models import CLASSES, Net
+from wilson import ops
 from wilson.config import LossConfig
 from wilson.methods import METHODS, Mib, Plop, Settings
 from wilson.methods.mib import unbiased_cross_entropy, unbiased_distillation
@@ -226,3 +229,35 @@ def test_old_model_stays_as_it_was(parts):
     before = deepcopy(old.state_dict())
     build("plop", parts).train()(batch, 0)
     assert all(torch.equal(v, before[k]) for k, v in old.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"plop"}))
+def test_every_method_but_plop_trains_a_softmax_model_of_another_library(name):
+    old = wilson.adapt(Net())
+    method = METHODS[name](old.extended(NEW), old, Settings(warmup=1, localizer_channels=8)).train()
+    batch = {
+        "image": torch.randn(2, 3, SIDE, SIDE), "rgb": torch.rand(2, 3, SIDE, SIDE),
+        "labels": torch.tensor([[0.0] * (CLASSES - 1) + [1, 0], [0.0] * (CLASSES - 1) + [0, 1]]),
+        "mask": torch.randint(CLASSES, CLASSES + NEW, (2, SIDE, SIDE)), "saliency": torch.rand(2, SIDE, SIDE),
+    }  # fmt: skip
+    for epoch in (0, 1):
+        total = sum(method(batch, epoch).values())
+        total.backward()
+        assert total.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.model.classifier.parameters())
+
+
+@pytest.mark.parametrize("name", ["joint", "lwf-mc"])
+def test_losses_of_sigmoids_read_a_softmax_model_as_one_versus_rest(name):
+    old = wilson.adapt(Net()).eval()
+    method = METHODS[name](old.extended(NEW).eval(), old, Settings()).eval()
+    batch = {"image": torch.randn(2, 3, SIDE, SIDE), "mask": torch.randint(0, CLASSES + NEW, (2, SIDE, SIDE))}
+    terms = method(batch, 0)
+    odds = up(ops.one_versus_rest(method.model(batch["image"]).logits))
+    target = F.one_hot(batch["mask"], CLASSES + NEW).movedim(-1, 1).float()
+    bce = F.binary_cross_entropy_with_logits(odds, target, reduction="none").sum(1).mean()
+    torch.testing.assert_close(next(iter(terms.values())), bce)
+    if name == "lwf-mc":
+        was = up(ops.one_versus_rest(old(batch["image"]).logits)).sigmoid()
+        kd = F.binary_cross_entropy_with_logits(odds[:, :CLASSES], was, reduction="none").sum(1).mean()
+        torch.testing.assert_close(terms["kd"], 10 * kd)

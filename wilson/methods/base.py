@@ -83,7 +83,7 @@ class Method(nn.Module):
         return self.old(batch["image"])
 
     def odds(self, logits: Tensor) -> Tensor:
-        """The logits whose sigmoids are the model's probabilities, old model and new one alike: LOC and SEG read these.
+        """The logits whose sigmoids are the model's probabilities, old model and new one alike, for losses of sigmoids.
 
         A model that was trained by softmax cross-entropy has one-versus-rest logits, see `ops.one_versus_rest`.
         """

@@ -19,6 +19,7 @@ class LwfMc(Method):
     """Binary cross-entropy against the masks, and for old classes against the old model's sigmoid (iCaRL, Alg. 3).
 
     As in MiB's comparison, both terms are taken at the image's size, summed over classes and averaged over pixels.
+    Of a softmax model, both read the one-versus-rest logits.
     """
 
     pixel_supervised: ClassVar[bool] = True
@@ -26,7 +27,7 @@ class LwfMc(Method):
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         size = batch["mask"].shape[1:]
-        logits, old = self.model(batch["image"]).logits, self.remember(batch).logits
+        logits, old = self.odds(self.model(batch["image"]).logits), self.odds(self.remember(batch).logits)
         kd = ops.localization_prior_loss(upsample(logits[:, : self.old_classes], size), upsample(old, size))
         return {
             "bce": ops.upsampled_soft_margin_loss(logits, batch["mask"]),

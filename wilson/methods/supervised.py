@@ -13,9 +13,13 @@ from .base import Method
 
 
 class Supervised(Method):
-    """Binary cross-entropy of the upsampled logits against the one-hot label (published code, after MiB)."""
+    """Binary cross-entropy of the upsampled logits against the one-hot label (published code, after MiB).
+
+    Of a softmax model, the one-versus-rest logits take the place of the logits.
+    """
 
     pixel_supervised: ClassVar[bool] = True
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return {"seg": ops.upsampled_soft_margin_loss(self.model(batch["image"]).logits, batch["mask"])}
+        logits = self.odds(self.model(batch["image"]).logits)
+        return {"seg": ops.upsampled_soft_margin_loss(logits, batch["mask"])}

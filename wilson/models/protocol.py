@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Prediction(NamedTuple):
-    """The output of a model: logits (B, C, h, w) and features (B, feature_channels, h, w), at feature resolution."""
+    """The output of a model: logits (B, C, h, w) and features (B, feature_channels, h', w'), which may be coarser."""
 
     logits: Tensor
     features: Tensor
