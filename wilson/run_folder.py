@@ -10,6 +10,7 @@ step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; tra
 report.html        all of the above on one page
 model/             the grown model of another library, as wilson add writes it
 added.json         how wilson add went, before and after
+pictures/          photographs as the model of wilson add saw them before and sees them now
 """
 
 from __future__ import annotations
@@ -114,6 +115,16 @@ class RunFolder:
         return self.path / "added.json"
 
     @property
+    def pictures(self) -> Path:
+        """The folder of the photographs before and after `wilson add`."""
+        return self.path / "pictures"
+
+    @property
+    def pictures_index(self) -> Path:
+        """Which of them are of one photograph, and the classes in them."""
+        return self.pictures / "before-after.json"
+
+    @property
     def steps_table(self) -> Path:
         """Mean IoU of each step's classes after every later step, as a table."""
         return self.path / "steps.csv"
@@ -129,8 +140,9 @@ class RunFolder:
 
     def holds(self, path: Path) -> bool:
         """Whether a run writes a file or folder of this name into its folder."""
-        files = (self.config, self.command, self.data, self.lock, self.results, self.report, self.model, self.added)
-        names = {file.name for file in (*files, self.steps_table, self.steps_picture)}
+        files = [self.config, self.command, self.data, self.lock, self.results, self.report]
+        files += [self.steps_table, self.steps_picture, self.model, self.added, self.pictures]
+        names = {file.name for file in files}
         return path.name in names or path.name.startswith(STEP)
 
 

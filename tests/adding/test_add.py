@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,12 +20,18 @@ from PIL import Image
 import wilson
 from tests.support.foreign_models import CLASSES, Net
 from wilson.adding import choices
+from wilson.adding.add import _known, make_plan
 from wilson.adding.photographs import open_photographs
+from wilson.adding.subject import open_subject
 from wilson.cli import main
+from wilson.data.dataset import EpochSampler
 from wilson.data.sources.base import class_sets
+from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
 from wilson.errors import UserError
+from wilson.evaluation.evaluate import evaluate_checkpoint
 from wilson.run_folder import RunFolder
+from wilson.runs.folder import prepared
 
 OLD = ("background", "a", "b", "c")
 ROOT = Path(__file__).parents[2]
@@ -91,6 +98,59 @@ def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
     assert main(["add", *classes, *to, *options, "--out", str(run)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert main(["add", *classes, *to, *options, "--out", str(run), "--resume"]) == 0
+    assert main(["add", *classes, *to, *options, "--out", str(run), "--overwrite"]) == 0, capsys.readouterr().err
+
+
+def test_killed_before_the_report_it_is_finished_from_another_folder(photographs, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}
+    options = {**QUICK, "epochs": 1}
+    monkeypatch.chdir(tmp_path)
+    written = wilson.add_classes(own_checkpoint(tmp_path), given, out="run", **options)
+    page = folder.report.read_text()
+    folder.report.unlink()
+    folder.step(1).state.touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = wilson.add_classes(own_checkpoint(tmp_path), given, out=folder.path, resume=True, **options)
+    assert again == tmp_path / written and again.is_file()
+    assert not folder.step(1).state.exists() and len(folder.report.read_text()) >= len(page)
+
+
+def test_photographs_that_come_between_are_noticed_on_resuming(photographs, tmp_path):
+    shutil.copytree(photographs / "dots", tmp_path / "dots")
+    given, options = {"dots": tmp_path / "dots"}, {**QUICK, "epochs": None, "out": tmp_path / "run", "names": OLD}
+    options["without"] = photographs / "without"
+    plan = make_plan(open_subject(Net(), classes=OLD), given, options["without"], None, choices.Given(batch=4, crop=64))
+    with prepared(tmp_path / "run", plan.choices.config, _known(plan), resume=False, overwrite=False):
+        pass
+    shutil.copy(next((photographs / "zigzag").iterdir()), tmp_path / "dots" / "one more.png")
+    with pytest.raises(
+        UserError, match=r"the photographs of the new classes are not those of the run .10 then, 11 now"
+    ):
+        wilson.add_classes(Net(), given, resume=True, **options)
+
+
+def own_checkpoint(folder: Path) -> Path:
+    from tests.support.tiny_runs import save_tiny
+
+    return save_tiny(folder / "checkpoint.pt")
+
+
+def test_the_plan_says_what_is_learned_and_what_is_taken_for_granted(photographs, tmp_path, capsys):
+    without, run = photographs / "without", {"out": tmp_path / "run", "dry_run": True, "device": "cpu"}
+    held = open_photographs({"dots": photographs / "dots"}, without, OLD, 0)
+    count = len(list(without.iterdir()))
+    wilson.add_classes(Net(), {"dots": photographs / "dots"}, without=without, epochs=1, **run)
+    said = capsys.readouterr().out
+    assert "Its output 0 is taken for the background" in said and "so they have numbers (--classes" in said
+    assert f"12 of dots and {count} without it; {len(held.held_out.names)} of them are held out" in said
+    assert "1 epoch of" in said and "In the first" not in said
+    wilson.add_classes(own_checkpoint(tmp_path), {"dots": photographs / "dots"}, without=without, epochs=4, **run)
+    said = capsys.readouterr().out
+    assert "It learns dots." in said and "output 0" not in said
+    assert "Crops of 32 pixels: what the model was trained at" in said
+    assert "4 epochs of" in said and "In the first one only the localizer learns" in said
 
 
 def test_grows_a_checkpoint_of_wilson(photographs, tmp_path):
@@ -126,6 +186,25 @@ def test_masks_tell_the_iou_before_and_after(photographs, tmp_path):
         assert set(told[when]["iou"]) == {*names, *given}
     assert told["before"]["miou"]["new"] == 0
     assert "With masks" in RunFolder(tmp_path / "run").report.read_text()
+    (tmp_path / "mine.py").write_text(
+        "from tests.support.foreign_models import Net\ndef build(): return Net(classes=6)\n"
+    )
+    again = evaluate_checkpoint(
+        tmp_path / "run", str(tmp_path / "masked"), None, "cpu", None, builder=f"{tmp_path}/mine.py:build"
+    )
+    assert again["iou"] == pytest.approx(told["after"]["iou"])
+
+
+def test_masks_without_a_class_that_the_model_knows_are_refused(photographs, tmp_path):
+    from wilson.data.export import export
+
+    export({"val": Synthetic("val", 6)}, tmp_path / "masked")
+    given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}  # the masks have these, too
+    with pytest.raises(
+        UserError, match=r"none of its classes .* among those that the model knows .class 1, .*--classes"
+    ):
+        wilson.add_classes(Net(), given, out=tmp_path / "run", validation=tmp_path / "masked", **QUICK)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -163,6 +242,10 @@ def test_resumed_after_a_kill_it_has_the_same_bits(photographs, tmp_path):
         ({"dots": "nowhere", "zigzag": "zigzag"}, {}, "nowhere: no images there"),
         ({"dots": "dots"}, {"without": "nowhere"}, "no images there"),
         ({"dots": "dots"}, {"without": "without", "batch": 200}, "fewer than a batch"),
+        ({"dots": "dots"}, {"without": "without", "batch": 1}, "a batch needs 3 images or more, got 1"),
+        ({"dots": "dots"}, {"without": "without", "batch": 2}, "a batch needs 3 images or more, got 2"),
+        ({"dots": "dots"}, {"without": "dots"}, "all 12 photographs are left out, as they show the new classes"),
+        ({"dots": "dots", "zigzag": "zigzag"}, {"epochs": 0}, "epochs: expected 1 or more, got 0"),
     ],
 )
 def test_what_is_refused_before_anything_is_trained(photographs, tmp_path, classes, options, match):
@@ -170,14 +253,14 @@ def test_what_is_refused_before_anything_is_trained(photographs, tmp_path, class
     options = {k: photographs / v if k == "without" else v for k, v in options.items()}
     with pytest.raises(UserError, match=match):
         wilson.add_classes(Net(), given, out=tmp_path / "run", names=OLD, **{**QUICK, **options})
-    assert not list((tmp_path / "run").glob("step-*/*"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fifth_is_held_out_by_the_seed_alone(tmp_path):
     for name, count in (("many", 25), ("few", 9), ("none", 15)):
         (tmp_path / name).mkdir()
         for number in range(count):
-            pixels = np.full((4, 4, 3), (number, len(name), 7), np.uint8)
+            pixels = np.full((4, 4, 3), (number, ord(name[0]), 7), np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     given = {"many": tmp_path / "many", "few": tmp_path / "few"}
     found = open_photographs(given, tmp_path / "none", ("background",), seed=0)
@@ -188,6 +271,28 @@ def test_a_fifth_is_held_out_by_the_seed_alone(tmp_path):
     assert len(found.training.names) == 29 and found.negatives is not None and len(found.negatives.names) == 12
     assert not set(found.held_out.names) & {*found.training.names, *found.negatives.names}
     assert found.counts == {"many": 25, "few": 9} and any("only 9" in note for note in found.notes)
+
+
+def test_what_shows_a_new_class_or_is_tested_on_is_left_out(tmp_path):
+    pixels = iter(range(256))
+    for name in ("zebra", "okapi", "."):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        for number in range(6):
+            Image.new("RGB", (4, 4), (next(pixels), 7, 7)).save(tmp_path / "photos" / name / f"{number}.png")
+    photos = tmp_path / "photos"
+    shutil.copy(photos / "zebra" / "0.png", photos / "copy.png")
+    tested = open_negatives(photos / "okapi", ("background", "zebra"))
+    (tmp_path / "tested").mkdir()
+    shutil.copy(photos / "zebra" / "1.png", tmp_path / "tested" / "a.png")
+    tested += open_negatives(tmp_path / "tested", tested.classes)
+    found = open_photographs({"zebra": photos / "zebra"}, photos, ("background",), 0, tested)
+    assert found.training.names == [f"zebra/{number}" for number in (0, 2, 3, 4, 5)] and found.counts == {"zebra": 5}
+    assert found.negatives is not None and found.negatives.names == [str(number) for number in range(6)]
+    assert [note.partition(": ")[2] for note in found.notes if "left out" in note] == [
+        "1 of 6 photographs are left out, as the validation list holds them",
+        "7 of 19 photographs are left out, as they show the new classes",
+        "6 of 12 photographs are left out, as the validation list holds them",
+    ]
 
 
 def test_one_photograph_is_too_few(tmp_path, photographs):
@@ -218,6 +323,11 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
     assert len(choose(Net()).reasons) >= 4 and "as you said" in " ".join(choose(Net(), epochs=3).reasons)
     small = choose(Net(), batch=4)
     assert small.config.step.freeze_norm and small.config.step.batch == 4
+    for batch in range(3, 14):
+        sampler = EpochSampler(len(found.training.names), 0, batch, round(choices.NEGATIVES * batch), 3)
+        assert f"of {choices.counted(len(sampler) // batch, 'iteration')}" in " ".join(
+            choose(Net(), batch=batch).reasons
+        )
 
 
 def test_a_coarse_map_of_features_gives_way_to_what_the_classifier_reads(photographs, capsys, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,9 @@ from wilson.atomic import replacing
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
 from wilson.data.loading import batches, make_loader
-from wilson.data.names import find
 from wilson.data.sources.base import ImageSource, class_sets
-from wilson.data.sources.views import matched
 from wilson.data.tasks import Task
-from wilson.data.transforms import CentreCrop, TrainingCrop
+from wilson.data.transforms import TrainingCrop, WholeImage
 from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.evaluation import metrics
@@ -54,20 +53,23 @@ class Plan:
     choices: Choices
     validation: ImageSource | None
 
+    @property
+    def step(self) -> int:
+        """Number of the task's last step, which adds the classes."""
+        return len(self.task.steps) - 1
+
     def lines(self) -> list[str]:
         """The plan in sentences."""
-        photographs, task = self.photographs, self.task
+        subject, photographs = self.subject, self.photographs
+        counts = [f"{count} of {name}" for name, count in photographs.counts.items()]
+        if photographs.negatives is not None:
+            counts.append(f"{photographs.others} without {'it' if len(counts) == 1 else 'them'}")
         held = len(photographs.held_out.names)
-        counted = ", ".join(f"{count} of {name}" for name, count in photographs.counts.items())
-        negatives = photographs.negatives
-        others = f" and {len(negatives.names)} without them" if negatives is not None else ""
         return [
-            f"The model is {self.subject.origin}. It knows {len(self.subject.names)} classes: "
-            f"{_listed(self.subject.names)}.",
-            f"It learns {_listed(task.class_names(1)[len(self.subject.names) :])}. Photographs: {counted}{others} to "
-            f"learn from; {held} are held out."
-            if held
-            else f"It learns from {counted}{others}; none is held out.",
+            f"The model is {subject.origin}. It knows {len(subject.names)} classes: {_listed(subject.names)}.",
+            *_outputs(subject),
+            f"It learns {_listed(self.task.class_names(self.step)[len(subject.names) :])}. Photographs: "
+            f"{_and(counts)}; {held or 'none'} of them {'is' if held < 2 else 'are'} held out.",
             *self.choices.reasons,
             *photographs.notes,
         ]
@@ -109,14 +111,15 @@ def add_classes(
         weights: state dict of a model that a name stands for; None for those that come with it.
         builder: FILE.py:FUNCTION that returns the architecture, if a folder that this function wrote needs it.
         validation: a data set with masks in the layout of VOC or COCO, of whose list `val` the IoU is measured. Its
-            classes are found by name; those that the model does not know count as background.
+            classes are found by name; those that the model does not know count as background. Its images are left out
+            of the photographs.
         names: names of the model's outputs in their order; None for those that it knows itself.
         crop: side of the training crops in pixels; None to choose, as for `epochs` (passes over the photographs) and
             `batch` (images per iteration).
         seed: of the new weights, the order and what is held out.
         device: auto, cpu, cuda or cuda:N.
         workers: processes that load images.
-        resume: continue where the run in `out` stopped.
+        resume: continue where the run in `out` stopped; with the same photographs.
         overwrite: remove what `out` holds first.
         dry_run: print what would be done, and why; nothing is written.
         adapting: other arguments of :func:`wilson.adapt`: classifier, features, output, background, mean, std, size.
@@ -128,24 +131,28 @@ def add_classes(
     Raises:
         UserError: the model cannot get classes, or the photographs will not do.
     """
-    out = Path(out)
     given = Given(crop, epochs, batch, seed, device, workers)
     chosen = choose_device(device)
-    plan = make_plan(
-        open_subject(model, None if weights is None else Path(weights), names, builder, **adapting),
-        classes, without, None if validation is None else str(validation), given,
-    )  # fmt: skip
-    if distributed.is_main():
-        print("\n".join(map(printable, plan.lines())), flush=True)
-    if dry_run:
-        return None
-    grown = plan.subject.model.extended(len(classes)) if isinstance(model, nn.Module) else None
-    with distributed.session(chosen):
-        if not distributed.is_main():
-            path = _train(plan, out, chosen, resume)
-        else:
-            with prepared(out, plan.choices.config, _known(plan), resume=resume, overwrite=overwrite):
-                path = _train(plan, out, chosen, resume)
+    with distributed.session(chosen), ExitStack() as ours:
+        if distributed.anywhere(distributed.restarted()):
+            resume, overwrite = True, False
+        out = distributed.from_main(Path(out))
+        with distributed.main_first():
+            subject = open_subject(model, None if weights is None else Path(weights), names, builder, **adapting)
+            plan = make_plan(subject, classes, without, None if validation is None else str(validation), given)
+            if distributed.is_main():
+                print("\n".join(map(printable, plan.lines())), flush=True)
+            dataset = training_set(plan)
+            if distributed.is_main() and not dry_run:
+                config, known = plan.choices.config, _known(plan)
+                ours.enter_context(prepared(out, config, known, resume=resume, overwrite=overwrite, always=True))
+        if dry_run:
+            return None
+        grown = plan.subject.model.extended(len(classes)) if isinstance(model, nn.Module) else None
+        folder = RunFolder(out)
+        if not distributed.from_main(resume and folder.added.is_file()):
+            _train(plan, dataset, folder, chosen, resume)
+        path = out / distributed.from_main(_finish(folder) if distributed.is_main() else "")
     if not isinstance(grown, Adapted):
         return path
     load_into(grown, path)
@@ -162,13 +169,12 @@ def make_plan(
     """Open the photographs and choose the settings; nothing is written."""
     new = {name.strip(): folder for name, folder in classes.items()}
     task = subject.task(list(new))
-    photographs = open_photographs(new, without, task.classes[: len(task.classes) - len(new)], given.seed)
     tested = None
     if validation is not None:
-        tested = opening.open_source(validation, VALIDATION)
-        further = [name for name in tested.classes if find(name, task.classes) is None]  # background to the model
-        tested = matched(tested, (*task.classes, *further), validation)
-    crop, why = crop_for(subject.stride, subject.side, photographs.training, given)
+        tested = opening.by_name(opening.open_source(validation, VALIDATION), task, subject.names[1:], validation)
+    photographs = open_photographs(new, without, task.classes[: len(task.classes) - len(new)], given.seed, tested)
+    reason = "the model takes no other size" if isinstance(subject.model, Adapted) else "what the model was trained at"
+    crop, why = crop_for(subject.stride, subject.side, photographs.training, given, reason)
     if crop // subject.stride < WIDTH:
         subject = subject.finer()
     choices = choose(
@@ -190,36 +196,42 @@ def make_plan(
     return Plan(subject, photographs, task, replace(choices, config=config), tested)
 
 
-def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
-    """Train the step and write what came of it; on resuming a run that is complete, nothing is trained."""
-    folder, config, task, subject = RunFolder(out), plan.choices.config, plan.task, plan.subject
-    files, settings = folder.step(ADDED), config.for_step(ADDED)
-    if distributed.from_main(resume and folder.added.is_file()):
-        return Path(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
-    step = len(task.steps) - 1
-    names, old = task.class_names(step), len(subject.names)
-    dataset = _dataset(plan, plan.photographs.training, TrainingCrop(config.data.crop), plan.photographs.negatives)
-    if len(dataset.sampler(settings.batch)) < settings.batch:
+def training_set(plan: Plan) -> StepDataset:
+    """What the model learns from; UserError if a batch is larger than that, or too small for the processes."""
+    config, photographs = plan.choices.config, plan.photographs
+    dataset = _dataset(plan, photographs.training, TrainingCrop(config.data.crop), photographs.negatives)
+    batch = config.for_step(ADDED).batch
+    if len(dataset.sampler(batch)) < batch:
         raise UserError(
-            f"{len(dataset)} photographs of the new classes are fewer than a batch of {settings.batch} needs; choose a "
-            "smaller one (--batch)"
+            f"{len(dataset)} photographs of the new classes are fewer than a batch of {batch} needs; choose a smaller "
+            "one (--batch)"
         )
+    if batch < distributed.processes():
+        raise UserError(
+            f"a batch of {batch} images cannot be shared out to {distributed.processes()} processes; choose a larger "
+            "one (--batch) or fewer processes"
+        )
+    return dataset
+
+
+def _train(plan: Plan, dataset: StepDataset, folder: RunFolder, device: torch.device, resume: bool) -> None:
+    """Train the step and write what came of it; added.json, which comes last, says that the step is complete."""
+    config, task, subject, step = plan.choices.config, plan.task, plan.subject, plan.step
+    files, settings = folder.step(ADDED), config.for_step(ADDED)
+    names, old = task.class_names(step), len(subject.names)
     files.path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seeds.of_step(config.seed, ADDED))
     grown = subject.model.extended(len(names) - old)
     told = Settings(config.losses, config.warmup(ADDED), config.all_labels, config.model.localizer_channels)
     method = Wilson(grown, subject.model, told).to(device).to(memory_format=torch.channels_last)
     held = plan.photographs.held_out
-    seen = _dataset(plan, held, CentreCrop(config.data.crop)) if held.names else None
-    masks = None
-    if plan.validation is not None:
-        known = replace(task, classes=plan.validation.classes)
-        masks = opening.validation_set(config, plan.validation, known, step)
+    seen = _dataset(plan, held, WholeImage(config.data.crop)) if held.names else None
+    masks = None if plan.validation is None else opening.validation_set(config, plan.validation, task, step)
 
     def look(board: Any, iteration: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if seen is not None:
-            loader = make_loader(seen, settings.batch, config.data.workers, device)
+            loader = make_loader(seen, 1, config.data.workers, device)  # whole photographs differ in size
             found["held_out"] = held_out.measure(method, batches(loader, device, subject.normalization), names, old)
         if masks is not None:
             loader = make_loader(masks, settings.batch, config.data.workers, device)
@@ -243,12 +255,17 @@ def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
         entry = found.get("after") or _no_masks(names, step)
         written = subject.write(method.model.cpu(), config, task, entry, folder)
         _write_added(folder, plan, found, names, written)
-        state.remove(files)
-        from wilson.report import added
 
-        added.write(folder)
-        print(f"{written}\n{folder.report}", flush=True)
-    return Path(distributed.from_main(str(written) if distributed.is_main() else ""))
+
+def _finish(folder: RunFolder) -> str:
+    """Remove the training state and write the report, also where a kill came between; what to load, in the folder."""
+    from wilson.report import added
+
+    state.remove(folder.step(ADDED))
+    added.write(folder)
+    written = str(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
+    print(f"{folder.path / written}\n{folder.report}", flush=True)
+    return written
 
 
 def _dataset(plan: Plan, source: ImageSource, transform: Any, negatives: ImageSource | None = None) -> StepDataset:
@@ -257,7 +274,7 @@ def _dataset(plan: Plan, source: ImageSource, transform: Any, negatives: ImageSo
         source,
         range(len(source.names)),
         plan.task,
-        len(plan.task.steps) - 1,
+        plan.step,
         transform,
         dense=False,
         seed=config.seed,
@@ -287,14 +304,19 @@ def _known(plan: Plan) -> dict[str, Any]:
             digest.update(f"{name!r} {sorted(ids)}\n".encode())
         return {"count": len(source.names), "digest": digest.hexdigest()}
 
-    parts = {"photographs": plan.photographs.training, "negatives": plan.photographs.negatives}
+    found = plan.photographs
+    parts = {
+        "photographs of the new classes": found.training,
+        "photographs without them": found.negatives,
+        "photographs that are held out": found.held_out,
+    }
     return {name: known(source) for name, source in parts.items() if source is not None}
 
 
 def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Sequence[str], written: Path) -> None:
     document = {
         "model": plan.subject.origin,
-        "written": str(written),
+        "written": written.relative_to(folder.path).as_posix(),
         "classes": list(names),
         "old": len(plan.subject.names),
         "photographs": plan.photographs.counts,
@@ -308,6 +330,21 @@ def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Se
 def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
+
+
+def _outputs(subject: Subject) -> list[str]:
+    """What is taken for granted of the outputs of a model of another library."""
+    model = subject.model
+    if not isinstance(model, Adapted):
+        return []
+    lines = [f"Its output {model.background} is taken for the background (--background names another)."]
+    if model.class_names is None:
+        lines.append("It does not tell what its classes are, so they have numbers (--classes gives them names).")
+    return lines
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _listed(names: Sequence[str]) -> str:

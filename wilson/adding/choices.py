@@ -12,6 +12,7 @@ from wilson.config import Config, DataConfig, ModelConfig, StepConfig
 from wilson.config.options import Optimizer
 from wilson.data.images import how_stored
 from wilson.data.sources.base import ImageSource
+from wilson.errors import UserError
 from wilson.models import SegmentationModel
 
 WIDTH = 16  # of the feature map: on a coarser one the localizer finds no outlines
@@ -19,6 +20,7 @@ LARGEST = 512  # side of a crop in pixels
 SAMPLE = 200  # photographs whose size is looked at
 BATCH = 16
 NEGATIVES = 0.25  # share of a batch
+LEAST = 3  # images of a batch with negatives: in a smaller one the share is no place
 ITERATIONS = 600  # to reach with small sets of photographs
 LEAST_EPOCHS, MOST_EPOCHS = 8, 60
 WARM = 0.25  # share of the epochs
@@ -43,7 +45,11 @@ class Choices:
 
 @dataclass(frozen=True)
 class Given:
-    """What a user sets himself; None leaves the choice."""
+    """What a user sets himself; None leaves the choice.
+
+    Raises:
+        UserError: crop, epochs or batch is under 1.
+    """
 
     crop: int | None = None
     epochs: int | None = None
@@ -51,6 +57,11 @@ class Given:
     seed: int = 0
     device: str = "auto"
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in (("crop", self.crop), ("epochs", self.epochs), ("batch", self.batch)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected 1 or more, got {value}; leave it out to have it chosen")
 
 
 def choose(
@@ -65,6 +76,9 @@ def choose(
         crop: side of the crops, and why, as :func:`crop_for` gives them.
         training, negatives: the photographs.
         given: what the user chose.
+
+    Raises:
+        UserError: the user's batch has no place for photographs of both kinds.
     """
     side, why = crop
     width = side // stride
@@ -74,19 +88,26 @@ def choose(
         f"The new classes are found on a map of {width} x {width} features of stride {stride}{coarse}.",
     ]
     own = len(training.names)
-    batch = given.batch or next((size for size in range(BATCH, 1, -1) if _own(size, negatives) <= own), 2)
+    least = 2 if negatives is None else LEAST
+    if given.batch is not None and given.batch < LEAST and negatives is not None:
+        raise UserError(
+            f"batch: with photographs without the new classes a batch needs {LEAST} images or more, got {given.batch}; "
+            "choose a larger one (--batch)"
+        )
+    batch = given.batch or next((size for size in range(BATCH, least, -1) if _own(size, negatives) <= own), least)
     reasons.append(
-        f"Batches of {batch} images"
-        + (f", {batch - _own(batch, negatives)} of them without the new classes" if negatives else "")
+        f"Batches of {counted(batch, 'image')}"
+        + (f", {batch - _own(batch, negatives)} of them without the new classes" if negatives is not None else "")
         + ("." if given.batch or batch == BATCH else f": there are {own} photographs of the new classes.")
     )
     per_epoch = max(1, own // _own(batch, negatives))
     epochs = given.epochs or max(LEAST_EPOCHS, min(MOST_EPOCHS, round(ITERATIONS / per_epoch)))
     warmup = max(1, round(WARM * epochs)) if epochs > 1 else 0
     reasons.append(
-        f"{epochs} epochs of {per_epoch} iterations"
+        f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'iteration')}"
         + (", as you said" if given.epochs else f": {LEAST_EPOCHS} to {MOST_EPOCHS}, for about {ITERATIONS} iterations")
-        + f". In the first {warmup} only the localizer learns."
+        + "."
+        + (f" In the first {'one' if warmup == 1 else warmup} only the localizer learns." if warmup else "")
     )
     kind, large = _optimizer(network), sum(p.numel() for p in network.parameters()) >= LARGE
     lr_encoder, lr_head = RATES[kind, large]
@@ -118,23 +139,31 @@ def choose(
 
 
 def _own(batch: int, negatives: ImageSource | None) -> int:
-    """Places of a batch that photographs of the new classes take; at least one is left for negatives."""
-    return batch if negatives is None else batch - max(1, round(NEGATIVES * batch))
+    """Places of a batch that photographs of the new classes take, as the sampler divides it."""
+    return batch if negatives is None else batch - round(NEGATIVES * batch)
 
 
-def crop_for(stride: int, side: int | None, training: ImageSource, given: Given) -> tuple[int, str]:
+def counted(count: int, what: str) -> str:
+    """A number of things in words: 1 epoch, 2 epochs."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
+def crop_for(
+    stride: int, side: int | None, training: ImageSource, given: Given, reason: str = "the model takes no other size"
+) -> tuple[int, str]:
     """The side of the crops, and why. It keeps the size at which things are seen, which the old model knows.
 
     Args:
         stride: pixels of the image per pixel of the features.
-        side: the side that images must have; None where the model takes any.
+        side: the side that images should have; None where any will do.
         training: the photographs.
         given: what the user chose.
+        reason: why they should have that side.
     """
     if given.crop is not None:
         return given.crop, "as you said"
     if side is not None:
-        return side, "the model takes no other size"
+        return side, reason
     short = round(median(_short_sides(training)))
     crop = max(stride, min(short, LARGEST) // stride * stride)
     if short > LARGEST:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wilson.config.masks import BACKGROUND
+from wilson.data.files import images_below
 from wilson.data.sources.base import ImageSource, class_sets
-from wilson.data.sources.labelled import open_folders, open_negatives
+from wilson.data.sources.labelled import Labelled, among, open_folders, open_negatives
 from wilson.data.sources.views import Chosen, Joined, usable
 from wilson.errors import UserError
 
@@ -26,6 +27,7 @@ class Photographs:
         negatives: photographs without any of them; None without such a folder.
         held_out: a fifth of both, to tell how it went; may be empty.
         counts: photographs of each class, those held out included.
+        others: photographs without any of them, those held out included.
         notes: what a user should know of them.
     """
 
@@ -33,20 +35,27 @@ class Photographs:
     negatives: ImageSource | None
     held_out: ImageSource
     counts: dict[str, int]
+    others: int
     notes: tuple[str, ...]
 
 
 def open_photographs(
-    classes: Mapping[str, str | Path], without: str | Path | None, old: Sequence[str], seed: int
+    classes: Mapping[str, str | Path],
+    without: str | Path | None,
+    old: Sequence[str],
+    seed: int,
+    tested: ImageSource | None = None,
 ) -> Photographs:
-    """Open the photographs of new classes.
+    """Open the photographs of new classes. Those that are tested on are left out, and copies of them.
 
     Args:
         classes: a folder for each new class. An image in the folders of several has the classes of all.
-        without: a folder of photographs that show none of them.
+        without: a folder of photographs that show none of them. Those of the classes' own folders, which may lie in it,
+            are left out, and copies of them.
         old: names of the classes that the model knows, background first; the mask id of a class is its place in these
             and the new ones.
         seed: chooses what is held out.
+        tested: images with masks that the model is tested on; None for none.
 
     Raises:
         UserError: a name is empty or known already, a folder holds too few images, or a single class has no negatives.
@@ -71,23 +80,46 @@ def open_photographs(
         if Path(folder) in folders:
             raise UserError(f"{folder}: is the folder of two classes; give each class a folder of its own")
         folders[Path(folder)] = number
-    shown, note = usable(open_folders(folders, everything), "the photographs")
+    tests = [] if tested is None else [file for i in range(len(tested.names)) for file in tested.files(i)]
+    found, note = _untaken(
+        open_folders(folders, everything), tests, "the photographs", "the validation list holds them"
+    )
+    notes.append(note)
+    shown, note = usable(found, "the photographs")
     notes.append(note)
     counts = {name: sum(number in ids for ids in class_sets(shown)) for number, name in enumerate(names, len(old))}
     for name, count in counts.items():
         if count < LEAST:
-            raise UserError(f"{name}: {count} photographs can be used, expected at least {LEAST}, better {FEW}")
+            why = "; ".join(["", *filter(None, notes)])
+            raise UserError(f"{name}: {count} photographs can be used, expected at least {LEAST}, better {FEW}{why}")
         if count < FEW:
             notes.append(f"{name} has only {count} photographs; with {FEW} and more it is learned better")
     training, held = _divided(shown, range(len(old), len(everything)), seed)
-    negatives, held_without = None, None
+    negatives, held_without, count = None, None, 0
     if without is not None:
-        others, note = usable(open_negatives(without, everything), without)
+        others = open_negatives(without, everything)
+        for files, why in (
+            ([image for folder in folders for image in images_below(folder)], "they show the new classes"),
+            (tests, "the validation list holds them"),
+        ):
+            others, note = _untaken(others, files, without, why)
+            notes.append(note)
+        usables, note = usable(others, without)
         notes.append(note)
-        negatives, held_without = _divided(others, [BACKGROUND], seed)
+        negatives, held_without = _divided(usables, [BACKGROUND], seed)
+        count = len(usables.names)
     parts = [part for part in (held, held_without) if part is not None and part.names]
     held_out = Joined(parts) if len(parts) > 1 else parts[0] if parts else held
-    return Photographs(training, negatives, held_out, counts, tuple(filter(None, notes)))
+    return Photographs(training, negatives, held_out, counts, count, tuple(filter(None, notes)))
+
+
+def _untaken(source: Labelled, files: Sequence[Path], where: object, why: str) -> tuple[Labelled, str]:
+    """The photographs that are neither among some files nor copies of them, and a line on those left out."""
+    left = source.without(among((source.files(index)[0] for index in range(len(source.names))), files))
+    count = len(source.names) - len(left.names)
+    if not left.names:
+        raise UserError(f"{where}: all {count} photographs are left out, as {why}; give others")
+    return left, f"{where}: {count} of {len(source.names)} photographs are left out, as {why}" if count else ""
 
 
 def _divided(source: ImageSource, classes: Sequence[int], seed: int) -> tuple[Chosen, Chosen]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from wilson import distributed
 from wilson.config import Config
-from wilson.config.masks import VOID
+from wilson.config.masks import BACKGROUND, VOID
 from wilson.data.dataset import StepDataset
+from wilson.data.names import find
 from wilson.data.sources.base import ImageSource
 from wilson.data.sources.coco import coco_splits, open_coco
 from wilson.data.sources.labelled import Labelled, open_labelled, open_negatives
-from wilson.data.sources.views import Chosen, matched, usable
+from wilson.data.sources.views import Chosen, Matched, matched, usable
 from wilson.data.sources.voc import CLASSES, IMAGES, VOCFolder, classes_are_vocs
 from wilson.data.tasks import Task
 from wilson.data.transforms import CentreCrop
@@ -111,6 +112,27 @@ def validation(config: Config, classes: Sequence[str] | None = None) -> ImageSou
     return _open(config, config.data.root, config.data.val_split, config.data.val_images, classes)
 
 
+def by_name(source: ImageSource, task: Task, known: Sequence[str], where: object) -> ImageSource:
+    """A data set with masks for a model that was not trained on it: its classes by name, unknown ones as background.
+
+    Args:
+        source: the images.
+        task: of the model.
+        known: classes of the model, of which the data set must have one.
+        where: folder of the source, for errors.
+
+    Raises:
+        UserError: the data set has none of the known classes, so the figures would mean nothing.
+    """
+    if not any(find(name, known) is not None for name in source.classes[1:]):
+        raise UserError(
+            f"{where}: none of its classes ({_few(source.classes[1:])}) is among those that the model knows "
+            f"({_few(known)}); name the model's outputs as the data set does (--classes of wilson add), or give another"
+            " data set"
+        )
+    return Matched(source, task.classes, where, others=BACKGROUND)
+
+
 def validation_set(config: Config, source: ImageSource, task: Task, step: int) -> StepDataset:
     """All images of a source, with the masks and labels that a model is tested on after `step`."""
     return StepDataset(
@@ -161,6 +183,10 @@ def _untested(source: Labelled, where: str, tests: Sequence[ImageSource]) -> Lab
     if count := len(source.names) - len(left.names):
         _say(f"{where}: {count} of {len(source.names)} images are left out, as the validation list holds them")
     return left
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _say(text: str) -> None:

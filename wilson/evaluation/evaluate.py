@@ -69,7 +69,8 @@ def evaluate_checkpoint(
 
     Args:
         path: the checkpoint of a step, or a folder, see :func:`wilson.checkpoint.open_model`.
-        root: data set; None for the one that the model was trained on.
+        root: data set; None for the one that the model was trained on. Of a data set for a model of another library,
+            classes that the model lacks are background.
         split: list of images; None for the validation list of the run.
         device: auto, cpu, cuda or cuda:N.
         out: JSON file for the figures; None for no file.
@@ -97,7 +98,11 @@ def evaluate_checkpoint(
     data = replace(data, root=root or data.root, val_split=split or data.val_split)
     config = replace(saved.config, data=data, device=device)
     task, step, where = saved.task, saved.step, choose_device(device)
-    dataset = opening.validation_set(config, opening.validation(config, task.classes), task, step)
+    if isinstance(saved, Grown):
+        source = opening.by_name(opening.validation(config), task, task.class_names(step)[1:], data.root)
+    else:
+        source = opening.validation(config, task.classes)
+    dataset = opening.validation_set(config, source, task, step)
     if whole:
         dataset.transform = WholeImage(data.tested_crop)
     loader = make_loader(dataset, 1 if whole else config.for_step(step).batch, data.workers, where)

@@ -34,7 +34,7 @@ def page(folder: RunFolder, values: dict[str, Any]) -> str:
         _pictures(folder, values),
         _plan(values),
         _training(folder),
-        _use(values),
+        _use(folder, values),
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -101,9 +101,9 @@ model says there is wrong.</p>
 
 
 def _pictures(folder: RunFolder, values: dict[str, Any]) -> str:
-    pictures = folder.path / "pictures"
+    pictures = folder.pictures
     try:
-        index = json.loads((pictures / "before-after.json").read_text(encoding="utf-8"))
+        index = json.loads(folder.pictures_index.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
     names, colours = values["classes"], palette.distinct(len(values["classes"]))
@@ -144,8 +144,8 @@ def _training(folder: RunFolder) -> str:
     return f"<h2>Training</h2>{chart}" if chart else ""
 
 
-def _use(values: dict[str, Any]) -> str:
-    path = escape(values["written"])
+def _use(folder: RunFolder, values: dict[str, Any]) -> str:
+    path = escape(str(folder.path / values["written"]))
     return f"""<h2>How to use it</h2>
 <pre>wilson predict photo.jpg --checkpoint {path}</pre>
 <p>In Python: <code>wilson.load("{path}").predict("photo.jpg")</code>.</p>"""

@@ -44,7 +44,13 @@ def timed_folder(name: str) -> Path:
 
 @contextmanager
 def prepared(
-    out: Path, config: Config, data: dict[str, Any] | None = None, *, resume: bool, overwrite: bool
+    out: Path,
+    config: Config,
+    data: dict[str, Any] | None = None,
+    *,
+    resume: bool,
+    overwrite: bool,
+    always: bool = False,
 ) -> Iterator[RunFolder]:
     """Claim a run's folder and write the configuration there; on resuming, check it against the one in the folder.
 
@@ -53,6 +59,7 @@ def prepared(
         config: of the run.
         data: what the images are known by; the data set may move, but must stay the same. None is not checked.
         resume, overwrite: see :func:`claimed`.
+        always: compare the data even if no place has moved, for folders whose files come and go.
 
     Raises:
         UserError: the folder is not empty or in use, or, on resuming, is of another configuration or data set.
@@ -61,7 +68,7 @@ def prepared(
         if resume:
             remove_leftovers(out)
             if folder.config.exists():
-                check_same(folder, config, data)
+                check_same(folder, config, data, always)
         with replacing(folder.config) as temporary:
             configuration.save(config, temporary)
         if data is not None:
@@ -126,7 +133,8 @@ def read_config(path: Path) -> Config:
 def nothing_trained(out: Path) -> bool:
     """Whether a run was begun in a folder and no epoch of it was completed, so that there is nothing to lose."""
     folder = RunFolder(out)
-    if not folder.config.is_file() or folder.results.exists() or not all(map(folder.holds, out.iterdir())):
+    complete = any(path.exists() for path in (folder.results, folder.model, folder.added))
+    if complete or not folder.config.is_file() or not all(map(folder.holds, out.iterdir())):
         return False
     files = [path for path in out.glob(f"{STEP}*/**/*") if path.is_file()]
     logs = {log for step in out.glob(f"{STEP}*") for log in StepFolder(step).logs()}
@@ -138,7 +146,7 @@ def _ours(path: Path, folder: RunFolder) -> bool:
     return folder.holds(path) or path.name in ("base", "finetune", "wilson") or path.suffix == SUFFIX
 
 
-def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -> None:
+def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None, always: bool = False) -> None:
     """Raise a UserError if a run would resume with options or images that change what it learns."""
 
     def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -155,6 +163,9 @@ def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -
     moved = [key for key in changed if key in PLACES and _is_place(old[key]) and _is_place(new[key])]
     free = {*moved, *MAY_DIFFER} - ({"evaluate_every"} if config.keep_best else set())  # which decides what is the best
     differing = [key for key in changed if key not in free]
+    places = f"{moved[0]} moved from {old[moved[0]]} to {new[moved[0]]}, but " if moved else ""
+    if always:  # first, as the settings may follow the images
+        _check_data(folder, data or {}, places)
     if differing:
         key = differing[0]
         raise UserError(
@@ -162,13 +173,19 @@ def check_same(folder: RunFolder, config: Config, data: dict[str, Any] | None) -
             + (f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else "")
             + "; resume with the same options, or use another --out"
         )
-    if moved and data is not None:
-        before = _known(folder.data)
-        if other := [part for part in data if part in before and before[part] != data[part]]:
-            raise UserError(
-                f"{folder.path}: {moved[0]} moved from {old[moved[0]]} to {new[moved[0]]}, but the {other[0]} "
-                f"there are not those of the run ({_counts(before[other[0]], data[other[0]])}); give the same data set"
-            )
+    if moved:
+        _check_data(folder, data or {}, places)
+
+
+def _check_data(folder: RunFolder, data: dict[str, Any], places: str) -> None:
+    """Raise a UserError if these are not the images of the run; `places` begins it and says what has moved."""
+    before = _known(folder.data)
+    if other := [part for part in data if part in before and before[part] != data[part]]:
+        raise UserError(
+            f"{folder.path}: {places}the {other[0]}{' there' if places else ''} are not those of the run "
+            f"({_counts(before[other[0]], data[other[0]])}); give the same "
+            + ("data set" if places else "ones, or use another --out")
+        )
 
 
 def _is_place(value: Any) -> bool:

@@ -127,6 +127,20 @@ def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
     return Labelled([(name, file, frozenset()) for name, file in zip(names, found, strict=True)], classes)
 
 
+def among(files: Iterable[Path], others: Iterable[Path]) -> set[Path]:
+    """Those of the files, resolved, that are some of the others or copies of them."""
+    sizes: defaultdict[int, list[Path]] = defaultdict(list)
+    for other in others:
+        sizes[other.stat().st_size].append(other)
+    pairs = [(file, sizes[file.stat().st_size]) for file in files]  # only files of one size can be equal
+    held = {_content(other) for other in {other for _, rivals in pairs for other in rivals}}
+    return {file.resolve() for file, rivals in pairs if rivals and _content(file) in held}
+
+
+def _content(file: Path) -> bytes:
+    return hashlib.blake2b(file.read_bytes()).digest()
+
+
 def _names(files: Iterable[Path], folders: Sequence[Path]) -> list[str]:
     """Paths from the nearest folder, without the extension unless another image would then have the same name."""
 
@@ -154,7 +168,7 @@ def _same(labelled: Iterable[tuple[Path, int]]) -> dict[Path, frozenset[int]]:
     for same_size in sizes.values():
         for image, class_id in same_size:
             # Only files of one size can be equal
-            content = image if len(same_size) == 1 else hashlib.blake2b(image.read_bytes()).digest()
+            content = image if len(same_size) == 1 else _content(image)
             held.setdefault(first.setdefault(content, image), set()).add(class_id)
     return {image: frozenset(held[image]) - {BACKGROUND} for image in sorted(held)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wilson.config.masks import VOID
+from wilson.config.masks import BACKGROUND, VOID
 from wilson.data.names import find, named
 from wilson.data.scan import broken, fault
 from wilson.data.sources.base import ImageSource
@@ -115,29 +115,30 @@ class Matched(View):
         source: the images.
         classes: class names of the other data set by mask id, background first.
         where: folder of the source, for errors.
+        others: the mask id of the source's classes that `classes` lacks; None refuses them.
 
     Raises:
         UserError: `classes` lacks a class of the source.
     """
 
-    def __init__(self, source: ImageSource, classes: Sequence[str], where: object) -> None:
+    def __init__(self, source: ImageSource, classes: Sequence[str], where: object, others: int | None = None) -> None:
         found = {name: find(name, classes) for name in source.classes}
         missing = [name for name, class_id in found.items() if class_id is None]
-        if missing:
+        if missing and others is None:
             raise UserError(
                 f"{where}, used with another data set: the classes {', '.join(missing)} are unknown there; "
                 f"expected names among {', '.join(classes[1:])}"
             )
         self.source, self.classes, self.names, self.crowds = source, tuple(classes), source.names, source.crowds
         self._table = np.full(256, VOID, np.uint8)
-        self._table[: len(found)] = np.array(list(found.values()))
+        self._table[: len(found)] = np.array([others if i is None else i for i in found.values()])
 
     def mask(self, index: int) -> Image.Image | None:
         mask = super().mask(index)
         return None if mask is None else Image.fromarray(self._table[np.asarray(mask)])
 
     def class_ids(self, index: int) -> frozenset[int]:
-        return frozenset(int(self._table[class_id]) for class_id in super().class_ids(index))
+        return frozenset(int(self._table[class_id]) for class_id in super().class_ids(index)) - {BACKGROUND}
 
 
 def matched(source: ImageSource, classes: Sequence[str] | None, where: object) -> ImageSource:
