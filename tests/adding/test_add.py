@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,9 @@ import torch
 from PIL import Image
 
 import wilson
+from tests.support.data_sets import box, write_instances
 from tests.support.foreign_models import CLASSES, Net
+from tests.support.processes import in_processes
 from wilson.adding import choices
 from wilson.adding.add import _known, make_plan
 from wilson.adding.photographs import open_photographs
@@ -115,6 +119,8 @@ def test_killed_before_the_report_it_is_finished_from_another_folder(photographs
     again = wilson.add_classes(own_checkpoint(tmp_path), given, out=folder.path, resume=True, **options)
     assert again == tmp_path / written and again.is_file()
     assert not folder.step(1).state.exists() and len(folder.report.read_text()) >= len(page)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun says neither --resume nor --overwrite
+    assert wilson.add_classes(own_checkpoint(tmp_path), given, out=folder.path, overwrite=True, **options) == again
 
 
 def test_photographs_that_come_between_are_noticed_on_resuming(photographs, tmp_path):
@@ -195,6 +201,15 @@ def test_masks_tell_the_iou_before_and_after(photographs, tmp_path):
     assert again["iou"] == pytest.approx(told["after"]["iou"])
 
 
+def test_coco_validation_list_is_found(photographs, tmp_path, capsys):
+    write_instances(tmp_path, "val2017", {"a.jpg": [{"category_id": 7, "segmentation": box(0, 0, 4, 4)}]})
+    given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}
+    options = {"validation": tmp_path, "out": tmp_path / "run", "dry_run": True, "device": "cpu"}
+    wilson.add_classes(Net(), given, names=("background", "train", "b", "c"), **options)
+    with pytest.raises(UserError, match="none of its classes"):
+        wilson.add_classes(Net(), given, names=OLD, **options)
+
+
 def test_masks_without_a_class_that_the_model_knows_are_refused(photographs, tmp_path):
     from wilson.data.export import export
 
@@ -205,6 +220,46 @@ def test_masks_without_a_class_that_the_model_knows_are_refused(photographs, tmp
     ):
         wilson.add_classes(Net(), given, out=tmp_path / "run", validation=tmp_path / "masked", **QUICK)
     assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_say_the_plan_once_and_agree_on_the_folder(photographs, tmp_path, one_thread):
+    def add(epochs: int, batch: int) -> tuple[str, str, str]:
+        out = tmp_path / f"run-{os.environ['RANK']}"  # as TIME in the default name may differ
+        given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}
+        options = {**QUICK, "epochs": epochs, "batch": batch}
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            try:
+                return str(wilson.add_classes(start, given, out=out, **options)), said.getvalue(), ""
+            except UserError as error:
+                return "", said.getvalue(), str(error)
+
+    start = own_checkpoint(tmp_path)
+    (_, _, wrong), _ = in_processes(2, add, 1, 1)
+    assert "a batch of 1 images cannot be shared out to 2 processes" in wrong
+    (first, plan, _), (second, nothing, wrong) = in_processes(2, add, 1, 4)
+    assert first == second == str(RunFolder(tmp_path / "run-0").step(1).checkpoint) and not wrong
+    assert "Batches of 4 images" in plan and "Batches of" not in nothing and not (tmp_path / "run-1").exists()
+
+
+def test_held_out_photographs_are_seen_whole(tmp_path):
+    class Looking(Net):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(image.shape[2:]))
+            return super().forward(image)
+
+    seen: list[tuple[int, ...]] = []
+    for name, shade in (("one", 40), ("two", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("RGB", (128, 32), (shade, number, 0)).save(tmp_path / name / f"{number}.png")
+    given = {"one": tmp_path / "one", "two": tmp_path / "two"}
+    options = {**QUICK, "crop": 32, "epochs": 1}
+    wilson.add_classes(Looking(), given, out=tmp_path / "run", names=OLD, **options)
+    folder = RunFolder(tmp_path / "run")
+    assert (32, 128) in seen
+    assert json.loads(folder.added.read_text())["held_out"]["images"] == 4
+    assert Image.open(next(folder.pictures.glob("*-after.jpg"))).size == (128, 32)
 
 
 @pytest.mark.slow

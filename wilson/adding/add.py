@@ -20,6 +20,7 @@ from wilson.data import opening
 from wilson.data.dataset import StepDataset
 from wilson.data.loading import batches, make_loader
 from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.coco import coco_splits
 from wilson.data.tasks import Task
 from wilson.data.transforms import TrainingCrop, WholeImage
 from wilson.distributed import choose_device
@@ -40,7 +41,7 @@ from .choices import WIDTH, Choices, Given, choose, crop_for
 from .photographs import Photographs, open_photographs
 from .subject import ADDED, Subject, open_subject
 
-VALIDATION = "val"  # name of the list in a data set with masks
+VALIDATION = "val"  # name of the list in a data set with masks; COCO's begin with it
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def add_classes(
         out: folder for the results; created, refused if not empty unless `resume` or `overwrite`.
         weights: state dict of a model that a name stands for; None for those that come with it.
         builder: FILE.py:FUNCTION that returns the architecture, if a folder that this function wrote needs it.
-        validation: a data set with masks in the layout of VOC or COCO, of whose list `val` the IoU is measured. Its
-            classes are found by name; those that the model does not know count as background. Its images are left out
-            of the photographs.
+        validation: a data set with masks in the layout of VOC or COCO, of whose list `val` (COCO: val2017) the IoU is
+            measured. Its classes are found by name; those that the model does not know count as background. Its images
+            are left out of the photographs.
         names: names of the model's outputs in their order; None for those that it knows itself.
         crop: side of the training crops in pixels; None to choose, as for `epochs` (passes over the photographs) and
             `batch` (images per iteration).
@@ -171,7 +172,8 @@ def make_plan(
     task = subject.task(list(new))
     tested = None
     if validation is not None:
-        tested = opening.by_name(opening.open_source(validation, VALIDATION), task, subject.names[1:], validation)
+        split = next((name for name in coco_splits(Path(validation)) if name.startswith(VALIDATION)), VALIDATION)
+        tested = opening.by_name(opening.open_source(validation, split), task, subject.names[1:], validation)
     photographs = open_photographs(new, without, task.classes[: len(task.classes) - len(new)], given.seed, tested)
     reason = "the model takes no other size" if isinstance(subject.model, Adapted) else "what the model was trained at"
     crop, why = crop_for(subject.stride, subject.side, photographs.training, given, reason)

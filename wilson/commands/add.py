@@ -25,7 +25,8 @@ class Add:
     weights: Path | None = None
     """Its weights, a state dict (.pt, .pth, .safetensors); by default those that come with it."""
     without: Path | None = None
-    """Folder of photographs that show none of the new classes: any will do. A single class needs it."""
+    """Folder of photographs that show none of the new classes: any will do. A single class needs it. Photographs of the
+    classes' own folders, if these lie in it, are left out."""
     out: Path | None = None
     """Folder of the results; runs/TIME-add by default. A folder that is not empty is refused."""
     classes: tuple[str, ...] = ()
@@ -43,13 +44,14 @@ class Add:
     std: tuple[float, float, float] | None = None
     """Standard deviation of the image channels."""
     validation: Path | None = None
-    """Data set with masks in the layout of VOC or COCO, to measure the IoU before and after on its list val."""
+    """Data set with masks in the layout of VOC or COCO, to measure the IoU before and after on its list val
+    (COCO: val2017). Its classes are found by name, and its images are left out of the photographs."""
     crop: int | None = None
     """Side of the training crops in pixels; by default chosen by the photographs and the model."""
     epochs: int | None = None
     """Passes over the photographs; by default chosen by their number."""
     batch: int | None = None
-    """Images per iteration; by default 16, or fewer for few photographs."""
+    """Images per iteration; by default 16, or fewer for few photographs. With --without 3 or more."""
     seed: int = 0
     """Seed of the new weights, of the order and of what is held out."""
     device: str = "auto"
@@ -59,7 +61,7 @@ class Add:
     dry_run: bool = False
     """Print what would be done, and why; write nothing."""
     resume: bool = False
-    """Continue the run in the folder where it stopped."""
+    """Continue the run in the folder where it stopped, with the same photographs."""
     overwrite: bool = False
     """Remove the run in the folder first."""
 
