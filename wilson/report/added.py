@@ -71,8 +71,8 @@ the pictures, which the model has learned from, and at photographs of your own.<
     return f"""<h2>How it went</h2>
 <p>Asked of {found["images"]} photographs that were held out, each seen whole, as <code>wilson predict</code> shows it.
 Recall: of those that show the class, the share in which the model finds it. Precision: of those in which it finds the
-class, the share that shows it. Neither says how good the outlines are: look at the pictures for that. Outside of the new classes, the model says what it said before on
-<b>{percent(found["agreement"])} %</b> of the pixels.</p>
+class, the share that shows it. Neither says how good the outlines are: look at the pictures for that. Outside of
+the new classes, the model says what it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>
 <div class="scroll"><table class="data"><thead><tr><th>new class</th><th class="figure">photographs</th>
 <th class="figure">recall, %</th><th class="figure">precision, %</th></tr></thead><tbody>{rows}</tbody></table></div>"""
 
