@@ -28,6 +28,7 @@ from wilson.config import (
     save,
     to_dict,
 )
+from wilson.config.ranges import Flag
 from wilson.errors import UserError
 from wilson.methods import METHODS
 from wilson.run_folder import RunFolder
@@ -112,7 +113,7 @@ def one_line(capsys):
 
 def test_every_option_has_a_range_or_is_known_to_be_free():
     for name, hint in HINTS.items():
-        if name in SECTIONS or get_origin(hint) is Literal or bool in get_args(hint):
+        if name in SECTIONS or get_origin(hint) is Literal or {bool, Flag} & set(get_args(hint)):
             continue
         assert (name in FREE) != bool(limits(hint)), f"{name}: give it a range, or list it as free"
     assert RANGED.keys() == WRONG.keys()
@@ -266,7 +267,7 @@ def test_the_help_shows_every_range(monkeypatch, capsys):
     for name, text in RANGED.items():
         (option,) = re.findall(rf" --{re.escape(name.replace('_', '-'))} .*?\(default: ", shown)
         assert f"({text})" in option, name
-    assert "Nesterov momentum. (at least 0 and below 1) (default: 0.9)" in shown
+    assert "Nesterov momentum of SGD. (at least 0 and below 1) (default: 0.9)" in shown
 
 
 def test_plain_values_and_back(tmp_path):
