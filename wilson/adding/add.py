@@ -27,8 +27,9 @@ from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.evaluation import metrics
 from wilson.evaluation.segment import segment
-from wilson.grown import load_into
+from wilson.grown import Grown, load_into
 from wilson.methods import Settings, Wilson
+from wilson.models import SegmentationModel
 from wilson.models.foreign import Adapted
 from wilson.printing import printable
 from wilson.run_folder import RunFolder
@@ -53,6 +54,7 @@ class Plan:
     task: Task
     choices: Choices
     validation: ImageSource | None
+    validated_on: str = ""
 
     def lines(self) -> list[str]:
         """The plan in sentences."""
@@ -139,16 +141,21 @@ def add_classes(
         print("\n".join(map(printable, plan.lines())), flush=True)
     if dry_run:
         return None
-    grown = plan.subject.model.extended(len(classes)) if isinstance(model, nn.Module) else None
     with distributed.session(chosen):
         if not distributed.is_main():
-            path = _train(plan, out, chosen, resume)
+            path, grown = _train(plan, out, chosen, resume)
         else:
             with prepared(out, plan.choices.config, _known(plan), resume=resume, overwrite=overwrite):
-                path = _train(plan, out, chosen, resume)
-    if not isinstance(grown, Adapted):
+                path, grown = _train(plan, out, chosen, resume)
+    if not isinstance(model, nn.Module):
         return path
-    load_into(grown, path)
+    if grown is None:  # the run was complete already
+        grown = plan.subject.model.extended(len(classes))
+        assert isinstance(grown, Adapted)
+        load_into(grown, path)
+    assert isinstance(grown, Adapted)
+    grown.rename(plan.task.classes)
+    grown.eval().zero_grad()
     return grown if isinstance(model, Adapted) else grown.module
 
 
@@ -187,15 +194,19 @@ def make_plan(
         ),
         model=replace(config.model, backbone=subject.origin),
     )
-    return Plan(subject, photographs, task, replace(choices, config=config), tested)
+    validated_on = "" if validation is None else Path(validation).resolve().name
+    return Plan(subject, photographs, task, replace(choices, config=config), tested, validated_on)
 
 
-def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
-    """Train the step and write what came of it; on resuming a run that is complete, nothing is trained."""
+def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> tuple[Path, SegmentationModel | None]:
+    """Train the step and write what came of it: its path, and the model on the CPU.
+
+    On resuming a run that is complete, nothing is trained, and there is only its path.
+    """
     folder, config, task, subject = RunFolder(out), plan.choices.config, plan.task, plan.subject
     files, settings = folder.step(ADDED), config.for_step(ADDED)
     if distributed.from_main(resume and folder.added.is_file()):
-        return Path(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
+        return Path(json.loads(folder.added.read_text(encoding="utf-8"))["written"]), None
     step = len(task.steps) - 1
     names, old = task.class_names(step), len(subject.names)
     dataset = _dataset(plan, plan.photographs.training, TrainingCrop(config.data.crop), plan.photographs.negatives)
@@ -240,7 +251,7 @@ def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
     distributed.wait()
     if distributed.is_main():
         pictures.write(folder, method, plan.photographs, subject.normalization, config.data.crop, names, device)
-        entry = found.get("after") or _no_masks(names, step)
+        entry = {**found["after"], "data": plan.validated_on} if "after" in found else _no_masks(names, step)
         written = subject.write(method.model.cpu(), config, task, entry, folder)
         _write_added(folder, plan, found, names, written)
         state.remove(files)
@@ -248,7 +259,8 @@ def _train(plan: Plan, out: Path, device: torch.device, resume: bool) -> Path:
 
         added.write(folder)
         print(f"{written}\n{folder.report}", flush=True)
-    return Path(distributed.from_main(str(written) if distributed.is_main() else ""))
+    taught = method.model.cpu().to(memory_format=torch.contiguous_format)
+    return Path(distributed.from_main(str(written) if distributed.is_main() else "")), taught
 
 
 def _dataset(plan: Plan, source: ImageSource, transform: Any, negatives: ImageSource | None = None) -> StepDataset:
@@ -295,6 +307,7 @@ def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Se
     document = {
         "model": plan.subject.origin,
         "written": str(written),
+        "needs_builder": written.is_dir() and Grown(written).needs_builder,
         "classes": list(names),
         "old": len(plan.subject.names),
         "photographs": plan.photographs.counts,
