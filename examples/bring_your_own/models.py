@@ -6,7 +6,7 @@ CLASSES = 6  # background and the five textures of the built-in data
 
 
 def fcn() -> nn.Module:
-    """torchvision's FCN on half a ResNet-18, without the first pooling, as small images need it; features of stride 4."""
+    """torchvision's FCN on half a ResNet-18, without the first pooling, for small images; features of stride 4."""
     from torchvision.models import resnet18
     from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.segmentation.fcn import FCN, FCNHead
