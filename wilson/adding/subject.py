@@ -133,10 +133,9 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not values.get("do_normalize", "image_mean" in values):
-            found = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        else:
-            keys = [key for key in ("mean", "std") if f"image_{key}" in values]
-            found = {key: tuple(map(float, values[f"image_{key}"])) for key in keys}
+            values |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        keys = [key for key in ("mean", "std") if f"image_{key}" in values]
+        found = {key: tuple(map(float, values[f"image_{key}"])) for key in keys}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
     if values.get("do_flip_channel_order"):

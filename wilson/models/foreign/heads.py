@@ -72,11 +72,11 @@ def extended(layer: nn.Module, new: int) -> nn.Module:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     grown.weight = nn.Parameter(weight.new_empty(shape), weight.requires_grad)
     if isinstance(layer.bias, Tensor):
-        grown.bias = nn.Parameter(layer.bias.new_empty(old + new), layer.bias.requires_grad)
+        bias = grown.bias = nn.Parameter(layer.bias.new_empty(old + new), layer.bias.requires_grad)
     grown.reset_parameters()  # type: ignore[operator]
     rows(grown)[:old] = rows(layer)
     if isinstance(layer.bias, Tensor):
-        grown.bias[:old] = layer.bias
+        bias[:old] = layer.bias
     return grown
 
 
