@@ -4,21 +4,24 @@ which says how to read it again."""
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from wilson.atomic import replacing
 from wilson.config import Config, from_dict, to_dict
 from wilson.data.tasks import Task
 from wilson.errors import UserError, first_line
-from wilson.model_card import card
-from wilson.models.foreign import Adapted, builders, heads
+from wilson.model_card import LIBRARY, card
+from wilson.models.foreign import Adapted, auxiliary, builders, heads
 from wilson.models.foreign.search import Found
 
 DESCRIPTION, WEIGHTS, FORMAT = "wilson.json", "model.safetensors", 1
+PREPROCESSOR = "preprocessor_config.json"  # of transformers: what is done to an image
 
 
 class Grown:
@@ -58,6 +61,16 @@ class Grown:
                 "that wilson add wrote"
             ) from error
 
+    @property
+    def is_transformers(self) -> bool:
+        """Whether the folder is one of transformers, which tells the architecture."""
+        return (self.path / "config.json").is_file()
+
+    @property
+    def needs_builder(self) -> bool:
+        """Whether the architecture is known to a function of the user alone."""
+        return not self.is_transformers and _needs_builder(self.origin)
+
     def model(self) -> Adapted:
         """The model, in eval mode.
 
@@ -67,31 +80,33 @@ class Grown:
         data, names = self.config.data, tuple(self.task.class_names(self.step))
         assert data.mean is not None and data.std is not None
         module = self._module(len(names))
-        return Adapted(module, self._found, self._softmax, self._background, names, data.mean, data.std).eval()
+        told = heads.told_classes(module)
+        own = told[self._background] if told is not None and len(told) == len(names) else names[0]
+        return Adapted(module, self._found, self._softmax, self._background, names, data.mean, data.std, own).eval()
 
     def _module(self, outputs: int) -> nn.Module:
         folder, built = self.path, self._builder or self.origin
-        if (folder / "config.json").is_file():
+        if self.is_transformers:
             module = builders.build(str(folder))
-            heads.drop_auxiliary(module, outputs)
+            auxiliary.drop(module, outputs, self._found.size)
             return module
-        if built is None or (".py:" in built and self._builder is None):
+        if built is None or (_needs_builder(built) and self._builder is None):
             how = f"by {built}" if built else "in Python"
             raise UserError(
                 f"{folder}: this model was built {how}, and no code is run unless you name it: give FILE.py:FUNCTION, "
                 "which returns the architecture, as builder"
             )
         state = builders.read_state(folder / WEIGHTS)
-        if ".py:" not in built:
+        if not builders.fixed(built):
             module = builders.build(built, state)
-            heads.drop_auxiliary(module, outputs)
+            auxiliary.drop(module, outputs, self._found.size)
             return module
         module = builders.build(built)
         layer = module.get_submodule(self._found.classifier)
         before = heads.outputs(layer)
         if before is None or before > outputs:
             raise UserError(f"{built}: its {self._found.classifier} has {before} outputs; expected at most {outputs}")
-        heads.drop_auxiliary(module, before)
+        auxiliary.drop(module, before, self._found.size)
         module.set_submodule(self._found.classifier, heads.extended(layer, outputs - before))
         builders.load(module, state, built)
         return module
@@ -113,15 +128,23 @@ def save(
         folder: created if missing; files of the same names are replaced, the description last.
         origin: what :func:`builders.build` makes the architecture of; None for a module from Python.
     """
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    if is_transformers(model.module):
+    own = is_transformers(model.module)
+    if own:
         model.module.save_pretrained(folder)  # type: ignore[operator]
+        if origin is not None and (Path(origin) / PREPROCESSOR).is_file():
+            shutil.copyfile(Path(origin) / PREPROCESSOR, folder / PREPROCESSOR)
         origin = None  # the folder itself
     else:
+        # Copies, as weights of two names are to be in the file twice, as in any state dict
+        state = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in model.module.state_dict().items()
+        }
         with replacing(folder / WEIGHTS) as temporary:
-            save_model(model.module, str(temporary))
+            save_file(state, str(temporary), metadata={"format": "pt"})
     values = {
         "format": FORMAT,
         "origin": origin,
@@ -135,9 +158,10 @@ def save(
         "results": results,
     }
     loading = 'import wilson\n\nmodel = wilson.load("FOLDER")  # where this file lies'
-    if origin is not None and ".py:" in origin:
+    if not own and _needs_builder(origin):
         loading = loading.replace('"FOLDER"', '"FOLDER", builder="FILE.py:FUNCTION"')
-    card(config, task, Grown.step, results, loading).save(folder / "README.md")
+    library = "transformers" if own else LIBRARY
+    card(config, task, Grown.step, results, loading, library).save(folder / "README.md")
     with replacing(folder / DESCRIPTION) as temporary:
         temporary.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
@@ -152,11 +176,19 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "save_pretrained") and hasattr(getattr(module, "config", None), "id2label")
 
 
+def _needs_builder(origin: str | None) -> bool:
+    return origin is None or ".py:" in origin
+
+
 def load_into(model: Adapted, folder: Path) -> None:
     """Load the weights and the names of a folder into a model that has its shape already."""
     path = folder / WEIGHTS
-    if not path.is_file():
+    if is_transformers(model.module):  # its names in the file are others
+        state = type(model.module).from_pretrained(folder, local_files_only=True).state_dict()  # type: ignore[attr-defined]
+    elif path.is_file():
+        state = builders.read_state(path)
+    else:
         raise UserError(f"{folder}: no {WEIGHTS} there; give a folder that wilson add wrote")
-    builders.load(model.module, builders.read_state(path), str(folder))
+    builders.load(model.module, state, str(folder))
     model.rename(Grown(folder).task.classes)
     model.eval()

@@ -12,29 +12,40 @@ from wilson.data.tasks import Task
 from wilson.pictures import palette
 
 TAGS = ("semantic-segmentation", "class-incremental-learning", "weakly-supervised")
+LIBRARY = "wilson-seg"
 
 
-def card(config: Config, task: Task, step: int, results: Sequence[Mapping[str, Any]], loading: str) -> ModelCard:
+def card(
+    config: Config,
+    task: Task,
+    step: int,
+    results: Sequence[Mapping[str, Any]],
+    loading: str,
+    library: str = LIBRARY,
+) -> ModelCard:
     """Describe a model: its classes with their colours, data, task and scores, and how to load it.
 
     Args:
         config, task, step, results: as a checkpoint has them; results may lack scores where nothing was measured.
+            An entry's `data` names the data set that it was measured on, if that is not the one of the configuration.
         loading: Python code that loads the model as `model`.
+        library: that the Hub offers to load it with.
 
     Returns:
         The card. It names no license: that is for whoever publishes the model to choose.
     """
     data = config.data.root
+    tested = _tested_on(config, results)
     means = dict(results[-1]["miou"]) if results else {}
     known = {group: means[group] for group in ("old", "new", "all") if means.get(group) is not None}
     metadata = ModelCardData(
-        library_name="wilson-seg",
+        library_name=library,
         pipeline_tag="image-segmentation",
         tags=list(TAGS),
         model_name=f"{task.name} of {data}",
         eval_results=[
             EvalResult(
-                task_type="image-segmentation", dataset_type=data, dataset_name=data,
+                task_type="image-segmentation", dataset_type=tested, dataset_name=tested,
                 metric_type="mean_iou", metric_name=f"mIoU, {group} classes", metric_value=round(value, 1),
             )
             for group, value in known.items()
@@ -77,7 +88,9 @@ def _text(
         "| --- | --- | --- | --- |",
         *rows,
         "",
-        f"Mean IoU in percent: {measured}." if measured else "No IoU was measured, for want of masks.",
+        f"Mean IoU in percent on {_tested_on(config, results)}: {measured}."
+        if measured
+        else "No IoU was measured, for want of masks.",
         "",
         f"{learned}. Data: {config.data.root}. Method: {config.method}. Backbone: {config.model.backbone}.",
         "",
@@ -85,6 +98,10 @@ def _text(
         "",
     ]
     return "\n".join(lines)
+
+
+def _tested_on(config: Config, results: Sequence[Mapping[str, Any]]) -> str:
+    return str(results[-1].get("data", config.data.root)) if results else config.data.root
 
 
 def _points(value: float | None) -> str:

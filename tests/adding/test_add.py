@@ -11,19 +11,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 import wilson
 from tests.support.data_sets import box, write_instances
 from tests.support.foreign_models import CLASSES, Net
 from tests.support.processes import in_processes
-from wilson.adding import choices
+from wilson.adding import choices, subject
 from wilson.adding.add import _known, make_plan
 from wilson.adding.photographs import open_photographs
 from wilson.adding.subject import open_subject
@@ -34,6 +36,7 @@ from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint
+from wilson.models.foreign import builders
 from wilson.run_folder import RunFolder
 from wilson.runs.folder import prepared
 
@@ -73,12 +76,81 @@ def test_grows_a_module_and_leaves_it_alone(photographs, tmp_path):
     assert told["classes"] == [*OLD, "dots"] and told["held_out"]["images"] > 0
     assert set(told["held_out"]["classes"]["dots"]) == {"images", "precision", "recall"}
     page = folder.report.read_text()
+    assert "--builder FILE.py:FUNCTION" in page and 'builder="FILE.py:FUNCTION"' in page
+    assert 'wilson.load("FOLDER", builder="FILE.py:FUNCTION")' in (folder.model / "README.md").read_text()
     assert "dots added to Net" in page and page.count("data:image/jpeg") >= 4 and "Crops of 64 pixels" in page
     from safetensors.torch import load_file
 
     state = load_file(folder.model / "model.safetensors")
     Net(CLASSES + 1).load_state_dict(state)
     assert all(torch.equal(value, state[name]) for name, value in grown.state_dict().items())
+
+
+def test_grows_a_module_of_transformers(photographs, tmp_path):
+    """Its own save_pretrained renames what it writes; the folder goes on through all of its lives."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "decoder_hidden_size": 8, "num_attention_heads": [1, 1, 1, 1]}
+    config = transformers.SegformerConfig(**sizes, depths=[1] * 4, id2label=dict(enumerate(("wall", *OLD[1:]))))
+    net = transformers.SegformerForSemanticSegmentation(config).eval()
+    given: dict[str, Any] = {"without": photographs / "without", **QUICK, "epochs": 1, "out": tmp_path / "run"}
+    options = {**given, "background": "wall"}
+    grown = wilson.add_classes(net, {"dots": photographs / "dots"}, **options)
+    again = wilson.add_classes(net, {"dots": photographs / "dots"}, **options, resume=True)
+    image = torch.randn(1, 3, 64, 64)
+    assert type(grown) is type(net) and grown(image).logits.shape[1] == CLASSES + 1 and not grown.training
+    assert torch.equal(grown(image).logits, again(image).logits)
+    assert list(again.config.id2label.values()) == ["wall", *OLD[1:], "dots"] and len(net.config.id2label) == CLASSES
+    assert ModelCard.load(tmp_path / "run" / "model" / "README.md").data.library_name == "transformers"
+    net.save_pretrained(tmp_path / "old")
+    transformers.SegformerImageProcessor(image_mean=[0.1] * 3).save_pretrained(tmp_path / "old")
+    options["out"] = tmp_path / "first"
+    path = wilson.add_classes(tmp_path / "old", {"dots": photographs / "dots"}, **options)
+    given["out"] = tmp_path / "second"
+    path = wilson.add_classes(path, {"zigzag": photographs / "zigzag"}, **given)
+    assert json.loads((path / "preprocessor_config.json").read_text())["image_mean"] == [0.1] * 3
+    assert wilson.load(path).classes == ("background", *OLD[1:], "dots", "zigzag")
+
+
+def test_the_preprocessing_of_a_folder_is_followed(tmp_path):
+    def read(**values):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        return subject._preprocessing(tmp_path)
+
+    as_they_are = {"mean": (0, 0, 0), "std": (1, 1, 1)}
+    assert subject._preprocessing(tmp_path) == {}
+    assert read(image_mean=[0.1] * 3, image_std=[0.2] * 3) == {"mean": (0.1,) * 3, "std": (0.2,) * 3}
+    assert read(do_normalize=False, image_mean=[0.1] * 3, image_std=[0.2] * 3) == as_they_are
+    assert read(do_rescale=True) == as_they_are
+    assert read(do_normalize=True) == {}
+    with pytest.raises(UserError, match="BGR"):
+        read(do_flip_channel_order=True)
+
+
+def test_what_does_not_apply_is_refused(tmp_path):
+    from tests.support.tiny_runs import save_tiny
+
+    saved, torn = save_tiny(tmp_path / "best.pt"), tmp_path / "mine.pt"
+    torch.save(Net().state_dict(), torn)
+    assert subject.open_subject(saved).names[0] == "background"
+    with pytest.raises(UserError, match="no checkpoint of wilson"):
+        subject.open_subject(torn)
+    adapted = wilson.adapt(Net())
+    for model, given, match in (
+        (saved, {"background": "sky", "weights": torn}, "weights, background: not for"),
+        (adapted, {"classes": OLD}, "names .*: not for"),
+        (Net(), {"builder": "a.py:b", "nonsense": 1}, "builder, nonsense: not for a module; it takes background"),
+        ("torchvision:fcn_resnet50", {"builder": "a.py:b"}, "builder: not for"),
+    ):
+        with pytest.raises(UserError, match=match):
+            subject.open_subject(model, **given)
+    named = subject.open_subject(Net(), features=None)
+    assert named.finer().stride == subject.open_subject(Net()).finer().stride
+
+
+def test_published_names_are_those_of_the_classes(monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(builders, "build", lambda *_: Net(classes=21))
+    assert subject.open_subject("torchvision:fcn_resnet50").names[:2] == ("background", "aeroplane")
 
 
 def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
@@ -171,10 +243,31 @@ def test_grows_a_checkpoint_of_wilson(photographs, tmp_path):
     grown = Checkpoint(path)
     assert grown.task.class_names(grown.step) == (*saved.task.class_names(saved.step), "tulip", "rose")
     assert grown.step == saved.step + 1 and len(grown.results) == len(saved.results) + 1
+    assert "--builder" not in RunFolder(tmp_path / "run").report.read_text()
     predictor = wilson.load(path, "cpu")
     assert predictor.classes[-2:] == ("tulip", "rose")
     image = next((photographs / "dots").iterdir())
     assert predictor.predict(image).shape == (64, 64)
+
+
+def test_checkpoints_of_softmax_methods_stay_softmax(tmp_path):
+    from tests.support.tiny_runs import save_tiny
+    from wilson import checkpoint
+
+    saved = checkpoint.Checkpoint(save_tiny(tmp_path / "checkpoint.pt"))
+    opened = subject.open_subject(tmp_path / "checkpoint.pt")
+    assert not opened.model.softmax
+    for method in ("mib", "ilt"):
+        config = replace(saved.config, method=method)
+        checkpoint.save_model(saved.model(), config, saved.task, 1, [], tmp_path / "checkpoint.pt")
+        opened = subject.open_subject(tmp_path / "checkpoint.pt")
+        grown, task = opened.model.extended(1), opened.task(["rose"])
+        assert opened.model.softmax and grown.softmax
+        folder = RunFolder(tmp_path / method)
+        folder.step(1).path.mkdir(parents=True)
+        entry = {"classes": [], "iou": {}, "miou": {}, "pixel_accuracy": None}
+        path = opened.write(grown, replace(config, method="wilson"), task, entry, folder)
+        assert subject.open_subject(path).model.softmax
 
 
 def test_masks_tell_the_iou_before_and_after(photographs, tmp_path):
@@ -199,6 +292,9 @@ def test_masks_tell_the_iou_before_and_after(photographs, tmp_path):
         tmp_path / "run", str(tmp_path / "masked"), None, "cpu", None, builder=f"{tmp_path}/mine.py:build"
     )
     assert again["iou"] == pytest.approx(told["after"]["iou"])
+    card = ModelCard.load(tmp_path / "run" / "model" / "README.md")
+    assert {found.dataset_name for found in card.data.eval_results} == {"masked"}
+    assert "Mean IoU in percent on masked: " in card.text
 
 
 def test_coco_validation_list_is_found(photographs, tmp_path, capsys):

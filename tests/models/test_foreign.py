@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -89,7 +90,7 @@ def test_a_background_elsewhere_comes_first():
     assert plain.shape == logits.shape
     grown = model.extended(1)
     grown.rename(("background", "cat", "dog", "sky", "zebra"))
-    assert grown.in_order_of_module(grown.names()) == ["cat", "dog", "background", "sky", "zebra"]
+    assert grown.in_order_of_module(grown.names()) == ["cat", "dog", "wall", "sky", "zebra"]
     torch.testing.assert_close(probabilities(grown, image)[:, :4], logits)
 
 
@@ -102,6 +103,46 @@ def test_new_classes_share_the_probability_of_the_background():
     torch.testing.assert_close(new[:, 1:4], old[:, 1:])
     with pytest.raises(UserError, match="no bias"):
         wilson.adapt(Net(bias=False)).extended(1).start_from_background(1)
+
+
+def test_scores_turned_into_sigmoids_are_found():
+    assert wilson.adapt(nn.Sequential(Net(), nn.Sigmoid()), output="sigmoid").found.classifier == "0.final"
+
+
+def test_an_auxiliary_head_stays_where_training_needs_it():
+    class Training(Net):
+        def forward(self, image):
+            features = self.backbone(image)
+            scores = self.up(self.final(self.head(features)), image)
+            return (scores, self.aux_head(features)) if self.training else scores
+
+    net = Training(aux=True)
+    before = copy.deepcopy(net.state_dict())
+    model = wilson.adapt(net)
+    assert model.extended(1).train()(torch.randn(IMAGE)).logits.shape[1] == CLASSES + 1
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert wilson.adapt(Net(aux=True)).module.aux_head is None
+
+
+def test_what_learns_in_the_extended_copy():
+    def learning(model):
+        return {name for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+
+    everything, part = learning(wilson.adapt(Net())), Net()
+    assert learning(wilson.adapt(Net().requires_grad_(False)).extended(1)) == everything
+    part.backbone.requires_grad_(False)
+    part.final.requires_grad_(False)
+    assert learning(wilson.adapt(part).extended(1)) == {name for name in everything if "backbone" not in name}
+    model = wilson.adapt(Net())
+    Wilson(model.extended(1), model)
+    assert learning(wilson.adapt(model.module).extended(1)) == everything
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    net = Net()
+    net.kept = torch.ones(1, requires_grad=True) * 2  # of a graph, which torch does not copy
+    with pytest.raises(UserError, match="cannot be copied"):
+        wilson.adapt(net).extended(1)
 
 
 def test_groups_hold_every_parameter_once():
@@ -124,6 +165,9 @@ def test_names_and_counts_of_transformers_follow():
     grown.rename((*grown.names()[:-1], "zebra"))
     assert grown.module.config.id2label[4] == "zebra" and grown.module.config.num_labels == 5
     assert grown.module.config.label2id["zebra"] == 4 and net.config.num_labels == 4
+    net.config.id2label = {0: "sky", 1: "wall", 2: "b", 3: "c"}
+    grown = wilson.adapt(net, background="wall").extended(1)
+    assert list(grown.module.config.id2label.values()) == ["sky", "wall", "b", "c", "new 1"]
 
 
 @pytest.mark.parametrize(
@@ -143,6 +187,9 @@ def test_names_and_counts_of_transformers_follow():
         (Net, {"background": "wall"}, "no names"),
         (Net, {"background": 4}, "from 0 to 3"),
         (Net, {"output": "relu"}, "softmax or sigmoid"),
+        (Net, {"mean": (0.5,)}, "mean: expected a number each"),
+        (Net, {"mean": 0.5}, "mean: expected a number each"),
+        (Net, {"std": (1, 1, 0)}, "std: expected .* above 0"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)), {}, "cannot be run"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2)), {}, "2 groups"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.PixelShuffle(2)), {}, "Name the right one"),
@@ -213,6 +260,65 @@ def test_a_folder_holds_the_model(tmp_path):
             Grown(tmp_path / "model", builder)
 
 
+def test_a_folder_holds_weights_of_two_names(tmp_path):
+    (tmp_path / "tied.py").write_text(
+        "from tests.support.foreign_models import Net\n"
+        "def build():\n    net = Net()\n    net.again = net.head\n    net.more = type(net.final)(8, 4, 1)\n"
+        "    net.more.bias = net.backbone[0].bias\n    return net\n"
+    )
+    builder = f"{tmp_path / 'tied.py'}:build"
+    grown = wilson.adapt(builders.build(builder)).extended(1)
+    grown.rename((*grown.names()[:-1], "zebra"))
+    save(grown, tmp_path / "model", builder)
+    found = builders.read_state(tmp_path / "model" / "model.safetensors")
+    assert found.keys() == grown.module.state_dict().keys()
+    loaded, image = Grown(tmp_path / "model", builder).model(), torch.randn(IMAGE)
+    assert torch.equal(probabilities(loaded, image), probabilities(grown, image))
+
+
+def test_a_folder_of_smp_is_read_again(tmp_path):
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    net = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES, encoder_depth=3, decoder_channels=(16, 8, 8))
+    net.eval().save_pretrained(tmp_path / "old")
+    query = f"?encoder_name=resnet18&encoder_depth=3&decoder_channels=[16,8,8]&classes={CLASSES}"
+    for number, origin in enumerate((f"smp:{tmp_path / 'old'}", f"smp:Unet{query}")):
+        grown = wilson.adapt(builders.build(origin, net.state_dict())).extended(1)
+        grown.rename((*grown.names()[:-1], "zebra"))
+        save(grown, tmp_path / str(number), origin)
+        again, image = Grown(tmp_path / str(number)).model(), torch.randn(1, 3, 32, 32)
+        assert torch.equal(probabilities(again, image), probabilities(grown, image)), origin
+
+
+def test_the_code_that_a_user_names_runs_as_a_script_does(tmp_path, monkeypatch):
+    (tmp_path / "beside_the_builder.py").write_text("from tests.support.foreign_models import Net\n")
+    (tmp_path / "torch.py").write_text(
+        "from __future__ import annotations\nimport dataclasses, sys\nfrom beside_the_builder import Net\n"
+        "@dataclasses.dataclass\nclass Options:\n    classes: int = 4\n"
+        "def build(): return Net(Options().classes)\ndef fails(): raise KeyError('no weights here')\n"
+        "def leaves(): sys.exit(3)\n"
+    )
+    (tmp_path / "wrong.py").write_text("def build(:\n")
+    before = list(sys.path)
+    assert isinstance(builders.build(f"{tmp_path / 'torch.py'}:build"), Net)
+    failures = {"torch.py:fails": "KeyError: 'no weights", "torch.py:leaves": "SystemExit", "wrong.py:build": "Syntax"}
+    for name, match in failures.items():
+        with pytest.raises(UserError, match=f"{name}: this code failed: {match}"):
+            builders.build(f"{tmp_path / name}")
+    assert sys.path == before
+    (tmp_path / "config.json").write_text("{}")
+    for package, what in (("transformers", str(tmp_path)), ("segmentation_models_pytorch", "smp:Unet")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=f"pip install {package.replace('_', '-')}"):
+            builders.build(what, {})
+
+
+def test_published_models_tell_their_classes():
+    pytest.importorskip("torchvision")
+    names = builders.published_classes("torchvision:deeplabv3_resnet50")
+    assert names is not None and names[:2] == ("__background__", "aeroplane") and len(names) == 21
+    assert builders.published_classes("torchvision:none") is None and builders.published_classes("smp:Unet") is None
+
+
 def test_states_of_many_trainers_are_read(tmp_path):
     state = Net().state_dict()
     for number, value in enumerate((
@@ -278,8 +384,7 @@ def load_by_library(library, make, path):
 
     state = load_file(path / "model.safetensors")
     model = make()
-    heads.drop_auxiliary(model, CLASSES)
-    classifier = wilson.adapt(copy.deepcopy(model)).found.classifier
+    classifier = wilson.adapt(model).found.classifier
     model.set_submodule(classifier, heads.extended(model.get_submodule(classifier), 2))
     model.load_state_dict(state)
     return model

@@ -27,8 +27,9 @@ from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.evaluation import metrics
 from wilson.evaluation.segment import segment
-from wilson.grown import load_into
+from wilson.grown import Grown, load_into
 from wilson.methods import Settings, Wilson
+from wilson.models import SegmentationModel
 from wilson.models.foreign import Adapted
 from wilson.printing import printable
 from wilson.run_folder import RunFolder
@@ -53,6 +54,7 @@ class Plan:
     task: Task
     choices: Choices
     validation: ImageSource | None
+    validated_on: str = ""
 
     @property
     def step(self) -> int:
@@ -149,14 +151,19 @@ def add_classes(
                 ours.enter_context(prepared(out, config, known, resume=resume, overwrite=overwrite, always=True))
         if dry_run:
             return None
-        grown = plan.subject.model.extended(len(classes)) if isinstance(model, nn.Module) else None
         folder = RunFolder(out)
-        if not distributed.from_main(resume and folder.added.is_file()):
-            _train(plan, dataset, folder, chosen, resume)
+        complete = distributed.from_main(resume and folder.added.is_file())
+        grown = None if complete else _train(plan, dataset, folder, chosen, resume)
         path = out / distributed.from_main(_finish(folder) if distributed.is_main() else "")
-    if not isinstance(grown, Adapted):
+    if not isinstance(model, nn.Module):
         return path
-    load_into(grown, path)
+    if grown is None:  # the run was complete already
+        grown = plan.subject.model.extended(len(classes))
+        assert isinstance(grown, Adapted)
+        load_into(grown, path)
+    assert isinstance(grown, Adapted)
+    grown.rename(plan.task.classes)
+    grown.eval().zero_grad()
     return grown if isinstance(model, Adapted) else grown.module
 
 
@@ -195,7 +202,8 @@ def make_plan(
         ),
         model=replace(config.model, backbone=subject.origin),
     )
-    return Plan(subject, photographs, task, replace(choices, config=config), tested)
+    validated_on = "" if validation is None else Path(validation).resolve().name
+    return Plan(subject, photographs, task, replace(choices, config=config), tested, validated_on)
 
 
 def training_set(plan: Plan) -> StepDataset:
@@ -216,7 +224,9 @@ def training_set(plan: Plan) -> StepDataset:
     return dataset
 
 
-def _train(plan: Plan, dataset: StepDataset, folder: RunFolder, device: torch.device, resume: bool) -> None:
+def _train(
+    plan: Plan, dataset: StepDataset, folder: RunFolder, device: torch.device, resume: bool
+) -> SegmentationModel:
     """Train the step and write what came of it; added.json, which comes last, says that the step is complete."""
     config, task, subject, step = plan.choices.config, plan.task, plan.subject, plan.step
     files, settings = folder.step(ADDED), config.for_step(ADDED)
@@ -254,9 +264,10 @@ def _train(plan: Plan, dataset: StepDataset, folder: RunFolder, device: torch.de
     distributed.wait()
     if distributed.is_main():
         pictures.write(folder, method, plan.photographs, subject.normalization, config.data.crop, names, device)
-        entry = found.get("after") or _no_masks(names, step)
+        entry = {**found["after"], "data": plan.validated_on} if "after" in found else _no_masks(names, step)
         written = subject.write(method.model.cpu(), config, task, entry, folder)
         _write_added(folder, plan, found, names, written)
+    return method.model.cpu().to(memory_format=torch.contiguous_format)
 
 
 def _finish(folder: RunFolder) -> str:
@@ -319,6 +330,7 @@ def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Se
     document = {
         "model": plan.subject.origin,
         "written": written.relative_to(folder.path).as_posix(),
+        "needs_builder": written.is_dir() and Grown(written).needs_builder,
         "classes": list(names),
         "old": len(plan.subject.names),
         "photographs": plan.photographs.counts,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from wilson.config import Config
 from wilson.data.tasks import Task
 from wilson.data.transforms import Normalization
 from wilson.errors import UserError
+from wilson.methods import METHODS
 from wilson.models import SegmentationModel, image_statistics
-from wilson.models.foreign import Adapted, adapt, builders
+from wilson.models.foreign import Adapted, adapt, builders, heads
 from wilson.run_folder import CHECKPOINT, RunFolder, last_checkpoint
 
 ADDED = 1  # number of the step that adds classes, in the run's folder and in the task
@@ -73,41 +74,83 @@ def open_subject(
     Raises:
         UserError: there is no such model, or it cannot get classes.
     """
+    given = {"weights": weights, "names (--classes)": classes, "builder": builder, **adapting}
+    choices = {"names (--classes)", *_adapting()}
     if isinstance(model, Adapted):
-        return _adapted(deepcopy(model), None)
+        _check(given, set(), "a model that was adapted already")
+        return _adapted(heads.copied(model), None)
     if isinstance(model, nn.Module):
-        return _adapted(adapt(deepcopy(model), classes=classes, **adapting), None, "features" in adapting)
+        _check(given, choices, "a module")
+        named = adapting.get("features") is not None
+        return _adapted(adapt(heads.copied(model), classes=classes, **adapting), None, named)
     path = Path(model)
     if (folder := grown.inside(path)) is not None:
         before = grown.Grown(folder, builder)
-        return _adapted(before.model(), before.origin)
-    if path.name == CHECKPOINT or last_checkpoint(path) or checkpoint.is_saved(path):
-        if weights is not None or classes is not None:
-            raise UserError(f"{path} has its weights and the names of its classes; leave --weights and --classes out")
-        return _own(Checkpoint(last_checkpoint(path) or path))
-    if path.suffix in (".pt", ".pth", ".safetensors"):
-        raise UserError(
-            f"{path}: no checkpoint of wilson, and weights alone do not tell the architecture; give that with --to "
-            f"({builders.KINDS}) and the weights with --weights"
-        )
+        _check(given, set() if before.is_transformers else {"builder"}, f"{path}, which tells them itself")
+        return _adapted(before.model(), str(folder) if before.is_transformers else before.origin)
+    if path.name == CHECKPOINT or last_checkpoint(path) or checkpoint.is_saved(path) or _is_weights(path):
+        _check(given, set(), f"{path}, which has its weights and the names of its classes")
+        try:
+            saved = Checkpoint(last_checkpoint(path) or path)
+        except UserError as error:
+            if path.name == CHECKPOINT or not _is_weights(path):
+                raise
+            raise UserError(
+                f"{path}: no checkpoint of wilson that can be read, and weights alone do not tell the architecture; "
+                f"give that with --to ({builders.KINDS}) and the weights with --weights"
+            ) from error
+        return _own(saved)
+    _check(given, {"weights", *choices}, str(model))
     state = None if weights is None else builders.read_state(weights)
     module = builders.build(str(model), state)
     if grown.is_transformers(module):
-        adapting = {**_preprocessing(path), **adapting}
-    return _adapted(adapt(module, classes=classes, **adapting), str(model), "features" in adapting)
+        adapting = {**_preprocessing(path), **{key: value for key, value in adapting.items() if value is not None}}
+    if classes is None and state is None:
+        classes = builders.published_classes(str(model))
+    named = adapting.get("features") is not None
+    return _adapted(adapt(module, classes=classes, **adapting), str(model), named)
+
+
+def _adapting() -> list[str]:
+    """Names of the arguments of :func:`adapt` that a user gives besides the classes."""
+    return [name for name in inspect.signature(adapt).parameters if name not in ("model", "classes")]
+
+
+def _check(given: Mapping[str, Any], taken: set[str], what: str) -> None:
+    """Raise a UserError for arguments that this kind of model does not take."""
+    if wrong := [name for name, value in given.items() if value is not None and name not in taken]:
+        listed = ", ".join(sorted(taken)) or "none of its own"
+        raise UserError(f"{', '.join(wrong)}: not for {what}; it takes {listed}; leave the others out")
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix in (".pt", ".pth", ".safetensors")
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:
     """Mean and deviation of a transformers folder's images."""
+    path = folder / grown.PREPROCESSOR
     try:
-        values = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return {key: tuple(map(float, values[f"image_{key}"])) for key in ("mean", "std") if f"image_{key}" in values}
-    except (OSError, ValueError, TypeError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not values.get("do_normalize", "image_mean" in values):
+            values |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+        keys = [key for key in ("mean", "std") if f"image_{key}" in values]
+        found = {key: tuple(map(float, values[f"image_{key}"])) for key in keys}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
+    if values.get("do_flip_channel_order"):
+        raise UserError(
+            f"{path}: do_flip_channel_order: the model takes BGR, and images are given as RGB; give FILE.py:FUNCTION "
+            "that returns a module that flips the channels and calls the model"
+        )
+    return found
 
 
 def _own(saved: Checkpoint) -> Subject:
-    """A model of wilson: the grown one is the checkpoint of a further step."""
+    """A model of wilson: the grown one is the checkpoint of a further step.
+
+    How its probabilities are read is told by the method that trained it, or by the entry of a step that was added.
+    """
     old, step = saved.task, saved.step
 
     def task(new: Sequence[str]) -> Task:
@@ -118,11 +161,13 @@ def _own(saved: Checkpoint) -> Subject:
     def write(model: SegmentationModel, config: Config, task: Task, entry: dict[str, Any], out: RunFolder) -> Path:
         ours = replace(config, model=saved.config.model, data=replace(saved.config.data, crop=config.data.crop))
         path = out.step(ADDED).checkpoint
-        results = [*saved.results, {**entry, "step": step + 1}]
+        results = [*saved.results, {**entry, "step": step + 1, "softmax": model.softmax}]
         checkpoint.save_model(model, ours, task, step + 1, results, path)
         return path
 
     model = saved.model()
+    added = saved.results[-1] if saved.results else {}
+    model.softmax = bool(added.get("softmax", METHODS[saved.config.method].softmax))
     return Subject(
         model,
         old.class_names(step),

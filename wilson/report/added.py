@@ -146,6 +146,9 @@ def _training(folder: RunFolder) -> str:
 
 def _use(folder: RunFolder, values: dict[str, Any]) -> str:
     path = escape(str(folder.path / values["written"]))
+    command, argument = (
+        (" --builder FILE.py:FUNCTION", ', builder="FILE.py:FUNCTION"') if values.get("needs_builder") else ("", "")
+    )
     return f"""<h2>How to use it</h2>
-<pre>wilson predict photo.jpg --checkpoint {path}</pre>
-<p>In Python: <code>wilson.load("{path}").predict("photo.jpg")</code>.</p>"""
+<pre>wilson predict photo.jpg --checkpoint {path}{command}</pre>
+<p>In Python: <code>wilson.load("{path}"{argument}).predict("photo.jpg")</code>.</p>"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from wilson.errors import UserError
 from wilson.models.protocol import Prediction, SegmentationModel
 
-from . import heads
+from . import auxiliary, heads
 from .maps import feature_map, layer_map
 from .search import INPUT, Found, find
 
@@ -37,6 +36,7 @@ class Adapted(SegmentationModel):
         softmax: whether its probabilities are a softmax over the classes; if not, each is a sigmoid.
         background: the module's channel of the background.
         class_names: names of the classes, background first; None if nobody told them.
+        own_background: the module's name for the background, which it keeps.
         mean, std: of the image channels, RGB in 0..1.
     """
 
@@ -49,10 +49,11 @@ class Adapted(SegmentationModel):
         class_names: tuple[str, ...] | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        own_background: str = "background",
     ) -> None:
         super().__init__()
         self.module, self.found, self.softmax, self.background = module, found, softmax, background
-        self.class_names, self.mean, self.std = class_names, mean, std
+        self.class_names, self.mean, self.std, self.own_background = class_names, mean, std, own_background
 
     def forward(self, image: Tensor) -> Prediction:
         image = self._fitting(image)
@@ -102,9 +103,10 @@ class Adapted(SegmentationModel):
         if found.input_stride >= found.stride:
             return self
         finer = replace(found, features=INPUT, feature_channels=found.input_channels, stride=found.input_stride)
-        return Adapted(self.module, finer, self.softmax, self.background, self.class_names, self.mean, self.std).train(
-            self.training
-        )
+        return Adapted(
+            self.module, finer, self.softmax, self.background, self.class_names, self.mean, self.std,
+            self.own_background,
+        ).train(self.training)  # fmt: skip
 
     @property
     def encoder(self) -> nn.Module:
@@ -115,10 +117,18 @@ class Adapted(SegmentationModel):
         raise UserError("the stages of another library's model are not known, so plop cannot compare them; use wilson")
 
     def extended(self, new: int) -> Adapted:
-        """A copy with `new` more classes after the others, their weights fresh; the old outputs are unchanged."""
-        model = deepcopy(self)
+        """A copy with `new` more classes after the others, their weights fresh; the old outputs are unchanged.
+
+        The classifier learns, frozen or not. Other layers that are frozen stay so, unless all of them are: then the
+        whole copy learns, as a model that serves as the old one of a step is frozen.
+        """
+        model = heads.copied(self)
         grown = heads.extended(model.classifier, new)
         model.module.set_submodule(model.found.classifier, grown)
+        others = _without(model.parameters(), list(grown.parameters()))
+        frozen = not any(parameter.requires_grad for parameter in others)
+        for parameter in model.parameters() if frozen else grown.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
         names = self.names()
         model.class_names = None if self.class_names is None else (*names, *(f"new {i + 1}" for i in range(new)))
         heads.tell_classes(model.module, model.in_order_of_module(model.names()))
@@ -162,9 +172,9 @@ class Adapted(SegmentationModel):
         heads.tell_classes(self.module, self.in_order_of_module(self.class_names))
 
     def in_order_of_module(self, names: Sequence[str]) -> list[str]:
-        """Names, given with the background first, in the order of the module's outputs."""
+        """Names, given with the background first, in the order of the module's outputs and with its own background."""
         rest = list(names[1:])
-        return [*rest[: self.background], names[0], *rest[self.background :]]
+        return [*rest[: self.background], self.own_background, *rest[self.background :]]
 
     def _ordered(self, logits: Tensor) -> Tensor:
         """The logits with the background first."""
@@ -213,7 +223,7 @@ def adapt(
 
     The model is run once with noise to find its classifier (the layer whose output, resized, is the model's) and its
     features (`backbone`, `encoder` or transformers' base model; else what the classifier reads). It keeps its weights;
-    auxiliary heads are removed, as they would keep the old number of classes.
+    auxiliary heads are removed, as they would keep the old number of classes, unless it cannot run without.
 
     Args:
         model: takes images (B, 3, H, W), normalised, and returns scores (B, C, h, w) or a dict, tuple or ModelOutput
@@ -247,12 +257,27 @@ def adapt(
     if names is not None and len(names) != count:
         raise UserError(f"classes: the model has {count} outputs, got {len(names)} names; give one for each")
     channel = _background(background, names, count)
-    heads.drop_auxiliary(model, count)
+    statistics = _statistic("mean", mean, IMAGENET[0]), _statistic("std", std, IMAGENET[1])
+    auxiliary.drop(model, count, found.size)
     ordered = None if names is None else ("background", *names[:channel], *names[channel + 1 :])
     return Adapted(
-        model, found, output == "softmax", channel, ordered,
-        tuple(mean or IMAGENET[0]), tuple(std or IMAGENET[1]),
+        model, found, output == "softmax", channel, ordered, *statistics,
+        "background" if names is None else names[channel],
     )  # fmt: skip
+
+
+def _statistic(what: str, given: Sequence[float] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """Mean or deviation of the image channels."""
+    if given is None:
+        return usual
+    try:
+        values = tuple(map(float, given))
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != 3 or not all(map(math.isfinite, values)) or (what == "std" and min(values) <= 0):
+        above = ", above 0" if what == "std" else ""
+        raise UserError(f"{what}: expected a number each for red, green and blue in 0..1{above}, got {given}")
+    return values
 
 
 def _background(given: int | str, names: tuple[str, ...] | None, count: int) -> int:

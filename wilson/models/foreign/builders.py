@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,24 @@ def named(what: str) -> bool:
     return what.startswith((TORCHVISION, SMP))
 
 
+def fixed(what: str) -> bool:
+    """Whether what is built has a number of outputs of its own, whatever the weights have."""
+    return ".py:" in what or (what.startswith(SMP) and _is_saved(what.removeprefix(SMP)))
+
+
+def published_classes(what: str) -> tuple[str, ...] | None:
+    """Names of the outputs of a model that comes with published weights; None where they tell none."""
+    if not what.startswith(TORCHVISION):
+        return None
+    from torchvision import models
+
+    name = what.removeprefix(TORCHVISION)
+    if name not in models.list_models(models.segmentation):
+        return None
+    names = models.get_model_weights(name).DEFAULT.meta.get("categories")
+    return None if names is None else tuple(map(str, names))
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict, as trainers of many kinds write it: alone, or among other things; UserError if it is none."""
     try:
@@ -87,13 +108,14 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
             f"the weights do not fit {what}: {len(wrong)} tensors are missing, superfluous or of another shape, the "
             f"first {wrong[0]}; give the weights of this very architecture"
         )
-    model.load_state_dict({name: value for name, value in weights.items() if name in wanted}, strict=False)
+    fitting = {k: value for k, value in weights.items() if k in wanted and value.shape == wanted[k].shape}
+    model.load_state_dict(fitting, strict=False)
     if name := not_finite(model.state_dict()):
         raise UserError(f"the weights of {what}: {name} holds values that are no finite numbers; give others")
 
 
 def _auxiliary(name: str) -> bool:
-    return name.startswith("aux") or ".aux" in name or name.endswith("num_batches_tracked")
+    return "aux" in name or name.endswith("num_batches_tracked")
 
 
 def _outputs(kind: str, weights: Mapping[str, Tensor], what: str) -> int:
@@ -125,21 +147,41 @@ def _torchvision(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
 
 
 def _smp(name: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
-    import segmentation_models_pytorch as smp
-
-    if Path(name).is_dir() or "/" in name:
-        return smp.from_pretrained(name)
+    smp = _library("segmentation_models_pytorch", f"{SMP}{name}")
+    if _is_saved(name):
+        try:
+            return smp.from_pretrained(name)
+        except Exception as error:  # of the hub, of files, or of the class that it names
+            raise UserError(
+                f"{SMP}{name}: no model that smp.from_pretrained can load ({type(error).__name__}: "
+                f"{first_line(error)}); expected what its save_pretrained wrote"
+            ) from error
     architecture, _, query = name.partition("?")
     options = {key: _value(value) for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)}
     if weights is None:
         raise UserError(f"{SMP}{name}: an architecture has no weights of its own; give a file of yours with --weights")
-    options = {"encoder_weights": None, "classes": _outputs(SMP, weights, name), **options}
+    options = {"encoder_weights": None, **options, "classes": _outputs(SMP, weights, name)}
     try:
         return smp.create_model(architecture, **options)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{SMP}{name}: {first_line(error)}; expected ARCHITECTURE?encoder_name=NAME, further keywords with &"
         ) from error
+
+
+def _is_saved(name: str) -> bool:
+    """Whether smp's name is a folder of it, or a repository."""
+    return Path(name).is_dir() or "/" in name.partition("?")[0]
+
+
+def _library(package: str, what: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        install = package.replace("_", "-")
+        raise UserError(f"{what}: the package {package} is missing; install it: pip install {install}") from error
 
 
 def _value(text: str) -> Any:
@@ -150,10 +192,9 @@ def _value(text: str) -> Any:
 
 
 def _transformers(folder: Path) -> nn.Module:
-    from transformers import AutoModelForSemanticSegmentation
-
+    transformers = _library("transformers", str(folder))
     try:
-        return AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder}: no model of semantic segmentation that transformers can load ({first_line(error)}); expected a "
@@ -167,14 +208,34 @@ def _function(what: str) -> nn.Module:
     path = Path(place)
     if not path.is_file():
         raise UserError(f"{what}: no file {path}; expected FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    key = f"named_by_user_{path.stem}"  # no other module is hidden, whatever the file's name
+    spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _others_code(what, path.resolve().parent):
+        sys.modules[key] = module
+        spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{what}: {path} has no function {name}")
-    model = function()
+    with _others_code(what, path.resolve().parent):
+        model = function()
     if not isinstance(model, nn.Module):
         raise UserError(f"{what}: {name}() returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+@contextmanager
+def _others_code(what: str, folder: Path) -> Iterator[None]:
+    """Run a user's code as Python runs a script of this folder; UserError for whatever it raises."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"{what}: this code failed: {type(error).__name__}: {first_line(error)}; call the function in Python to "
+            "see where, and mend it"
+        ) from error
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from wilson.errors import UserError
+from wilson.errors import UserError, first_line
 
 CLASSIFIERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def copied(model: AnyModule) -> AnyModule:
+    """A copy of a model that shares nothing with it; UserError if it cannot be copied."""
+    try:
+        return deepcopy(model)
+    except Exception as error:  # of whatever kind its parts raise
+        raise UserError(
+            f"the model cannot be copied ({type(error).__name__}: {first_line(error)}), and the given one has to stay "
+            "as it is; give a module that copy.deepcopy takes"
+        ) from error
 
 
 def outputs(layer: nn.Module) -> int | None:
@@ -57,11 +72,11 @@ def extended(layer: nn.Module, new: int) -> nn.Module:
     weight: Tensor = layer.weight  # type: ignore[assignment]
     grown.weight = nn.Parameter(weight.new_empty(shape), weight.requires_grad)
     if isinstance(layer.bias, Tensor):
-        grown.bias = nn.Parameter(layer.bias.new_empty(old + new), layer.bias.requires_grad)
+        bias = grown.bias = nn.Parameter(layer.bias.new_empty(old + new), layer.bias.requires_grad)
     grown.reset_parameters()  # type: ignore[operator]
     rows(grown)[:old] = rows(layer)
     if isinstance(layer.bias, Tensor):
-        grown.bias[:old] = layer.bias
+        bias[:old] = layer.bias
     return grown
 
 
@@ -84,14 +99,3 @@ def tell_classes(model: nn.Module, names: Sequence[str]) -> None:
             value = getattr(holder, name, None)
             if isinstance(value, int) and value != len(names):
                 setattr(holder, name, len(names))
-
-
-def drop_auxiliary(model: nn.Module, channels: int) -> None:
-    """Remove auxiliary heads, which only a loss of its own would train; they would keep the old number of classes."""
-    for name, module in list(model.named_modules()):
-        parent, _, last = name.rpartition(".")
-        if "aux" in last and any(outputs(layer) == channels for layer in module.modules()):
-            setattr(model.get_submodule(parent), last, None)
-    config = getattr(model, "config", None)
-    if getattr(config, "use_auxiliary_head", False):
-        config.use_auxiliary_head = False  # type: ignore[union-attr]

@@ -101,14 +101,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def run(model: nn.Module, height: int, width: int) -> Run:
-    """Run a model with an image of noise; UserError if it cannot be run."""
+def run(model: nn.Module, height: int, width: int, images: int = 1) -> Run:
+    """Run a model with images of noise; UserError if it cannot be run."""
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise UserError(
             "the model has no parameters, so there is nothing to train; give a torch.nn.Module with weights"
         )
-    noise = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(images, 3, height, width, generator=torch.Generator().manual_seed(0))
     seen = Run(noise.to(parameter), None, {}, {})
 
     def keep(name: str) -> Any:
@@ -195,7 +195,8 @@ def _becomes(scores: Tensor, target: Tensor) -> bool:
     resized = (
         [scores] if same_size else [F.interpolate(scores, target.shape[2:], **options) for options in RESIZED]
     )  # fmt: skip
-    return any(equal(one, target) for scores in resized for one in (scores, scores.softmax(1), scores.log_softmax(1)))
+    kinds = [(scores, scores.softmax(1), scores.log_softmax(1), scores.sigmoid()) for scores in resized]
+    return any(equal(one, target) for kind in kinds for one in kind)
 
 
 def _moves(model: nn.Module, layer: nn.Module, target: Tensor, seen: Run) -> bool:
