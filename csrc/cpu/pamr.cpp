@@ -126,59 +126,62 @@ struct Block {
   static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
 };
 
-// affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours.
+// affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours. `differences` has
+// room for those of a block, (3, neighbours, kBlock), so that each is taken once.
+//
+// The deviation comes of the sums of the differences to the centre and of their squares. It loses no digits: the centre
+// itself is a ninth of the values, so that the squares are at most ten times what remains of them.
 template <class acc>
-WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, acc* affinity) {
+WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, acc* differences,
+                                         acc* affinity) {
   using Vector = typename Block<acc>::Vector;
   const int64_t N = s.neighbours();
   const acc values = deviation_values<acc>(s.dilations);
+  const int64_t* offset = s.offset.data();
   for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
-    std::fill_n(affinity, N * kBlock, acc(0));
+    Vector slope[3];
     for (int colour = 0; colour < 3; ++colour) {
       const acc* x = planes + colour * s.plane() + s.first() + y * s.stride + block * kBlock;
-      // relative to the centre, whose own share of the deviation is then the mean's square
+      acc* difference = differences + colour * N * kBlock;
       const Vector centre = Block<acc>::load(x);
-      Vector mean = {}, squares = {};
-      for (int64_t n = 0; n < N; ++n) mean += Block<acc>::load(x + s.offset[n]) - centre;
-      mean /= values;
-      for (int64_t n = 0; n < N; ++n) {
-        const Vector deviation = (Block<acc>::load(x + s.offset[n]) - centre) - mean;
-        squares += deviation * deviation;
+      Vector total = {}, squares = {};
+      for (int64_t n = 0; n < N; ++n, difference += kBlock) {
+        const Vector d = Block<acc>::load(x + offset[n]) - centre;
+        total += d;
+        squares += d * d;
+        Block<acc>::store(difference, d);
       }
-      squares += static_cast<acc>(s.dilations) * mean * mean;
-      acc slope[kBlock];
-      Block<acc>::store(slope, squares / (values - acc(1)));
+      acc variance[kBlock];
+      Block<acc>::store(variance, (squares - total * total / values) / (values - acc(1)));
 #pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) slope[j] = steepness(slope[j]);
-      for (int64_t n = 0; n < N; ++n) {
-        const acc* neighbour = x + s.offset[n];
-        acc* k = affinity + n * kBlock;
-#pragma omp simd
-        for (int64_t j = 0; j < kBlock; ++j) k[j] += similarity(x[j], neighbour[j], slope[j]);
-      }
+      for (int64_t j = 0; j < kBlock; ++j) variance[j] = steepness(variance[j]);
+      slope[colour] = Block<acc>::load(variance);
     }
-    acc peak[kBlock], sum[kBlock];
-#pragma omp simd
-    for (int64_t j = 0; j < kBlock; ++j) peak[j] = affinity[j], sum[j] = acc(0);
-    for (int64_t n = 1; n < N; ++n) {
-      const acc* k = affinity + n * kBlock;
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) peak[j] = k[j] > peak[j] ? k[j] : peak[j];
+    const acc *red = differences, *green = red + N * kBlock, *blue = green + N * kBlock;
+    const auto part = [](const acc* difference, const Vector& slope) __attribute__((always_inline)) {
+      const Vector d = Block<acc>::load(difference);
+      return (d < 0 ? -d : d) * slope;  // similarity(), which takes no vectors
+    };
+    Vector peak = {};
+    for (int64_t n = 0; n < N; ++n) {
+      const int64_t at = n * kBlock;
+      const Vector k = part(red + at, slope[0]) + part(green + at, slope[1]) + part(blue + at, slope[2]);
+      peak = n == 0 ? k : k > peak ? k : peak;
+      Block<acc>::store(affinity + at, k);
     }
+    acc highest[kBlock];
+    Block<acc>::store(highest, peak);
     for (int64_t n = 0; n < N; ++n) {
       acc* k = affinity + n * kBlock;
 #pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) {
-        k[j] = exp_nonpositive(k[j] - peak[j]);
-        sum[j] += k[j];
-      }
+      for (int64_t j = 0; j < kBlock; ++j) k[j] = exp_nonpositive(k[j] - highest[j]);
     }
-#pragma omp simd
-    for (int64_t j = 0; j < kBlock; ++j) sum[j] = acc(1) / sum[j];
+    Vector sum = {};
+    for (int64_t n = 0; n < N; ++n) sum += Block<acc>::load(affinity + n * kBlock);
+    const Vector share = acc(1) / sum;
     for (int64_t n = 0; n < N; ++n) {
       acc* k = affinity + n * kBlock;
-#pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) k[j] *= sum[j];
+      Block<acc>::store(k, Block<acc>::load(k) * share);
     }
   }
 }
@@ -260,12 +263,12 @@ void refine_images(const Planes& image, const Planes& mask, const std::optional<
   const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
   const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
   torch::stable::parallel_for(0, B * s.height, rows_of_work, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<acc[]> planes(new acc[3 * s.plane()]);
+    const std::unique_ptr<acc[]> planes(new acc[3 * s.plane()]), differences(new acc[3 * N * kBlock]);
     for (int64_t i = begin; i < end; ++i) {
       if (i == begin || i % s.height == 0) {
         for (int64_t c = 0; c < 3; ++c) load_plane(image, i / s.height, c, s, planes.get() + c * s.plane());
       }
-      pamr_affinity_row(s, planes.get(), i % s.height, affinity.get() + i * s.blocks * kBlock * N);
+      pamr_affinity_row(s, planes.get(), i % s.height, differences.get(), affinity.get() + i * s.blocks * kBlock * N);
     }
   });
   const bool same_size = mask.height == s.height && mask.width == s.width;

@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
   const auto similarity_of = [&](int j) {
     acc k = 0;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) k += similarity(acc(0), difference[j][c], slope[c]);
+    for (int c = 0; c < 3; ++c) k += similarity(difference[j][c], slope[c]);
     return k;
   };
 

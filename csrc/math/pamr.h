@@ -24,11 +24,11 @@ WILSON_HOST_DEVICE acc steepness(acc variance) {
   return acc(-1) / acc(3) / (acc(1e-8) + acc(0.1) * sqrt(variance));
 }
 
-// A colour's share of k_n.
+// A colour's share of k_n, given the difference to the neighbour.
 template <class acc>
-WILSON_HOST_DEVICE acc similarity(acc x, acc neighbour, acc steepness) {
+WILSON_HOST_DEVICE acc similarity(acc difference, acc steepness) {
   using std::abs;
-  return abs(x - neighbour) * steepness;
+  return abs(difference) * steepness;
 }
 
 }  // namespace wilson

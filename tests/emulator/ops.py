@@ -55,9 +55,10 @@ def emulated(
     replaced = {}
     with _driver(provider, arch), kernel.session(seed) as session:
         for attribute, value in list(vars(definitions).items()):
-            if isinstance(value, torch.library.CustomOpDef) and value._name in served:
+            name = value.__name__.split(".")[0] if isinstance(value, torch._ops.OpOverload) else ""
+            if name in served:
                 replaced[attribute] = value
-                setattr(definitions, attribute, _guarded(session, value._name, served[value._name], observe))
+                setattr(definitions, attribute, _guarded(session, name, served[name], observe))
         try:
             yield session
         finally:

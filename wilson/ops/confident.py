@@ -19,7 +19,7 @@ BALANCED = "balanced_cross_entropy"
 # --------------------------------------------------------------------------------------------------- confident pixels
 
 
-@torch.library.custom_op("wilson::confident_labels", mutates_args=())
+@_registry.raw("confident_labels")
 def _confident(
     refined: Tensor, image_labels: Tensor, background_ratio: float, class_ratio: float, floor: float, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def _confident(
     )
 
 
-@_confident.register_fake
+@torch.library.register_fake(_confident)
 def _(refined: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     batch, classes, height, width = refined.shape
     return (
@@ -102,7 +102,7 @@ def confident_labels(
 # ------------------------------------------------------------------------------------------------ the loss on them
 
 
-@torch.library.custom_op("wilson::balanced_cross_entropy", mutates_args=())
+@_registry.raw("balanced_cross_entropy")
 def _balanced_forward(
     scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int
 ) -> Tensor:
@@ -110,12 +110,12 @@ def _balanced_forward(
     return reference.balanced_cross_entropy(scores, labels, counts, image_labels, ignore_index=ignore_index)
 
 
-@_balanced_forward.register_fake
+@torch.library.register_fake(_balanced_forward)
 def _(scores: Tensor, *others: object) -> Tensor:
     return scores.new_empty((), dtype=reference.accumulate(scores))
 
 
-@torch.library.custom_op("wilson::balanced_cross_entropy_backward", mutates_args=())
+@_registry.raw("balanced_cross_entropy_backward")
 def _balanced_backward(
     grad: Tensor, scores: Tensor, labels: Tensor, counts: Tensor, image_labels: Tensor, ignore_index: int
 ) -> Tensor:
@@ -130,7 +130,7 @@ def _balanced_backward(
     return torch.empty_like(scores).copy_(torch.where(factor != 0, derivative * factor, 0))
 
 
-@_balanced_backward.register_fake
+@torch.library.register_fake(_balanced_backward)
 def _(grad: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 

@@ -15,18 +15,18 @@ __all__ = ["one_versus_rest"]
 OP = "one_versus_rest"
 
 
-@torch.library.custom_op("wilson::one_versus_rest", mutates_args=())
+@_registry.raw("one_versus_rest")
 def _forward(logits: Tensor) -> Tensor:
     _library.note_reference(OP, logits)
     return torch.empty_like(logits).copy_(reference.one_versus_rest(logits))
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _(logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
-@torch.library.custom_op("wilson::one_versus_rest_backward", mutates_args=())
+@_registry.raw("one_versus_rest_backward")
 def _backward(grad: Tensor, logits: Tensor) -> Tensor:
     """g_j - sum_{c != j} g_c exp(s_j) / sum_{k != c} exp(s_k); the top class's share is a softmax over its others."""
     _library.note_reference(OP, logits)
@@ -41,7 +41,7 @@ def _backward(grad: Tensor, logits: Tensor) -> Tensor:
     return torch.empty_like(logits).copy_(derivative)
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _(grad: Tensor, logits: Tensor) -> Tensor:
     return torch.empty_like(logits)
 

@@ -15,7 +15,7 @@ __all__ = ["pamr"]
 PAMR = "pamr"
 
 
-@torch.library.custom_op("wilson::pamr", mutates_args=())
+@_registry.raw("pamr")
 def _pamr(
     image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]
 ) -> Tensor:
@@ -23,7 +23,7 @@ def _pamr(
     return reference.pamr(image, mask, image_labels=image_labels, iterations=iterations, dilations=dilations)
 
 
-@_pamr.register_fake
+@torch.library.register_fake(_pamr)
 def _(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
     batch, classes = mask.shape[:2]
     return mask.new_empty((batch, classes, *image.shape[2:]), dtype=reference.accumulate(image, mask))

@@ -15,7 +15,7 @@ __all__ = ["ngwp_focal_pool"]
 OP = "ngwp_focal_pool"
 
 
-@torch.library.custom_op("wilson::ngwp_focal_pool", mutates_args=())
+@_registry.raw("ngwp_focal_pool")
 def _forward(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """pooled, mass S and score T / (eps + S), all (B, C)."""
     _library.note_reference(OP, scores)
@@ -26,13 +26,13 @@ def _forward(scores: Tensor, eps: float, gamma: float, lam: float, focal: bool) 
     return pooled, mass, (m * reference.counted_scores(z)).flatten(2).sum(2) / (eps + mass)
 
 
-@_forward.register_fake
+@torch.library.register_fake(_forward)
 def _(scores: Tensor, *options: object) -> tuple[Tensor, Tensor, Tensor]:
     pooled = scores.new_empty(scores.shape[:2], dtype=reference.accumulate(scores))
     return pooled, torch.empty_like(pooled), torch.empty_like(pooled)
 
 
-@torch.library.custom_op("wilson::ngwp_focal_pool_backward", mutates_args=())
+@_registry.raw("ngwp_focal_pool_backward")
 def _backward(
     grad_pooled: Tensor,
     scores: Tensor,
@@ -62,7 +62,7 @@ def _backward(
     return torch.empty_like(scores).copy_(grad)
 
 
-@_backward.register_fake
+@torch.library.register_fake(_backward)
 def _(grad_pooled: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 

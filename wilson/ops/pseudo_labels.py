@@ -16,7 +16,7 @@ MERGE = "merge_pseudo_labels"
 LOSS = "pseudo_label_loss"
 
 
-@torch.library.custom_op("wilson::merge_pseudo_labels", mutates_args=())
+@_registry.raw("merge_pseudo_labels")
 def _merge(
     localizer_scores: Tensor,
     old_logits: Tensor,
@@ -32,7 +32,7 @@ def _merge(
     )  # fmt: skip
 
 
-@_merge.register_fake
+@torch.library.register_fake(_merge)
 def _(localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, *options: object) -> tuple[Tensor, Tensor]:
     dtype = reference.accumulate(localizer_scores, old_logits, image_labels)
     targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
@@ -44,7 +44,7 @@ def _keyword(background_weight: float | None) -> float | str:
     return "min" if background_weight is None else background_weight
 
 
-@torch.library.custom_op("wilson::pseudo_label_loss", mutates_args=())
+@_registry.raw("pseudo_label_loss")
 def _loss_forward(
     logits: Tensor,
     localizer_scores: Tensor,
@@ -69,7 +69,7 @@ def _loss_forward(
     return loss, factor, torch.empty_like(logits).copy_(logits.to(dtype).sigmoid() - targets)
 
 
-@_loss_forward.register_fake
+@torch.library.register_fake(_loss_forward)
 def _(
     logits: Tensor,
     localizer_scores: Tensor,
@@ -85,13 +85,13 @@ def _(
     return loss, factor, torch.empty_like(logits) if with_derivative else logits.new_empty(0, dtype=dtype)
 
 
-@torch.library.custom_op("wilson::pseudo_label_loss_backward", mutates_args=())
+@_registry.raw("pseudo_label_loss_backward")
 def _loss_backward(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
     _library.note_reference(LOSS, derivative)
     return scaled(derivative, (grad * factor)[:, None, None, None], derivative.dtype)
 
 
-@_loss_backward.register_fake
+@torch.library.register_fake(_loss_backward)
 def _(grad: Tensor, factor: Tensor, derivative: Tensor) -> Tensor:
     return torch.empty_like(derivative)
 

@@ -19,18 +19,18 @@ SOFT = "soft_margin_loss"
 # ---------------------------------------------------------------------------------------------------------------- LOC
 
 
-@torch.library.custom_op("wilson::localization_prior_loss", mutates_args=())
+@_registry.raw("localization_prior_loss")
 def _prior_forward(scores: Tensor, old_logits: Tensor) -> Tensor:
     _library.note_reference(LOC, scores)
     return reference.localization_prior_loss(scores, old_logits)
 
 
-@_prior_forward.register_fake
+@torch.library.register_fake(_prior_forward)
 def _(scores: Tensor, old_logits: Tensor) -> Tensor:
     return scores.new_empty((), dtype=reference.accumulate(scores, old_logits))
 
 
-@torch.library.custom_op("wilson::localization_prior_loss_backward", mutates_args=())
+@_registry.raw("localization_prior_loss_backward")
 def _prior_backward(grad: Tensor, scores: Tensor, old_logits: Tensor) -> Tensor:
     """(sigmoid(z) - omega) / (B O P) for the old classes, 0 for the new ones."""
     _library.note_reference(LOC, scores)
@@ -42,7 +42,7 @@ def _prior_backward(grad: Tensor, scores: Tensor, old_logits: Tensor) -> Tensor:
     return grad_scores
 
 
-@_prior_backward.register_fake
+@torch.library.register_fake(_prior_backward)
 def _(grad: Tensor, scores: Tensor, *others: object) -> Tensor:
     return torch.empty_like(scores)
 
@@ -93,25 +93,25 @@ def localization_prior_loss(scores: Tensor, old_logits: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------- SEG
 
 
-@torch.library.custom_op("wilson::soft_margin_loss", mutates_args=())
+@_registry.raw("soft_margin_loss")
 def _soft_forward(logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
     _library.note_reference(SOFT, logits)
     return reference.soft_margin_loss(logits, targets, image_weight=image_weight)
 
 
-@_soft_forward.register_fake
+@torch.library.register_fake(_soft_forward)
 def _(logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
     return logits.new_empty((), dtype=reference.accumulate(logits, targets, image_weight))
 
 
-@torch.library.custom_op("wilson::soft_margin_loss_backward", mutates_args=())
+@_registry.raw("soft_margin_loss_backward")
 def _soft_backward(grad: Tensor, logits: Tensor, targets: Tensor, image_weight: Tensor | None) -> Tensor:
     _library.note_reference(SOFT, logits)
     derivative = logits.to(grad.dtype).sigmoid() - targets.to(grad.dtype)
     return torch.empty_like(logits).copy_(derivative * _image_factor(grad, logits, image_weight))
 
 
-@_soft_backward.register_fake
+@torch.library.register_fake(_soft_backward)
 def _(grad: Tensor, logits: Tensor, *others: object) -> Tensor:
     return torch.empty_like(logits)
 

@@ -37,7 +37,7 @@ def _empty_derivative(logits: Tensor, wanted: bool) -> Tensor:
 # -------------------------------------------------------------------------------------- binary cross-entropy, one-hot
 
 
-@torch.library.custom_op("wilson::upsampled_soft_margin_loss", mutates_args=())
+@_registry.raw("upsampled_soft_margin_loss")
 def _margin(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
     """The loss, and the derivative of the sum over pixels if asked: sigmoid - onehot where there is a class."""
     _library.note_reference(MARGIN, logits)
@@ -48,7 +48,7 @@ def _margin(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: 
     return loss, _derivative(probabilities, labels, logits, ignore_index)
 
 
-@_margin.register_fake
+@torch.library.register_fake(_margin)
 def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
     return logits.new_empty((), dtype=reference.accumulate(logits)), _empty_derivative(logits, with_derivative)
 
@@ -105,7 +105,7 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
 # --------------------------------------------------------------------------------------------- softmax cross-entropy
 
 
-@torch.library.custom_op("wilson::upsampled_cross_entropy", mutates_args=())
+@_registry.raw("upsampled_cross_entropy")
 def _entropy(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; the pixels with a class, at least 1; and softmax - onehot summed over them, if asked."""
     _library.note_reference(ENTROPY, logits)
@@ -118,7 +118,7 @@ def _entropy(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative:
     return loss, counted, _derivative(probabilities, labels, logits, ignore_index)
 
 
-@_entropy.register_fake
+@torch.library.register_fake(_entropy)
 def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
     loss = logits.new_empty((), dtype=reference.accumulate(logits))
     return loss, torch.empty_like(loss), _empty_derivative(logits, with_derivative)
@@ -174,13 +174,13 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
-@torch.library.custom_op("wilson::upsampled_argmax", mutates_args=())
+@_registry.raw("upsampled_argmax")
 def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
     _library.note_reference(ARGMAX, logits)
     return reference.upsampled_argmax(logits, (height, width))
 
 
-@_argmax.register_fake
+@torch.library.register_fake(_argmax)
 def _(logits: Tensor, height: int, width: int) -> Tensor:
     dtype = torch.int64 if logits.shape[1] > 255 else torch.uint8
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
