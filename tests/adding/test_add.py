@@ -144,7 +144,7 @@ def test_what_does_not_apply_is_refused(tmp_path):
         with pytest.raises(UserError, match=match):
             subject.open_subject(model, **given)
     named = subject.open_subject(Net(), features=None)
-    assert named.finer().stride == subject.open_subject(Net()).finer().stride
+    assert named.finer(1).stride == subject.open_subject(Net()).finer(1).stride
 
 
 def test_published_names_are_those_of_the_classes(monkeypatch):
@@ -460,7 +460,8 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
     def choose(model, stride=4, side=None, **given):
         model.feature_channels, asked = 12, choices.Given(**given)
         crop = choices.crop_for(stride, side, found.training, asked)
-        return choices.choose(model, stride, crop, found.training, found.negatives, asked)
+        parameters = sum(p.numel() for p in model.parameters())
+        return choices.choose(model, stride, parameters, crop, found.training, found.negatives, asked)
 
     convolutional = choose(Net()).config
     assert convolutional.data.crop == 64 and convolutional.step.optimizer == "sgd" and convolutional.step.lr_head == 0.1

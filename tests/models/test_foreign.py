@@ -42,6 +42,40 @@ def test_finds_classifier_and_features(kernel):
     torch.testing.assert_close(features, net.backbone(image))
 
 
+class Pyramid(nn.Module):
+    """An encoder of stride 8, and a decoder that goes up to stride 1; a part of it takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 8, 8, 8)
+        self.decoder = nn.ModuleList(nn.ConvTranspose2d(8, 8, 2, 2) for _ in range(3))
+        self.head, self.unused = nn.Conv2d(8, CLASSES, 1), nn.Linear(100, 100)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.encoder(image)
+        for layer in self.decoder:
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("stride", "name", "found"), [(8, "encoder", 8), (4, "decoder.0", 4), (3, "decoder.1", 2)])
+def test_finer_features_are_the_coarsest_that_will_do(stride, name, found, tmp_path):
+    model = wilson.adapt(Pyramid())
+    assert model.found.parameters == sum(p.numel() for p in model.parameters()) - 100 * 101
+    finer = model.with_finer_features(stride)
+    assert (finer.found.features, finer.found.stride) == (name, found)
+    image = torch.randn(IMAGE)
+    logits, features = finer.eval()(image)
+    assert features.shape == (2, 8, 32 // found, 40 // found)
+    assert torch.equal(logits, model.eval()(image).logits)
+    groups = finer.parameter_groups()
+    assert not list(groups["decoder"]) or name == "encoder"
+    save(finer, tmp_path)
+    (tmp_path / "mine.py").write_text("from tests.models.test_foreign import Pyramid as build\n")
+    again = Grown(tmp_path, f"{tmp_path}/mine.py:build").model()
+    assert again.found == finer.found and torch.equal(again(image).features, features)
+
+
 def test_leaves_mode_weights_and_random_numbers_alone():
     net = Net().train()
     net.head.eval()

@@ -185,9 +185,10 @@ def make_plan(
     reason = "the model takes no other size" if isinstance(subject.model, Adapted) else "what the model was trained at"
     crop, why = crop_for(subject.stride, subject.side, photographs.training, given, reason)
     if crop // subject.stride < WIDTH:
-        subject = subject.finer()
+        subject = subject.finer(crop // WIDTH)
     choices = choose(
-        subject.model, subject.stride, (crop, why), photographs.training, photographs.negatives, given
+        subject.model, subject.stride, subject.parameters, (crop, why), photographs.training, photographs.negatives,
+        given,
     )  # fmt: skip
     config = choices.config
     config = replace(

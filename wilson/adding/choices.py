@@ -65,7 +65,7 @@ class Given:
 
 
 def choose(
-    network: SegmentationModel, stride: int, crop: tuple[int, str], training: ImageSource,
+    network: SegmentationModel, stride: int, parameters: int, crop: tuple[int, str], training: ImageSource,
     negatives: ImageSource | None, given: Given,
 ) -> Choices:  # fmt: skip
     """Choose the settings of a step.
@@ -73,6 +73,7 @@ def choose(
     Args:
         network: the model.
         stride: pixels of the image per pixel of its features.
+        parameters: numbers of the model that take part in its output.
         crop: side of the crops, and why, as :func:`crop_for` gives them.
         training, negatives: the photographs.
         given: what the user chose.
@@ -109,7 +110,7 @@ def choose(
         + "."
         + (f" In the first {'one' if warmup == 1 else warmup} only the localizer learns." if warmup else "")
     )
-    kind, large = _optimizer(network), sum(p.numel() for p in network.parameters()) >= LARGE
+    kind, large = _optimizer(network), parameters >= LARGE
     lr_encoder, lr_head = RATES[kind, large]
     family = "layer norm, as transformers have it" if kind == "adamw" else "batch-norm, as convolutional ones have it"
     size = "large, and moves in small steps" if large else "small, and takes large steps"

@@ -37,7 +37,8 @@ class Subject:
         stride: pixels of the image per pixel of the features.
         side: the side that images must have; None where it takes any.
         origin: what it was built of, in words.
-        finer: the same with a finer map of features, if the model has one and its user named none.
+        parameters: numbers that take part in the output.
+        finer: the same with a finer map of features, of a stride at most, if the model has one and its user named none.
         task: from the names of the new classes to a task, whose second step they are.
         write: the grown model, its configuration, task and results into the folder of the run; returns what to load.
     """
@@ -49,7 +50,8 @@ class Subject:
     stride: int
     side: int | None
     origin: str
-    finer: Callable[[], Subject]
+    parameters: int
+    finer: Callable[[int], Subject]
     task: Callable[[Sequence[str]], Task]
     write: Callable[[SegmentationModel, Config, Task, dict[str, Any], RunFolder], Path]
 
@@ -176,7 +178,8 @@ def _own(saved: Checkpoint) -> Subject:
         saved.config.model.stride,
         saved.config.data.crop,
         f"{saved.path}, a {saved.config.model.backbone} of wilson",
-        lambda: _own(saved),
+        sum(p.numel() for p in model.parameters()),
+        lambda stride: _own(saved),
         task,
         write,
     )
@@ -210,7 +213,8 @@ def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject
         found.stride,
         found.size if found.multiple is None else None,
         kind,
-        lambda: _adapted(model if named else model.with_finer_features(), origin, named),
+        found.parameters,
+        lambda stride: _adapted(model if named else model.with_finer_features(stride), origin, named),
         task,
         write,
     )

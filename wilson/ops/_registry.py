@@ -41,8 +41,8 @@ _NAMESPACE = torch.library.Library("wilson", "FRAGMENT")
 def raw(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as `wilson::name` on every device, until a kernel takes its place on one.
 
-    As `torch.library.custom_op` does, less the Python function that it puts before every call for autograd: the ops have
-    autograd Functions of their own, and that one took 4 of the 9 us of a call on a map of one pixel.
+    As `torch.library.custom_op` does, less the Python function that it puts before every call for autograd: the ops
+    have autograd Functions of their own, and that one took 4 of the 9 us of a call on a map of one pixel.
     """
 
     def register(body: Callable[..., Any]) -> Any:

@@ -97,14 +97,19 @@ class Adapted(SegmentationModel):
         """Channels of the features."""
         return self.found.feature_channels
 
-    def with_finer_features(self) -> Adapted:
-        """The same model with what the classifier reads as its features, if that is a finer map; else itself."""
-        found = self.found
-        if found.input_stride >= found.stride:
+    def with_finer_features(self, stride: int) -> Adapted:
+        """The same model with a finer map of features, of this stride or less; itself if it has none that is finer.
+
+        Of the maps on the way to the classifier it is the coarsest, which has seen most of the image; the finest, if
+        all are too coarse.
+        """
+        finer = {features.stride: features for features in self.found.finer}
+        if self.found.stride <= stride or not finer:
             return self
-        finer = replace(found, features=INPUT, feature_channels=found.input_channels, stride=found.input_stride)
+        name, channels, stride = finer[max((s for s in finer if s <= stride), default=min(finer))]
+        found = replace(self.found, features=name, feature_channels=channels, stride=stride)
         return Adapted(
-            self.module, finer, self.softmax, self.background, self.class_names, self.mean, self.std,
+            self.module, found, self.softmax, self.background, self.class_names, self.mean, self.std,
             self.own_background,
         ).train(self.training)  # fmt: skip
 
@@ -149,9 +154,12 @@ class Adapted(SegmentationModel):
         layer.bias[-new:] = layer.bias[first]
 
     def parameter_groups(self) -> dict[str, Iterable[nn.Parameter]]:
-        """The parameters of encoder, decoder and classifier; features that the classifier reads have all before it."""
+        """The parameters of encoder, decoder and classifier.
+
+        Where the features lie behind the encoder, all but the classifier counts as the encoder.
+        """
         last = list(self.classifier.parameters())
-        whole = self.found.features == INPUT
+        whole = self.found.features in {INPUT, *(features.name for features in self.found.finer)}
         first = (self.module if whole else self.module.get_submodule(self.found.features)).parameters()
         encoder = _without(first, last)
         return {

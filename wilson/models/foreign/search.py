@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,14 @@ RESIZED: tuple[dict[str, Any], ...] = (
 )
 
 
+class Features(NamedTuple):
+    """A map of features of a model."""
+
+    name: str  # a module, whose output it is, or INPUT
+    channels: int
+    stride: int  # pixels of the image per pixel of the map
+
+
 @dataclass(frozen=True)
 class Found:
     """The parts of a model by name, and the images that it takes."""
@@ -36,10 +44,13 @@ class Found:
     features: str  # a module, whose output they are, or INPUT
     feature_channels: int
     stride: int  # pixels of the image per pixel of the features
-    input_channels: int  # of what the classifier reads, and its stride
-    input_stride: int
+    finer: tuple[Features, ...]  # maps between these and the classifier: the last one of each finer stride
+    parameters: int  # numbers in the modules that took part
     size: int  # side of the image that the model saw
     multiple: int | None  # sides of images must be multiples of it; None for a model that takes `size` alone
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "finer", tuple(Features(*features) for features in self.finer))  # JSON has lists
 
 
 @dataclass
@@ -81,11 +92,10 @@ def find(model: nn.Module, classifier: str | None, features: str | None, size: i
             raise UserError(f"classifier {name}: it takes no part in the model's output as a map; name another layer")
         heads.check_extendable(name, layer)
         where, found = _find_features(model, seen, name, features)
-        read = feature_map(seen.inputs[name][0], seen.image)
-        read = found if read is None else read
-        strides = (max(1, side // part.shape[2]) for part in (found, read))
-        channels, stride, input_stride = found.shape[1], *strides
-        return Found(name, where, channels, stride, read.shape[1], input_stride, side, _multiple(model, side))
+        chosen = _features(where, found, side)
+        part = {id(p): p for module in ("", *seen.outputs) for p in modules[module].parameters(recurse=False)}
+        count = sum(p.numel() for p in part.values())
+        return Found(name, *chosen, _finer(seen, chosen, name, side), count, side, _multiple(model, side))
 
 
 @contextmanager
@@ -228,6 +238,27 @@ def _find_features(model: nn.Module, seen: Run, classifier: str, given: str | No
     if found is None:
         raise UserError("the classifier reads no map; name the module whose output is one with features=")
     return INPUT, found
+
+
+def _features(name: str, features: Tensor, side: int) -> Features:
+    return Features(name, features.shape[1], max(1, side // features.shape[2]))
+
+
+def _finer(seen: Run, coarse: Features, classifier: str, side: int) -> tuple[Features, ...]:
+    """Maps that are computed after the features and before the classifier, and are finer."""
+    if coarse.name == INPUT:
+        return ()
+    order = list(seen.outputs)  # as the modules ended
+    between = order[order.index(coarse.name) + 1 : order.index(classifier)]
+    maps = {name: seen.outputs[name] for name in between}
+    maps[INPUT] = feature_map(seen.inputs[classifier][0], seen.image)
+    found = (
+        _features(name, value, side)
+        for name, value in maps.items()
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2] == value.shape[3] <= side
+    )
+    last = {features.stride: features for features in found if features.stride < coarse.stride}
+    return tuple(last.values())
 
 
 def _multiple(model: nn.Module, size: int) -> int | None:
