@@ -468,7 +468,7 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
     assert convolutional.step.epochs == choices.MOST_EPOCHS and 0 < convolutional.step.warmup < 60
     assert choose(Net(), stride=48).config.data.crop == 48 and choose(Net(), side=96).config.data.crop == 96
     assert "expect coarse outlines" in " ".join(choose(Net(), stride=8).reasons)
-    transformer = torch.nn.TransformerEncoderLayer(512, 2)
+    transformer = torch.nn.TransformerEncoderLayer(64, 2)
     assert choose(transformer).config.step.optimizer == "adamw"
     huge = choose(torch.nn.Sequential(torch.nn.TransformerEncoderLayer(512, 2), torch.nn.Linear(3000, 3000)))
     assert huge.config.step.lr_encoder < choose(transformer).config.step.lr_encoder

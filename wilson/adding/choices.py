@@ -24,7 +24,7 @@ LEAST = 3  # images of a batch with negatives: in a smaller one the share is no 
 ITERATIONS = 600  # to reach with small sets of photographs
 LEAST_EPOCHS, MOST_EPOCHS = 8, 60
 WARM = 0.25  # share of the epochs
-LARGE = 5_000_000  # parameters: such a network was trained for long, and moves in small steps
+LARGE = 1_500_000  # parameters: such a network was trained for long, and moves in small steps
 STEADY = 8  # images of a batch, below which batch-norm keeps the statistics that it has
 # Learning rates of encoder, and of head and localizer
 RATES = {
