@@ -265,7 +265,7 @@ def test_checkpoints_of_softmax_methods_stay_softmax(tmp_path):
         assert opened.model.softmax and grown.softmax
         folder = RunFolder(tmp_path / method)
         folder.step(1).path.mkdir(parents=True)
-        entry = {"classes": [], "iou": {}, "miou": {}, "pixel_accuracy": None}
+        entry: dict[str, Any] = {"classes": [], "iou": {}, "miou": {}, "pixel_accuracy": None}
         path = opened.write(grown, replace(config, method="wilson"), task, entry, folder)
         assert subject.open_subject(path).model.softmax
 

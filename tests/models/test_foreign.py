@@ -7,6 +7,7 @@ import importlib.util
 import json
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -100,8 +101,9 @@ def test_extended_keeps_the_old_logits(make):
     old, new = probabilities(model, image), probabilities(grown, image)
     assert new.shape[1] == model.classes + 2 and torch.equal(new[:, : model.classes], old)
     assert model.classes == CLASSES and grown.extended(1).classes == CLASSES + 3
+    classifier: Any = grown.classifier
     with torch.no_grad():
-        grown.classifier.weight += 1
+        classifier.weight += 1
     assert torch.equal(probabilities(model, image), old), "a copy shares nothing"
 
 
@@ -148,7 +150,8 @@ def test_an_auxiliary_head_stays_where_training_needs_it():
         def forward(self, image):
             features = self.backbone(image)
             scores = self.up(self.final(self.head(features)), image)
-            return (scores, self.aux_head(features)) if self.training else scores
+            aux: Any = self.aux_head
+            return (scores, aux(features)) if self.training else scores
 
     net = Training(aux=True)
     before = copy.deepcopy(net.state_dict())
@@ -193,9 +196,9 @@ def test_features_can_be_what_the_classifier_reads():
 
 
 def test_names_and_counts_of_transformers_follow():
-    net = Net()
+    net: Any = Net()
     net.config = SimpleNamespace(id2label={0: "background", 1: "a", 2: "b", 3: "c"}, label2id={}, num_labels=4)
-    grown = wilson.adapt(net).extended(1)
+    grown: Any = wilson.adapt(net).extended(1)
     grown.rename((*grown.names()[:-1], "zebra"))
     assert grown.module.config.id2label[4] == "zebra" and grown.module.config.num_labels == 5
     assert grown.module.config.label2id["zebra"] == 4 and net.config.num_labels == 4
@@ -247,7 +250,8 @@ def test_plop_refuses_and_wilson_learns():
     terms = method(batch, 9)
     assert set(terms) == {"cls", "loc", "enc", "sss", "seg"}
     sum(terms.values()).backward()
-    assert method.model.classifier.weight.grad[-1].abs().sum() > 0
+    learned: Any = method.model.classifier
+    assert learned.weight.grad[-1].abs().sum() > 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -267,9 +271,11 @@ def test_losses_are_those_of_one_versus_rest_logits_at_the_size_of_the_logits():
     method = Wilson(grown, model).eval()
     method.localizer.eval()
     before = method(batch, 9)
+    old_classifier: Any = model.classifier
+    classifier: Any = grown.classifier
     with torch.no_grad():
-        model.classifier.bias += 5
-        grown.classifier.bias += 7
+        old_classifier.bias += 5
+        classifier.bias += 7
     after = method(batch, 9)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, msg=name)

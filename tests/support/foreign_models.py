@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +89,7 @@ def torchvision_zoo() -> dict[str, Callable[[], nn.Module]]:
 
     options = {"weights": None, "weights_backbone": None, "num_classes": CLASSES}
     names = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large")
-    return {name: lambda name=name: getattr(segmentation, name)(**options, aux_loss=True) for name in names}
+    return {name: partial(getattr(segmentation, name), **options, aux_loss=True) for name in names}
 
 
 def smp_zoo() -> dict[str, Callable[[], nn.Module]]:
@@ -101,7 +103,7 @@ def smp_zoo() -> dict[str, Callable[[], nn.Module]]:
 
 
 def transformers_zoo() -> dict[str, Callable[[], nn.Module]]:
-    import transformers as T
+    T: Any = importlib.import_module("transformers")  # whose configurations take what their types do not say
 
     vit: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
     vit |= {"image_size": 64, "patch_size": 16, "num_labels": CLASSES}

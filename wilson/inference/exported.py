@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from wilson.errors import UserError, first_line
 from wilson.grown import Grown
 from wilson.models import image_statistics
 from wilson.tensor_files import check_archive
+
+if TYPE_CHECKING:
+    from wilson.hub import HubModel  # which needs huggingface_hub
 
 PROGRAM, ONNX = ".pt2", ".onnx"
 LEAST = 32  # smallest side of an image, in pixels
@@ -34,7 +37,7 @@ class Description:
     crop: int  # side of the evaluated crops in pixels; images are resized to this short side
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint | Grown) -> Description:
+    def of(cls, checkpoint: Checkpoint | Grown | HubModel) -> Description:
         """The description of a checkpoint's model."""
         task, step = checkpoint.task, checkpoint.step
         mean, std = image_statistics(checkpoint.config)

@@ -8,6 +8,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from wilson.pictures import palette
 from wilson.pictures.overlay import overlay, with_legend
 from wilson.printing import printable
 
+if TYPE_CHECKING:
+    from wilson.hub import HubModel  # which needs huggingface_hub
+
 # Pixels. They bound memory, whatever the images: those of a batch, and those whose classes are found at once.
 BATCH, PART = 2**27, 2**26
 LONGEST_OVERLAY, LARGEST_OVERLAY = 2**14, 2**25  # side and area; a larger overlay is drawn at a fraction of the size
@@ -36,7 +40,7 @@ class Predictor:
     """A trained model that segments images of any size.
 
     Args:
-        model: the checkpoint of a step, a grown model of another library, or an exported one.
+        model: the checkpoint of a step, one of the Hub, a grown model of another library, or an exported one.
         device: runs the model.
 
     Attributes:
@@ -44,7 +48,7 @@ class Predictor:
         ids: the mask id of each channel, uint8.
     """
 
-    def __init__(self, model: Checkpoint | Grown | Exported, device: torch.device) -> None:
+    def __init__(self, model: Checkpoint | Grown | HubModel | Exported, device: torch.device) -> None:
         if isinstance(model, Exported):
             self.description = model.description
             self._logits: Callable[[Tensor], Tensor] = model.logits
