@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 CHILD = Path(__file__).with_name("triton_interpreter.py")
 
 
-@pytest.mark.slow  # two and a half minutes
+@pytest.mark.slow  # some minutes
 def test_triton_kernels_in_the_interpreter():
     if importlib.util.find_spec("wilson.kernels") is None:
         pytest.skip("wilson.kernels is not installed: run pip install -e .")

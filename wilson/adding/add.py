@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from wilson.atomic import replacing
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
 from wilson.data.loading import batches, make_loader
-from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.base import ImageSource, fingerprint
 from wilson.data.sources.coco import coco_splits
 from wilson.data.tasks import Task
 from wilson.data.transforms import TrainingCrop, WholeImage
@@ -311,20 +310,13 @@ def _said(found: dict[str, Any]) -> list[str]:
 
 def _known(plan: Plan) -> dict[str, Any]:
     """What the photographs are known by, so that a moved folder may be resumed, and another one not."""
-
-    def known(source: ImageSource) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=16)
-        for name, ids in zip(source.names, class_sets(source), strict=True):
-            digest.update(f"{name!r} {sorted(ids)}\n".encode())
-        return {"count": len(source.names), "digest": digest.hexdigest()}
-
     found = plan.photographs
     parts = {
         "photographs of the new classes": found.training,
         "photographs without them": found.negatives,
         "photographs that are held out": found.held_out,
     }
-    return {name: known(source) for name, source in parts.items() if source is not None}
+    return {name: fingerprint(source) for name, source in parts.items() if source is not None}
 
 
 def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Sequence[str], written: Path) -> None:

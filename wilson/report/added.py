@@ -6,10 +6,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from wilson import __version__
 from wilson.atomic import replacing
 from wilson.pictures import palette
-from wilson.report import figures, style
+from wilson.report import figures
+from wilson.report.frame import document
 from wilson.report.reading import curves
 from wilson.report.text import DASH, percent
 from wilson.run_folder import RunFolder
@@ -36,26 +36,10 @@ def page(folder: RunFolder, values: dict[str, Any]) -> str:
         _training(folder),
         _use(folder, values),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{style.CSS}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p>The model learned from photographs that show the new classes, without masks and without the data that it learned
-from before. Two questions matter: does it find the new classes where they are and only there, and does it still say the
-same of everything else?</p>
-{"".join(sections)}
-<footer>Written by wilson {escape(__version__)}.</footer>
-</main>
-</body>
-</html>
-"""
+    lead = """The model learned from photographs that show the new classes, without masks and without the data that it
+learned from before. Two questions matter: does it find the new classes where they are and only there, and does it still
+say the same of everything else?"""
+    return document(title, lead, sections)
 
 
 def _held_out(values: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from wilson import __version__
 from wilson.config.masks import LEAST_BACKGROUND
-from wilson.report import confusion, figures, gallery, results, steps, style
+from wilson.report import confusion, figures, gallery, results, steps
+from wilson.report.frame import document
 from wilson.report.reading import Run
 from wilson.report.results import Group, Result
 from wilson.report.text import DASH, percent, short_task
@@ -75,28 +75,13 @@ def page(runs: Sequence[Run]) -> str:
         _training(runs, labels, colours),
         _reproduce(runs, labels),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{style.CSS}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p>A segmentation model that knows some classes learns new ones. Its training images have no labels of the old classes
-and no masks of the new ones: each image comes with the names of the new classes that it shows (image-level labels),
-unless a method says otherwise. Two questions matter: does the model learn the new classes, and does it keep the old
-ones?</p>
-{"".join(sections)}
-<footer>Written by wilson {escape(__version__)}. IoU of a class: the pixels that both prediction and truth give to it,
-divided by the pixels that either gives to it. mIoU: the mean over classes.</footer>
-</main>
-</body>
-</html>
-"""
+    lead = """A segmentation model that knows some classes learns new ones. Its training images have no labels of the
+old classes and no masks of the new ones: each image comes with the names of the new classes that it shows (image-level
+labels), unless a method says otherwise. Two questions matter: does the model learn the new classes, and does it keep
+the old ones?"""
+    footer = """ IoU of a class: the pixels that both prediction and truth give to it, divided by the pixels that either
+gives to it. mIoU: the mean over classes."""
+    return document(title, lead, sections, footer)
 
 
 def _dot(colour: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from wilson.config import Config
 from wilson.config.masks import VOID
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
-from wilson.data.sources.base import ImageSource, class_sets
+from wilson.data.sources.base import ImageSource, class_sets, fingerprint
 from wilson.data.sources.views import Chosen, Joined
 from wilson.data.tasks import Task, select, without_classes
 from wilson.data.transforms import Normalization, TrainingCrop
@@ -64,22 +63,15 @@ class Experiment:
 
     def data(self) -> dict[str, Any]:
         """What the images are known by, wherever they lie: classes, and number, names and classes of the images."""
-
-        def known(source: ImageSource, held: bool = False) -> dict[str, Any]:
-            digest, sets = hashlib.blake2b(digest_size=16), class_sets(source) if held else []
-            for index, name in enumerate(source.names):
-                digest.update(f"{name!r} {sorted(sets[index]) if held else ''}\n".encode())
-            return {"count": len(source.names), "digest": digest.hexdigest()}
-
         parts = {
-            "training images": known(self.training, held=True),
-            "images of the incremental steps": known(self.incremental, held=True),
-            "validation images": known(self.validation),
+            "training images": fingerprint(self.training),
+            "images of the incremental steps": fingerprint(self.incremental),
+            "validation images": fingerprint(self.validation, classes=False),
         }
         if self.negatives is not None:
-            parts["negatives"] = known(self.negatives)
+            parts["negatives"] = fingerprint(self.negatives, classes=False)
         if self.step_validation is not None:
-            parts["validation images of the incremental steps"] = known(self.step_validation)
+            parts["validation images of the incremental steps"] = fingerprint(self.step_validation, classes=False)
         return {"classes": list(self.task.classes), **parts}
 
     def steps(self) -> range:

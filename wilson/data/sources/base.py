@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,3 +52,11 @@ class ImageSource(Protocol):
 def class_sets(source: ImageSource) -> list[frozenset[int]]:
     """Mask ids of the classes in each image of a source, in its order."""
     return [source.class_ids(index) for index in range(len(source.names))]
+
+
+def fingerprint(source: ImageSource, classes: bool = True) -> dict[str, Any]:
+    """What the images of a source are known by, wherever they lie: their number, and a digest of names and classes."""
+    digest, sets = hashlib.blake2b(digest_size=16), class_sets(source) if classes else []
+    for index, name in enumerate(source.names):
+        digest.update(f"{name!r} {sorted(sets[index]) if classes else ''}\n".encode())
+    return {"count": len(source.names), "digest": digest.hexdigest()}
