@@ -34,6 +34,8 @@ struct AnyMap {
   }
   // Whether the pixels of a class lie side by side, as in contiguous tensors and slices of their images or classes.
   WILSON_HOST_DEVICE bool unit_stride() const { return pixel_stride == 1 && row_stride == width; }
+  // Whether the classes of a pixel lie side by side, and the pixels one after the other.
+  WILSON_HOST_DEVICE bool channels_last() const { return class_stride == 1 && row_stride == width * pixel_stride; }
 
   template <class T>
   WILSON_HOST_DEVICE T* image(int64_t b) const {

@@ -381,3 +381,18 @@ def test_argmax_above_255_classes_is_int64():
     assert ops.upsampled_argmax(logits, (3, 3)).dtype == torch.int64
     assert (ops.upsampled_argmax(logits, (3, 3)) == 299).all()
     assert ops.upsampled_argmax(logits[:, :255], (3, 3)).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("classes", [3, 21, 67])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_channels_last_maps_with_gaps_give_the_same_bits(classes, dtype):
+    """Some channels of a wider channels-last map: the classes of a pixel lie side by side, those of the next do not."""
+    generator = torch.Generator().manual_seed(classes)
+    values = torch.randn(2, 11, 13, classes + 2, generator=generator).to(dtype).permute(0, 3, 1, 2)[:, 1:-1]
+    results = []
+    for scores in (values.contiguous(), values):
+        scores = scores.detach().requires_grad_()
+        loss = ops.soft_margin_loss(scores, torch.sigmoid(values)) + ops.ngwp_focal_pool(scores).sum()
+        results.append([loss.detach(), *torch.autograd.grad(loss, scores), ops.one_versus_rest(scores).detach()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/common/levels.h"
+#include "cpu/common/transpose.h"
 #include "maps.h"
 #include "math/convert.h"
 
@@ -92,14 +93,77 @@ WILSON_INLINE void copy_row(const AnyMap& map, int64_t b, int64_t c, int64_t fir
   });
 }
 
-// The same for all classes, a row of `copy` for each, where the pixels of a class lie apart.
+// Blocks of channels-last maps, as they are turned.
+constexpr int64_t kStrip = 16, kLine = 64;  // pixels, classes
+
+// Calls body(first pixel, first class, pixels, classes) for the blocks of a tile.
+template <class Body>
+WILSON_INLINE void each_block(int64_t count, int64_t classes, Body body) {
+  for (int64_t j = 0; j < count; j += kStrip) {
+    for (int64_t c = 0; c < classes; c += kLine) body(j, c, std::min(kStrip, count - j), std::min(kLine, classes - c));
+  }
+}
+
+// Calls body(first pixel, length) for the runs of `m` classes of `n` pixels: a run for each, or one of all pixels where
+// they follow without a gap. Conversions of few classes are slow, as a vector holds 16.
+template <class Body>
+WILSON_INLINE void each_run(const AnyMap& map, int64_t n, int64_t m, Body body) {
+  if (map.pixel_stride == m) return body(0, n * m);
+  for (int64_t i = 0; i < n; ++i) body(i, m);
+}
+
+// Copies a tile of all classes, a row of `copy` for each, where the classes of a pixel lie side by side. The columns
+// beyond the tile keep what they hold.
+template <class T, class acc>
+WILSON_INLINE void copy_channels_last(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
+  const T* image = map.image<const T>(b) + first * map.pixel_stride;
+  const auto rows = tile_of(copy);
+  each_block(count, map.classes, [&](int64_t j, int64_t c, int64_t n, int64_t m) __attribute__((always_inline)) {
+    const T* from = image + j * map.pixel_stride + c;
+    if constexpr (std::is_same_v<T, acc>) {
+      transpose(from, map.pixel_stride, n, m, rows.row(c) + j, rows.stride);
+    } else {
+      acc line[kStrip * kLine];
+      each_run(map, n, m, [&](int64_t start, int64_t length) __attribute__((always_inline)) {
+        const T* run = from + start * map.pixel_stride;
+#pragma omp simd
+        for (int64_t k = 0; k < length; ++k) line[start * m + k] = static_cast<acc>(run[k]);
+      });
+      transpose(line, m, n, m, rows.row(c) + j, rows.stride);
+    }
+  });
+}
+
+// The other way round.
+template <class T, class acc>
+WILSON_INLINE void write_channels_last(const AnyMap& map, int64_t b, int64_t first, int64_t count, Tile<acc> rows) {
+  T* image = map.image<T>(b) + first * map.pixel_stride;
+  each_block(count, map.classes, [&](int64_t j, int64_t c, int64_t n, int64_t m) __attribute__((always_inline)) {
+    T* to = image + j * map.pixel_stride + c;
+    if constexpr (std::is_same_v<T, acc>) {
+      transpose(rows.row(c) + j, rows.stride, m, n, to, map.pixel_stride);
+    } else {
+      acc line[kStrip * kLine];
+      transpose(rows.row(c) + j, rows.stride, m, n, line, m);
+      each_run(map, n, m, [&](int64_t start, int64_t length) __attribute__((always_inline)) {
+        T* run = to + start * map.pixel_stride;
+#pragma omp simd
+        for (int64_t k = 0; k < length; ++k) run[k] = round_to<T>(line[start * m + k]);
+      });
+    }
+  });
+}
+
+// Copies a tile of all classes, a row of `copy` for each, where the pixels of a class lie apart. The other columns get
+// 0.
 template <class acc>
 WILSON_INLINE void copy_strided(const AnyMap& map, int64_t b, int64_t first, int64_t count, Row<acc>* copy) {
   with_type_of(map.dtype, [&](auto type) __attribute__((always_inline)) {
     using T = decltype(type);
+    if (map.channels_last()) return copy_channels_last<T>(map, b, first, count, copy);
     int64_t offset[kTile];
     pixel_offsets(map, first, count, offset);
-    for (int64_t j = 0; j < count; ++j) {  // pixel by pixel: in channels-last their classes lie side by side
+    for (int64_t j = 0; j < count; ++j) {
       const T* from = map.image<const T>(b) + offset[j];
       for (int64_t c = 0; c < map.classes; ++c) copy[c].value[j] = static_cast<acc>(from[c * map.class_stride]);
     }
@@ -180,6 +244,7 @@ class TileWriter {
     if (direct_ || map_.unit_stride()) return;
     with_type_of(map_.dtype, [&](auto type) __attribute__((always_inline)) {
       using T = decltype(type);
+      if (map_.channels_last()) return write_channels_last<T>(map_, b_, first_, count_, rows_);
       int64_t offset[kTile];
       pixel_offsets(map_, first_, count_, offset);
       for (int64_t j = 0; j < count_; ++j) {
