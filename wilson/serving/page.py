@@ -93,7 +93,7 @@ def build(desk: Desk) -> gr.Blocks:
         ]
 
     def opened() -> list[Any]:
-        text = desk.note.read_text(encoding="utf-8") if desk.note.is_file() else ""
+        text = desk.note.read_text(encoding="utf-8") if desk.note.is_file() else gr.skip()
         return [text, *taken(desk.photographs, None)[1:], *taken(desk.without, None)[1:]]
 
     def drop(label: str, name: str) -> tuple[gr.File, gr.HTML]:
