@@ -92,6 +92,8 @@ def test_it_is_for_this_machine_and_asks_no_other_host(page):
         config = json.loads(answer.read().decode().split("window.gradio_config = ")[1].split(";</script>")[0])
     assert config["analytics_enabled"] is False and os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert status(urllib.request.Request(url, headers={"Host": "evil.example"})) == 400
+    assert status(urllib.request.Request(url, headers={"Origin": url})) == 200
+    assert status(urllib.request.Request(url, headers={"Origin": "http://evil.example"})) == 404
 
 
 def test_no_file_outside_of_what_was_uploaded_is_served(page, tmp_path):
@@ -119,6 +121,28 @@ def test_no_file_outside_of_what_was_uploaded_is_served(page, tmp_path):
     for file in files:
         for route in ("gradio_api/file=", "file=", "gradio_api/file/", "gradio_api/proxy="):
             assert status(f"{url}/{route}{file}") in (403, 404), (route, file)
+
+
+def test_a_path_that_was_not_uploaded_is_not_taken(page, tmp_path):
+    url, work = page
+
+    def call(path: Path) -> str:
+        value = [{"path": str(path), "meta": {"_type": "gradio.FileData"}}]
+        asked = urllib.request.Request(
+            f"{url}/gradio_api/call/dropped",
+            json.dumps({"data": [value]}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{url}/gradio_api/call/dropped/{event}") as answer:
+            return answer.read().decode()
+
+    shutil.copy(work / "photographs" / "private.png", work / "cache" / "own.png")
+    shutil.copy(work / "photographs" / "private.png", tmp_path / "secret.png")
+    assert "event: complete" in call(work / "cache" / "own.png")
+    for path in (tmp_path / "secret.png", work / "photographs" / "private.png", Path("/etc/passwd")):
+        assert "event: error" in call(path) and "secret" not in call(path)
 
 
 def test_uploads_beyond_the_limit_are_refused(page):

@@ -101,7 +101,7 @@ def build(desk: Desk) -> gr.Blocks:
         field = gr.File(label=label, file_count="multiple", height=150, elem_id=f"{name}-drop")
         return field, gr.HTML(elem_id=f"{name}-said")
 
-    with gr.Blocks(title="wilson", analytics_enabled=False) as page:
+    with gr.Blocks(title="wilson", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Tab("Try"), gr.Row():
             with gr.Column(scale=1, min_width=280):
                 model = gr.Dropdown(label="Model")

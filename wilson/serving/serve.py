@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from wilson.errors import UserError
 
@@ -25,7 +25,7 @@ REFUSED = re.compile(r"/(proxy=|file=(?!/)|file/|custom_component/|vibe-|undo-vi
 
 
 class Guard:
-    """Refuses routes that the page has no use for, and sends the policy with every answer."""
+    """Refuses routes that the page has no use for, and what other sites send; gives the policy with every answer."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -37,7 +37,9 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *headers]}
             await send(message)
 
-        if scope["type"] == "http" and REFUSED.search(unquote(scope["path"])):
+        sent = dict(scope.get("headers", ()))
+        origin = urlsplit(sent.get(b"origin", b"")).netloc
+        if (origin and origin != sent.get(b"host")) or REFUSED.search(unquote(scope.get("path", ""))):
             await guarded({"type": "http.response.start", "status": 404, "headers": []})
             await guarded({"type": "http.response.body", "body": b""})
         else:
@@ -98,7 +100,7 @@ def serve(
     # Another site must not reach the page under a name of its own that it lets point here
     names = ["*"] if host else [LOCAL, "localhost"]
     page = build(Desk(models, work, builder, validation, device))
-    page.queue(default_concurrency_limit=4).launch(
+    page.launch(
         server_name=host or LOCAL,
         server_port=port,
         auth=(user, password) if user and password else None,
