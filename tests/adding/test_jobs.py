@@ -81,7 +81,8 @@ def test_a_failed_job_tells_why(tmp_path, code, reason):
 
 
 def test_a_job_keeps_its_photographs_and_names_its_folder_safely(tmp_path, monkeypatch):
-    jobs, begun = Jobs(tmp_path / "jobs"), []
+    jobs = Jobs(tmp_path / "jobs")
+    begun: list[Job] = []
     monkeypatch.setattr(jobs, "go_on", begun.append)
     for kind in ("with", "without"):
         (tmp_path / kind / ".thumbnails").mkdir(parents=True)

@@ -175,7 +175,7 @@ def test_a_pile_takes_each_photograph_once_under_a_safe_name(tmp_path, monkeypat
     wrong = pile.take([str(tmp_path / name) for name in names])
     assert wrong[1:] == ["copy.png is there already", "c.png is one too many, as 2 are taken"]
     assert wrong[0].startswith("paper.pdf is no image")
-    assert [re.fullmatch(r"([a-z-]+)-[0-9a-f]{16}\.png", path.name)[1] for path in pile.files()] == ["a-b-rm-", "b"]
+    assert [re.sub("[0-9a-f]{16}", "#", path.name) for path in pile.files()] == ["a-b-rm--#.png", "b-#.png"]
     assert pile.shown().count("<img") == 2 and "<b>2</b>" in pile.shown()
     assert "Left out: &lt;b&gt;; &lt;b&gt;; &lt;b&gt;; and 2 more.<" in uploads.left_out(["<b>"] * 5)
     pile.clear()

@@ -22,7 +22,7 @@ def document(name: str, ids: np.ndarray, classes: Mapping[int, str]) -> dict[str
     Returns:
         `images`, `categories` and `annotations`, of plain values.
     """
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for class_id in (number for number in classes if number != BACKGROUND and (ids == number).any()):
         inside = ids == class_id
         rows, columns = (np.flatnonzero(inside.any(axis)).tolist() for axis in (1, 0))

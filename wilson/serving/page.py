@@ -19,7 +19,7 @@ from .uploads import LARGEST, Pile, left_out, said, sifted
 HERE, MEGABYTES = Path(__file__).parent, LARGEST // 2**20
 STYLE, VIEWER, SIFT = (HERE.joinpath(name).read_text("utf-8") for name in ("page.css", "viewer.js", "uploads.js"))
 HEAD = f"<script>{SIFT.replace('LIMIT', str(MEGABYTES))}</script>"
-FONTS = {"font": ["system-ui", "Liberation Sans", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+FONTS, MONOSPACED = ("system-ui", "Liberation Sans", "sans-serif"), ("ui-monospace", "monospace")  # none is fetched
 EVERY = 1.5  # seconds between two looks at the job
 
 

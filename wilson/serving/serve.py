@@ -95,7 +95,7 @@ def serve(
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from .desk import Desk
-    from .page import FONTS, HEAD, STYLE, build
+    from .page import FONTS, HEAD, MONOSPACED, STYLE, build
 
     # Another site must not reach the page under a name of its own that it lets point here
     names = ["*"] if host else [LOCAL, "localhost"]
@@ -107,7 +107,7 @@ def serve(
         max_file_size=LARGEST,
         allowed_paths=[],
         app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names), Middleware(Guard)]},
-        theme=gr.themes.Default(primary_hue="blue", **FONTS),
+        theme=gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=MONOSPACED),
         css=STYLE,
         head=HEAD,
         footer_links=[],
