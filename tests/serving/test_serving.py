@@ -212,7 +212,8 @@ def test_what_is_missing_is_one_sentence(desk, tmp_path):
     assert missing("zebra").startswith("Zebra: 1 photographs can be used, expected at least 2, better 20")
     photographs(desk.photographs, 1, tmp_path / "c", 7)
     plan = "\n".join(desk.plan("tiny.pt", "zebra", 3))
-    assert "It learns zebra" in plan and "zebra has only 2 photographs" in plan and "3 epochs" in plan
+    assert "It learns zebra" in plan and "Zebra has only 2 photographs" in plan and "3 epochs" in plan
+    assert str(tmp_path / "work") not in plan
     shutil.copy(desk.photographs.files()[0], desk.without.folder)
     desk.photographs.files()[1].write_bytes(b"torn")
     text = missing("zebra")

@@ -95,7 +95,7 @@ class Desk:
         subject = self.subject(self.model(label))
         plan = make_plan(subject, {name: self.photographs.folder}, self.without.folder, validation, given)
         training_set(plan)
-        return plan.lines()
+        return [self.plain(line) for line in plan.lines()]
 
     def start(self, label: str | None, text: str, epochs: float) -> None:
         """Start `wilson add`, unless it would refuse."""
@@ -124,9 +124,9 @@ class Desk:
         )
         return state, f"{job.path} {state}", why + watching.so_far(job.run)
 
-    def plain(self, error: UserError) -> str:
-        """An error in the words of the page, which has fields in place of folders and options."""
-        text = re.sub(r" \(--[^)]*\)", "", str(error))
+    def plain(self, error: UserError | str) -> str:
+        """A sentence in the words of the page, which has fields in place of folders and options."""
+        text = re.sub(r" \(--[^)]*\)", "", str(error)).rstrip(".")
         text = text.replace(str(self.without.folder), "without it").replace(str(self.photographs.folder), "with it")
         return text[:1].upper() + text[1:] + "."
 

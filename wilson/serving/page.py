@@ -115,7 +115,7 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Tab("Add a class"), gr.Row():
             with gr.Column(scale=1, min_width=280):
                 grows = gr.Dropdown(label="Model that learns it")
-                name = gr.Textbox(label="Name of the class", placeholder="zebra", max_length=40, elem_id="name")
+                name = gr.Textbox("", label="Name of the class", placeholder="zebra", max_length=40, elem_id="name")
                 name_said = gr.HTML(elem_id="name-said")
                 fields: list[Any] = []
                 changed: list[Any] = []
