@@ -42,6 +42,7 @@ class Build(build_ext):
 setup(
     packages=[*find_packages(include=["wilson", "wilson.*"]), "wilson.kernels"],
     package_dir={"wilson.kernels": "kernels"},
+    package_data={"wilson.serving": ["*.css", "*.js"]},
     ext_modules=[] if native.mode() == "none" else [Extension("wilson._C", []), Extension("wilson._C_cuda", [])],
     cmdclass={"build_ext": Build},
 )

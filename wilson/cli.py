@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 INSTALL = 'pip install "wilson-seg[train]"'
 ONNX = ("onnx", "onnxscript", "onnxruntime")
+PAGE = ("gradio", "starlette")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -90,6 +91,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         report,
         run,
         save,
+        serve,
         train,
         weights_checksum,
         weights_import,
@@ -115,6 +117,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         Annotated[predict.Predict, subcommand("predict")],
         Annotated[export.Export, subcommand("export")],
         Annotated[save.Save, subcommand("save")],
+        Annotated[serve.Serve, subcommand("serve")],
         Annotated[report.Report, subcommand("report")],
         Annotated[data, subcommand("data", description="Check, export or load a data set.")],
         Annotated[weights, subcommand("weights", description="Import published weights.")],
@@ -154,6 +157,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("wilson"):
         if error.name in ONNX:
             return f'the package {error.name} is missing; install what ONNX needs: pip install "wilson-seg[onnx]"'
+        if error.name in PAGE:
+            return f'the package {error.name} is missing; install what the page needs: pip install "wilson-seg[serve]"'
         return f"the package {error.name} is missing; install what training needs: {INSTALL}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return "out of memory; choose a smaller batch (--base.batch, --step.batch, --batch) or crop (--data.crop)"

@@ -78,6 +78,9 @@ def test_grows_a_module_and_leaves_it_alone(photographs, tmp_path):
     page = folder.report.read_text()
     assert "--builder FILE.py:FUNCTION" in page and 'builder="FILE.py:FUNCTION"' in page
     assert 'wilson.load("FOLDER", builder="FILE.py:FUNCTION")' in (folder.model / "README.md").read_text()
+    drawn = sorted(path.name for path in folder.step(1).pseudo_labels.iterdir())
+    assert drawn == [f"{number}-{iteration:06d}.jpg" for number in range(4) for iteration in (3, 6)]
+    assert not folder.step(1).progress.exists()
     assert "dots added to Net" in page and page.count("data:image/jpeg") >= 4 and "Crops of 64 pixels" in page
     from safetensors.torch import load_file
 
@@ -377,6 +380,9 @@ def test_resumed_after_a_kill_it_has_the_same_bits(photographs, tmp_path):
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    far = json.loads(state.with_name("progress.json").read_text())
+    assert far["epochs"] == 3 and 1 <= far["epoch"] <= 3
+    assert 0 < far["iteration"] <= far["iterations"] == 9 and far["seconds_left"] >= 0
     subprocess.run(command("killed", "--resume"), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     whole, killed = ((tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "killed"))
     assert whole == killed

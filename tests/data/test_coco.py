@@ -22,7 +22,7 @@ from wilson.data.check import check, render
 from wilson.data.names import COCO_CLASSES, COCO_IDS
 from wilson.data.opening import open_source
 from wilson.data.sources.base import ImageSource, class_sets
-from wilson.data.sources.coco_outlines import outline
+from wilson.data.sources.coco_outlines import encoded, outline
 from wilson.data.sources.views import Chosen
 from wilson.data.tasks import Task, select
 from wilson.data.transforms import Normalization
@@ -456,3 +456,15 @@ def test_instances_turn_with_their_image(tmp_path: Path) -> None:
     Image.new("RGB", (12, 8)).save(tmp_path / "train2017" / "a.jpg", exif=exif)
     assert source.image(0).size == (8, 12)
     np.testing.assert_array_equal(source.mask(0), np.rot90(SQUARE, -1))
+
+
+def test_masks_are_encoded_as_pycocotools_does():
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    shapes = [(1, 1), (5, 3), (1, 40), (300, 500)]
+    masks = [np.kron(rng.random(shape) < share, np.ones((2, 3))) > 0 for shape in shapes for share in (0, 0.1, 0.9, 1)]
+    for inside in masks:
+        found = encoded(inside)
+        assert found["counts"] == mask.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode()
+        assert np.array_equal(outline({"segmentation": found}, (inside.shape[1], inside.shape[0]), "here"), inside)

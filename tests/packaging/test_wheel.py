@@ -133,6 +133,10 @@ def test_wheel_is_for_this_python_and_complete(wheel: Path) -> None:
     assert wheel.name == f"wilson_seg-0.1.0-{python}-{python}-{platform}.whl"
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name for name in names if name.endswith(".py")} == python_files()
+    page = {
+        f"wilson/serving/{path.name}" for kind in ("css", "js") for path in (ROOT / "wilson/serving").glob(f"*.{kind}")
+    }
+    assert {name for name in names if name.endswith((".css", ".js"))} == page and len(page) == 3
     assert [name for name in names if name.endswith(".so")] == [f"wilson/_C{sysconfig.get_config_var('EXT_SUFFIX')}"]
 
 

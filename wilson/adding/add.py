@@ -20,6 +20,7 @@ from wilson.data.dataset import StepDataset
 from wilson.data.loading import batches, make_loader
 from wilson.data.sources.base import ImageSource, fingerprint
 from wilson.data.sources.coco import coco_splits
+from wilson.data.sources.views import Chosen
 from wilson.data.tasks import Task
 from wilson.data.transforms import TrainingCrop, WholeImage
 from wilson.distributed import choose_device
@@ -236,7 +237,8 @@ def _train(
     grown = subject.model.extended(len(names) - old)
     told = Settings(config.losses, config.warmup(ADDED), config.all_labels, config.model.localizer_channels)
     method = Wilson(grown, subject.model, told).to(device).to(memory_format=torch.channels_last)
-    held = plan.photographs.held_out
+    held, training = plan.photographs.held_out, plan.photographs.training
+    watched = _dataset(plan, Chosen(training, pictures.watched(training)), WholeImage(config.data.crop))
     seen = _dataset(plan, held, WholeImage(config.data.crop)) if held.names else None
     masks = None if plan.validation is None else opening.validation_set(config, plan.validation, task, step)
 
@@ -254,6 +256,7 @@ def _train(
             for tag, value in metrics.scalars(found["after"]).items():
                 board.add_scalar(tag, value, iteration)
         if distributed.is_main():
+            pictures.write_pseudo_labels(files, method, watched, subject.normalization, iteration + 1)
             for line in _said(found):
                 print(line, flush=True)
         return found

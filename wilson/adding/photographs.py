@@ -61,12 +61,7 @@ def open_photographs(
         UserError: a name is empty or known already, a folder holds too few images, or a single class has no negatives.
     """
     names = [name.strip() for name in classes]
-    known = {name.casefold() for name in old}
-    for name in names:
-        if not name or name.casefold() in known:
-            what = "is known to the model already" if name else "is empty"
-            raise UserError(f"the class '{name}' {what}; give a new class another name ({', '.join(old[:8])} ...)")
-        known.add(name.casefold())
+    check_names(names, old)
     if not names:
         raise UserError("no class was named; give one or more as NAME=FOLDER")
     if len(names) == 1 and without is None:
@@ -120,6 +115,16 @@ def _untaken(source: Labelled, files: Sequence[Path], where: object, why: str) -
     if not left.names:
         raise UserError(f"{where}: all {count} photographs are left out, as {why}; give others")
     return left, f"{where}: {count} of {len(source.names)} photographs are left out, as {why}" if count else ""
+
+
+def check_names(names: Sequence[str], old: Sequence[str]) -> None:
+    """Raise a UserError if the name of a new class is empty, or taken by one that the model knows or by another one."""
+    known = {name.casefold() for name in old}
+    for name in names:
+        if not name or name.casefold() in known:
+            what = "is known to the model already" if name else "is empty"
+            raise UserError(f"the class '{name}' {what}; give a new class another name ({', '.join(old[:8])} ...)")
+        known.add(name.casefold())
 
 
 def _divided(source: ImageSource, classes: Sequence[int], seed: int) -> tuple[Chosen, Chosen]:

@@ -1,6 +1,5 @@
 """The page of `wilson add`: before and after side by side, what was chosen, and how it went."""
 
-import base64
 import json
 from html import escape
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from wilson.atomic import replacing
 from wilson.pictures import palette
+from wilson.pictures.inline import url
 from wilson.report import figures
 from wilson.report.frame import document
 from wilson.report.reading import curves
@@ -29,9 +29,7 @@ def page(folder: RunFolder, values: dict[str, Any]) -> str:
     new = values["classes"][values["old"] :]
     title = f"{', '.join(new)} added to {values['model']}"
     sections = (
-        _held_out(values),
-        _masks(values),
-        _pictures(folder, values),
+        *results(folder, values),
         _plan(values),
         _training(folder),
         _use(folder, values),
@@ -40,6 +38,11 @@ def page(folder: RunFolder, values: dict[str, Any]) -> str:
 learned from before. Two questions matter: does it find the new classes where they are and only there, and does it still
 say the same of everything else?"""
     return document(title, lead, sections)
+
+
+def results(folder: RunFolder, values: dict[str, Any]) -> tuple[str, str, str]:
+    """The sections on how it went: tables, and pictures before and after."""
+    return _held_out(values), _masks(values), _pictures(folder, values)
 
 
 def _held_out(values: dict[str, Any]) -> str:
@@ -111,10 +114,9 @@ def _pictures(folder: RunFolder, values: dict[str, Any]) -> str:
 
 def _image(path: Path) -> str:
     try:
-        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img alt="" src="{url(path)}">'
     except OSError:
         return DASH
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
 
 
 def _plan(values: dict[str, Any]) -> str:

@@ -135,16 +135,28 @@ def curves(found: dict[str, Curve]) -> str:
     Returns:
         An svg element.
     """
-    losses = {tag.removeprefix("loss/"): curve for tag, curve in found.items() if tag.startswith("loss/")}
     scores = {tag.removeprefix("validation/miou_"): c for tag, c in found.items() if tag.startswith("validation/miou_")}
     if "validation/localizer_miou" in found:
         scores["localizer"] = found["validation/localizer_miou"]
     with canvas(WIDTH, 2.7) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         figure.subplots_adjust(left=0.05, right=0.93, bottom=0.18, top=0.9, wspace=0.28)
-        _loss_curves(left, losses)
+        _loss_curves(left, _terms(found))
         _score_curves(right, scores)
         return svg(figure, "Training curves")
+
+
+def losses(found: dict[str, Curve]) -> str:
+    """The loss terms of a step alone; arguments as for :func:`curves`."""
+    with canvas(WIDTH * 0.6, 2.4) as figure:
+        axes = figure.subplots()
+        figure.subplots_adjust(left=0.09, right=0.85, bottom=0.2, top=0.88)
+        _loss_curves(axes, _terms(found))
+        return svg(figure, "Loss terms")
+
+
+def _terms(found: dict[str, Curve]) -> dict[str, Curve]:
+    return {tag.removeprefix("loss/"): curve for tag, curve in found.items() if tag.startswith("loss/")}
 
 
 def _loss_curves(ax: Axes, losses: dict[str, Curve]) -> None:

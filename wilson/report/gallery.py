@@ -1,18 +1,17 @@
 """The section of example pictures: image | localizer | pseudo-label | predictions of the runs | truth."""
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from wilson.pictures import palette
+from wilson.pictures.inline import TYPES, url
 from wilson.report.panels import Panel, Panels
 from wilson.report.reading import Run, Step
 from wilson.report.text import DASH
 
 _ROWS = 12
-_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 @dataclass(frozen=True)
@@ -144,9 +143,8 @@ def _columns(sources: Sequence[_Source]) -> list[_Column]:
 def _cell(column: _Column, name: str) -> str:
     panel = column.source.panel(name)
     path = column.picture(panel) if panel is not None else None
-    if path is None or path.suffix not in _TYPES:
+    if path is None or path.suffix not in TYPES:
         return f'<td class="none">{DASH}</td>'
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = escape(f"{column.title} {column.detail} {name}")
     sharp = "" if column.smooth else ' class="map"'
-    return f'<td><img{sharp} alt="{text}" src="data:{_TYPES[path.suffix]};base64,{data}"></td>'
+    return f'<td><img{sharp} alt="{text}" src="{url(path)}"></td>'

@@ -136,9 +136,8 @@ def nothing_trained(out: Path) -> bool:
     complete = any(path.exists() for path in (folder.results, folder.model, folder.added))
     if complete or not folder.config.is_file() or not all(map(folder.holds, out.iterdir())):
         return False
-    files = [path for path in out.glob(f"{STEP}*/**/*") if path.is_file()]
-    logs = {log for step in out.glob(f"{STEP}*") for log in StepFolder(step).logs()}
-    return all(path in logs for path in files)
+    steps = map(StepFolder, out.glob(f"{STEP}*"))
+    return all(step.tells_of_training(path) for step in steps for path in step.path.rglob("*") if path.is_file())
 
 
 def _ours(path: Path, folder: RunFolder) -> bool:

@@ -106,8 +106,8 @@ def present(folder: StepFolder) -> bool:
 
 
 def remove(folder: StepFolder) -> None:
-    """Remove the training state of a step that is complete."""
-    for path in (folder.state, folder.previous_state):
+    """Remove the training state of a step that is complete, and what tells how far it is."""
+    for path in (folder.state, folder.previous_state, folder.progress):
         path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Draw the outlines of COCO's annotations: polygons, and run-length encodings as lists or text."""
+"""The outlines of COCO's annotations: polygons, and run-length encodings as lists or text; drawn, and encoded."""
 
 from __future__ import annotations
 
@@ -119,6 +119,29 @@ def _runs(text: str, where: str) -> list[int]:
     if shift or min(runs, default=0) < 0:
         raise UserError(f"{where}: 'counts' cannot be decoded: it breaks off or holds a run of under 0 pixels")
     return runs
+
+
+def encoded(inside: NDArray[np.bool_]) -> dict[str, Any]:
+    """The run-length encoding of a mask as COCO's text, which :func:`outline` and pycocotools decode.
+
+    Args:
+        inside: bool (H, W).
+
+    Returns:
+        `size`, [H, W], and `counts`, the text that :func:`_runs` describes.
+    """
+    pixels = inside.T.ravel()
+    changes = np.flatnonzero(np.diff(pixels.astype(np.int8), prepend=0))  # the first run is one of 0
+    runs = np.diff([0, *changes, pixels.size]).tolist()
+    text = bytearray()
+    for place, run in enumerate(runs):
+        number = run - (runs[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            bits, number = number & 31, number >> 5
+            more = number != (-1 if bits & 16 else 0)  # the rest is not the sign alone
+            text.append(ord("0") + bits + 32 * more)
+    return {"size": list(inside.shape), "counts": text.decode()}
 
 
 def _is_number(value: Any) -> bool:
