@@ -129,3 +129,14 @@ TWO_STATISTICS = pytest.mark.xfail(
 )
 def test_bytes(op):
     check.few_bytes(PROVIDER, traffic.example(op))
+
+
+UPSAMPLED = [op for op, family in check.FAMILY.items() if family == "upsampled"]
+MOST_REQUESTED = 3  # bytes asked for, against distinct ones
+
+
+@pytest.mark.parametrize("op", UPSAMPLED)
+def test_neighbouring_pixels_share_what_is_loaded(op):
+    check.need(PROVIDER, op)
+    for call in traffic.measure(PROVIDER, traffic.example(op)):
+        assert call.requested <= MOST_REQUESTED * call.distinct, f"{call.op}: {call.requested} of {call.distinct}"
