@@ -56,7 +56,7 @@ def _row(classes, row, columns, there, ACC: tl.constexpr):
 @triton.jit
 def _labels(labels, b, y, x, inside, C, ignore_index):
     """The classes of pixels, -1 for a pixel that carries none."""
-    at = labels.data + b * labels.batch + y * labels.row + x * labels.pixel
+    at = labels.data + b * labels.batch + y * labels.row + x.to(tl.int64) * labels.pixel
     label = tl.load(at, mask=inside, other=0).to(tl.int64)
     return tl.where(inside & carries_class(label, C, ignore_index), label, -1).to(tl.int32)
 
