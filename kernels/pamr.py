@@ -58,8 +58,8 @@ def _pamr_affinity_kernel(
     p = tl.minimum(pixel, H * W - 1)
     y, x = p // W, p % W
     n = tl.arange(0, BLOCK_N)
-    distance = tl.zeros((BLOCK_N,), tl.int32)
-    for i in tl.static_range(COUNT):
+    distance = tl.full((BLOCK_N,), DILATIONS[0], tl.int32)
+    for i in tl.static_range(1, COUNT):
         distance = tl.where(n // 8 == i, DILATIONS[i], distance)
     k = n % 8 + n % 8 // 4  # row by row, the centre left out
     row = _place(y[None, :], distance[:, None], (k // 3 - 1)[:, None], H).to(tl.int64)
@@ -151,7 +151,8 @@ def _pamr_refine_kernel(
                 for d in tl.static_range(COUNT):
                     for j in tl.static_range(9):
                         if j != 4:  # the centre
-                            row, column = _place(y, DILATIONS[d], j // 3 - 1, H), _place(x, DILATIONS[d], j % 3 - 1, W)
+                            row = y if j // 3 == 1 else _place(y, DILATIONS[d], j // 3 - 1, H)
+                            column = x if j % 3 == 1 else _place(x, DILATIONS[d], j % 3 - 1, W)
                             a = tl.load(weights)
                             weights += plane
                             neighbour = tl.load(source + (row * W + column)[:, None] * BLOCK_C + k[None, :])
