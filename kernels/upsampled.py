@@ -61,7 +61,7 @@ def _labels(labels, b, y, x, inside, C, ignore_index):
     return tl.where(inside & carries_class(label, C, ignore_index), label, -1).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _upsampled_loss_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, H', W') integers, any strides
@@ -281,7 +281,7 @@ def _upsampled_cross_entropy_fwd_kernel(
         tl.store(norms + pixel, 1.0 / norm, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _upsampled_cross_entropy_finish_kernel(
     sums,  # (tiles, 2)
     loss,  # sum of the losses / counted
