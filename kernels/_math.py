@@ -25,6 +25,15 @@ def log1p(x):
 
 
 @triton.jit
+def times_one_plus(product, e):
+    """A product of factors 1 + e, less 1, after one factor more; its relative precision stays however small they are.
+
+    A sum of log(1 + e) is the logarithm of it.
+    """
+    return tl.fma(product, e, product + e)
+
+
+@triton.jit
 def soft_margin(s, q):
     """Binary cross-entropy with logits s against q, as max(s, 0) - s q + log(1 + exp(-|s|)), where 0 * inf is 0."""
     return tl.maximum(s, 0.0) - tl.where(q == 0, 0.0, s) * q + log1p(tl.exp(-tl.abs(s)))
@@ -143,10 +152,15 @@ def aligned_corners(i, small, large, ACC: tl.constexpr):
 @triton.jit
 def half_pixels(i, small, large, ACC: tl.constexpr):
     """The same with corners not aligned: point i lies at (i + 1/2) small / large - 1/2, and not before the first."""
-    twice = tl.maximum((2 * i.to(tl.int64) + 1) * small - large, 0)
-    before = twice // (2 * large)
-    weight = (twice - before * (2 * large)).to(ACC) / (2 * large)
-    return before, tl.minimum(before + 1, small - 1), weight
+    before = tl.maximum((2 * i.to(tl.int64) + 1) * small - large, 0) // (2 * large)
+    return before, tl.minimum(before + 1, small - 1), weight_after(i, before, small, large, ACC)
+
+
+@triton.jit
+def weight_after(i, before, small, large, ACC: tl.constexpr):
+    """The weight of the point after point `before` of `small`, for point i of `large`, which lies between them."""
+    beyond = (2 * i.to(tl.int64) + 1) * small - large - 2 * large * before
+    return tl.maximum(beyond, 0).to(ACC) / (2 * large)
 
 
 @triton.jit

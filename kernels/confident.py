@@ -178,7 +178,7 @@ def _pixel_weight(
     return tl.where((label >= 0) & complete, class_weight(own, n, ACC), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _balanced_cross_entropy_fwd_kernel(
     scores,  # (B, C, H, W), any strides
     labels,  # (B, H, W) integers, any strides
@@ -213,7 +213,7 @@ def _balanced_cross_entropy_fwd_kernel(
     tl.store(sums + program, tl.sum(loss, axis=0) / total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _balanced_cross_entropy_bwd_kernel(
     grad,  # of the loss, a scalar
     scores,  # (B, C, H, W), any strides, as grad_scores

@@ -8,29 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, class_block, map_of, matrix_of, on_device_of
 from ._math import aligned_corners, steepness
-from ._tiles import class_rows, load_gates
+from ._tiles import load_gates
 
-# One pixel per thread, so that its affinities and the sums of its classes are in the registers of one thread.
-# Two warps: enough programs for all processors at 24 maps of 32 x 32.
-PAMR_PIXELS = 64
-PAMR_WARPS = 2
-PAMR_CLASSES = 32  # as many sums per thread; more classes read the affinities again, from the cache
+# Affinities: a lane has a pixel, and a warp one neighbour at each dilation, which it loads once.
+AFFINITY_PIXELS = 32
+# Refining: a program has all pixels of a few classes, a thread one at a time. Each load brings the classes of one
+# neighbour, 16 bytes, so that its affinity and place serve all of them.
+REFINE_PIXELS = 512
+REFINE_CLASSES = 4
 
 
 @triton.jit
-def _neighbour(m, y, x, H, W, DISTANCE: tl.constexpr, j):
-    """How far neighbour j of 8 lies behind the first pixel: row by row, the centre left out."""
-    k = j + j // 4
-    row = tl.minimum(tl.maximum(y + (k // 3 - 1) * DISTANCE, 0), H - 1)
-    pixel = tl.minimum(tl.maximum(x + (k % 3 - 1) * DISTANCE, 0), W - 1)
-    return row.to(tl.int64) * m.row + pixel.to(tl.int64) * m.pixel
+def _place(start, distance, step, size):
+    """Which of `size` rows or columns lies `step` distances behind one, coordinates clamped to the image."""
+    return tl.minimum(tl.maximum(start + step * distance, 0), size - 1)
 
 
 @triton.jit
@@ -51,152 +48,151 @@ def _pamr_affinity_kernel(
     tiles,
     DILATIONS: tl.constexpr,
     COUNT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
     b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixel = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    p = tl.minimum(pixel, H * W - 1)
     y, x = p // W, p % W
-    channel = tl.arange(0, 4)  # three colours; blocks are powers of two
-    inside = (channel < 3)[:, None] & (p < H * W)[None, :]
-    colours = class_rows(image, b, channel)
-    at = y.to(tl.int64) * image.row + x.to(tl.int64) * image.pixel
-    centre = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC)
-
-    # Deviation of the neighbours and, once per dilation, the centre. Taken from the centre, differences of close
-    # colours keep their digits, and an even neighbourhood gives 0.
-    sum = tl.zeros((4, BLOCK_P), ACC)
-    sum_of_squares = tl.zeros((4, BLOCK_P), ACC)
-    for i in tl.static_range(COUNT):
-        for j in range(8):
-            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
-            d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
-            sum += d
-            sum_of_squares += d * d
-    steep = steepness(sum, sum_of_squares, 9 * COUNT)
-
-    peak = tl.full((BLOCK_P,), -float("inf"), ACC)
-    norm = tl.zeros((BLOCK_P,), ACC)
-    for i in tl.static_range(COUNT):
-        for j in range(8):
-            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
-            d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
-            k = tl.sum(tl.abs(d) * steep, axis=0)
-            higher = tl.maximum(peak, k)
-            norm = norm * tl.exp(peak - higher) + tl.exp(k - higher)
-            peak = higher
-    weight = 1.0 / norm
+    n = tl.arange(0, BLOCK_N)
+    distance = tl.full((BLOCK_N,), DILATIONS[0], tl.int32)
+    for i in tl.static_range(1, COUNT):
+        distance = tl.where(n // 8 == i, DILATIONS[i], distance)
+    k = n % 8 + n % 8 // 4  # row by row, the centre left out
+    row = _place(y[None, :], distance[:, None], (k // 3 - 1)[:, None], H).to(tl.int64)
+    column = _place(x[None, :], distance[:, None], (k % 3 - 1)[:, None], W).to(tl.int64)
+    there = (n < 8 * COUNT)[:, None]
+    similarity = tl.zeros((BLOCK_N, BLOCK_P), ACC)
+    for channel in tl.static_range(3):
+        colours = image.data + b * image.batch + (tl.zeros((), tl.int64) + channel) * image.channel
+        centre = tl.load(colours + y.to(tl.int64) * image.row + x.to(tl.int64) * image.pixel).to(ACC)
+        neighbours = tl.load(colours + row * image.row + column * image.pixel, mask=there, other=0.0).to(ACC)
+        # Taken from the centre, differences of close colours keep their digits, and an even neighbourhood gives 0. The
+        # centre counts in the deviation, too, once per dilation.
+        d = tl.where(there, neighbours - centre[None, :], 0.0)
+        steep = steepness(tl.sum(d, axis=0), tl.sum(d * d, axis=0), 9 * COUNT)
+        similarity += tl.abs(d) * steep[None, :]
+    similarity = tl.where(there, similarity, -float("inf"))
+    e = tl.exp(similarity - tl.max(similarity, axis=0)[None, :])
     plane = tl.zeros((), tl.int64) + H * W
-    to = affinity + b * (8 * COUNT) * plane + p
-    for i in tl.static_range(COUNT):
-        for j in range(8):
-            at = _neighbour(image, y, x, H, W, DILATIONS[i], j)
-            d = tl.load(colours + at[None, :], mask=inside, other=0.0).to(ACC) - centre
-            k = tl.sum(tl.abs(d) * steep, axis=0)
-            tl.store(to + (8 * i + j) * plane, tl.exp(k - peak) * weight, mask=p < H * W)
+    to = affinity + (b * (8 * COUNT) + n[:, None]) * plane + pixel[None, :]
+    tl.store(to, e / tl.sum(e, axis=0)[None, :], mask=there & (pixel < H * W)[None, :])
 
 
 @triton.jit
-def _pamr_resize_kernel(
+def _resized(mask, classes, p, inside, small_height, small_width, H, W, ACC: tl.constexpr):
+    """The mask (pixels, classes) at the image's size."""
+    top, bottom, down = aligned_corners(p // W, small_height, H, ACC)
+    left, right, along = aligned_corners(p % W, small_width, W, ACC)
+    top, bottom, left, right = top * mask.row, bottom * mask.row, left * mask.pixel, right * mask.pixel
+    first = tl.load(classes + (top + left)[:, None], mask=inside, other=0.0).to(ACC) * (1.0 - along)[:, None]
+    first += tl.load(classes + (top + right)[:, None], mask=inside, other=0.0).to(ACC) * along[:, None]
+    second = tl.load(classes + (bottom + left)[:, None], mask=inside, other=0.0).to(ACC) * (1.0 - along)[:, None]
+    second += tl.load(classes + (bottom + right)[:, None], mask=inside, other=0.0).to(ACC) * along[:, None]
+    return first * (1.0 - down)[:, None] + second * down[:, None]
+
+
+@triton.jit
+def _pamr_refine_kernel(
     mask,  # (B, C, h, w), any strides
     image_labels,  # (B, C - 1), or None
-    resized,  # (B, C, P)
+    affinity,  # (B, 8 COUNT, P)
+    planes,  # (2, programs, P, BLOCK_C): the masks before and after an iteration
+    refined,  # (B, C, P)
     C,
     small_height,
     small_width,
     H,
     W,
-    tiles,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    program = tl.program_id(0)
-    b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    top, bottom, down = aligned_corners(p // W, small_height, H, ACC)
-    left, right, along = aligned_corners(p % W, small_width, W, ACC)
-    top, bottom, left, right = top * mask.row, bottom * mask.row, left * mask.pixel, right * mask.pixel
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside = _shown(image_labels, b, c, C, ACC)[:, None] & (p < H * W)[None, :]
-    rows = class_rows(mask, b, c)
-    first = tl.load(rows + (top + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-    first += tl.load(rows + (top + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-    second = tl.load(rows + (bottom + left)[None, :], mask=inside, other=0.0).to(ACC) * (1.0 - along)[None, :]
-    second += tl.load(rows + (bottom + right)[None, :], mask=inside, other=0.0).to(ACC) * along[None, :]
-    value = first * (1.0 - down)[None, :] + second * down[None, :]
-    tl.store(resized + (b * C + c[:, None]) * (tl.zeros((), tl.int64) + H * W) + p[None, :], value, mask=inside)
-
-
-@triton.jit
-def _pamr_step_kernel(
-    mask,  # (B, C, H, W), any strides
-    image_labels,  # (B, C - 1), or None
-    affinity,  # (B, 8 COUNT, P)
-    refined,  # (B, C, P)
-    C,
-    H,
-    W,
-    tiles,
+    groups,
+    iterations,
     DILATIONS: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
+    """All iterations for BLOCK_C classes of an image.
+
+    The masks between two iterations are the program's own, so that a barrier is all it needs.
+    """
     program = tl.program_id(0)
-    b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    y, x = p // W, p % W
-    plane = tl.zeros((), tl.int64) + H * W
-    weights = affinity + b * (8 * COUNT) * plane + p
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = (program // groups).to(tl.int64)
+    k = tl.arange(0, BLOCK_C)
+    c = program % groups * BLOCK_C + k
+    P = H * W
+    plane = tl.zeros((), tl.int64) + P
     shown = _shown(image_labels, b, c, C, ACC)
-    inside = shown[:, None] & (p < H * W)[None, :]
-    rows = class_rows(mask, b, c)
-    mean = tl.zeros((BLOCK_C, BLOCK_P), ACC)
-    if tl.sum(shown.to(tl.int32), axis=0) > 0:
-        for i in tl.static_range(COUNT):
-            for j in range(8):
-                a = tl.load(weights + (8 * i + j) * plane, mask=p < H * W, other=0.0)
-                at = _neighbour(mask, y, x, H, W, DILATIONS[i], j)
-                mean += a[None, :] * tl.load(rows + at[None, :], mask=inside, other=0.0).to(ACC)
-    to = refined + (b * C + c[:, None]) * plane + p[None, :]
-    tl.store(to, mean, mask=(c < C)[:, None] & (p < H * W)[None, :])
+    out = refined + (b * C + c)[None, :] * plane
+    if tl.sum(shown.to(tl.int32), axis=0) == 0:
+        for start in range(0, P, BLOCK_P):
+            p = start + tl.arange(0, BLOCK_P)
+            tl.store(out + p[:, None], tl.zeros((BLOCK_P, BLOCK_C), ACC), mask=(p < P)[:, None] & (c < C)[None, :])
+    else:
+        source = planes + program * plane * BLOCK_C
+        target = source + tl.num_programs(0) * plane * BLOCK_C
+        classes = mask.data + b * mask.batch + c[None, :].to(tl.int64) * mask.channel
+        for start in range(0, P, BLOCK_P):
+            p = start + tl.arange(0, BLOCK_P)
+            inside = (p < P)[:, None] & shown[None, :]
+            value = _resized(mask, classes, p, inside, small_height, small_width, H, W, ACC)
+            tl.store(source + p[:, None] * BLOCK_C + k[None, :], value, mask=(p < P)[:, None])
+        for _ in range(iterations):
+            tl.debug_barrier()
+            for start in range(0, P, BLOCK_P):
+                pixel = start + tl.arange(0, BLOCK_P)
+                p = tl.minimum(pixel, P - 1)
+                y, x = p // W, p % W
+                weights = affinity + b * (8 * COUNT) * plane + p
+                mean = tl.zeros((BLOCK_P, BLOCK_C), ACC)
+                for d in tl.static_range(COUNT):
+                    for j in tl.static_range(9):
+                        if j != 4:  # the centre
+                            row = y if j // 3 == 1 else _place(y, DILATIONS[d], j // 3 - 1, H)
+                            column = x if j % 3 == 1 else _place(x, DILATIONS[d], j % 3 - 1, W)
+                            a = tl.load(weights)
+                            weights += plane
+                            neighbour = tl.load(source + (row * W + column)[:, None] * BLOCK_C + k[None, :])
+                            mean += a[:, None] * neighbour
+                tl.store(target + pixel[:, None] * BLOCK_C + k[None, :], mean, mask=(pixel < P)[:, None])
+            source, target = target, source
+        tl.debug_barrier()
+        for start in range(0, P, BLOCK_P):
+            p = start + tl.arange(0, BLOCK_P)
+            inside = (p < P)[:, None] & (c < C)[None, :]
+            tl.store(out + p[:, None], tl.load(source + p[:, None] * BLOCK_C + k[None, :], mask=inside), mask=inside)
 
 
 def pamr(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
     """The refined mask (B, C, H, W) in the accumulation dtype."""
     batch, _, height, width = image.shape
-    classes, small = mask.shape[1], mask.shape[2:]
+    classes = mask.shape[1]
     dtype, acc = accumulator(image, mask)
     refined = mask.new_empty((batch, classes, height, width), dtype=dtype)
     if batch == 0:
         return refined
-    neighbours = {"DILATIONS": tuple(int(d) for d in dilations), "COUNT": len(dilations)}
-    affinity = mask.new_empty((batch, 8 * len(dilations), height * width), dtype=dtype)
-    tiles = triton.cdiv(height * width, PAMR_PIXELS)
-    block = {"BLOCK_P": PAMR_PIXELS, "ACC": acc, "num_warps": PAMR_WARPS}
+    pixels, count = height * width, len(dilations)
+    far = max(height, width)  # further out there is nothing but the border again
+    neighbours = {"DILATIONS": tuple(min(int(d), far) for d in dilations), "COUNT": count}
+    block_n = triton.next_power_of_2(8 * count)
+    affinity = mask.new_empty((batch, 8 * count, pixels), dtype=dtype)
+    tiles = triton.cdiv(pixels, AFFINITY_PIXELS)
     # With labels few classes are left of an image: a program each, which leaves at once if its class is not shown.
-    block_c = class_block(classes, PAMR_CLASSES) if image_labels is None else 1
-    shown = None if image_labels is None else matrix_of(image_labels)
-    grid = (batch * tiles, triton.cdiv(classes, block_c))
-    resized = small != image.shape[2:]
-    other = torch.empty_like(refined) if iterations > 1 or resized else refined
+    block_c = class_block(classes, REFINE_CLASSES) if image_labels is None else 1
+    groups = triton.cdiv(classes, block_c)
+    block_p = min(REFINE_PIXELS, max(32, triton.next_power_of_2(pixels)))
+    planes = mask.new_empty((2, batch * groups, pixels, block_c), dtype=dtype)
     with on_device_of(image):
-        _pamr_affinity_kernel[(batch * tiles,)](map_of(image), affinity, height, width, tiles, **neighbours, **block)
-        # The last iteration ends in `refined`, the one before in `other`, and so on.
-        buffers = (refined, other) if iterations % 2 else (other, refined)
-        if resized:
-            _pamr_resize_kernel[grid](
-                map_of(mask), shown, buffers[1], classes, *small, height, width, tiles, BLOCK_C=block_c, **block
-            )
-            mask = buffers[1]
-        for k in range(iterations):
-            to = buffers[k % 2]
-            _pamr_step_kernel[grid](
-                map_of(mask), shown, affinity, to, classes, height, width, tiles, BLOCK_C=block_c, **neighbours, **block
-            )
-            mask = to
+        _pamr_affinity_kernel[(batch * tiles,)](
+            map_of(image), affinity, height, width, tiles, BLOCK_N=block_n, BLOCK_P=AFFINITY_PIXELS, ACC=acc,
+            num_warps=min(8, block_n // 8), **neighbours,
+        )  # fmt: skip
+        _pamr_refine_kernel[(batch * groups,)](
+            map_of(mask), None if image_labels is None else matrix_of(image_labels), affinity, planes, refined,
+            classes, *mask.shape[2:], height, width, groups, iterations, BLOCK_C=block_c, BLOCK_P=block_p, ACC=acc,
+            num_warps=block_p // 32, **neighbours,
+        )  # fmt: skip
     return refined

@@ -156,7 +156,7 @@ def _merge_pseudo_labels_finish_kernel(
         tl.store(image_loss + b, tl.sum(loss, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images"])
 def _pseudo_label_loss_finish_kernel(
     image_weight,  # (B,), as image_loss and factor
     image_loss,

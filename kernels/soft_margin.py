@@ -31,7 +31,7 @@ def _factor_of(image_weight, b, total, images, weight_stride, ACC: tl.constexpr)
     return factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "images"])
 def _soft_margin_loss_fwd_kernel(
     logits,  # (B, at least C, H, W), any strides, as targets
     targets,  # (B, C, H, W)
@@ -66,7 +66,7 @@ def _soft_margin_loss_fwd_kernel(
     tl.store(sums + program, tl.sum(tl.sum(loss, axis=1), axis=0) * factor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "images"])
 def _soft_margin_loss_bwd_kernel(
     grad,  # of the loss, a scalar
     logits,  # (B, C, H, W), any strides, as targets and grad_logits

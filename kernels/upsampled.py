@@ -1,99 +1,83 @@
 """Losses and labels at the image's size from logits at feature resolution, in Triton.
 
-The upsampled logits (bilinear, corners not aligned) are worked out where they are needed and never stored. The gradient
-is gathered: a program visits all pixels of the image that its low-resolution pixels influence, so that each sum has one
-owner and one order.
+The upsampled logits (bilinear, corners not aligned) are worked out where they are needed and never stored. A thread has
+a column of the image: it interpolates two rows of low resolution there, and the pixels between them from these. The
+gradient is gathered: a program visits all pixels of the image that its low-resolution rows influence, so that each sum
+has one owner and one order.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._launch import accumulator, class_block, map_of, on_device_of, tile_for
-from ._math import first_from, half_pixels, interpolable, interpolated, log1p, mix, sigmoid, soft_margin
-from ._tiles import carries_class, class_rows, exp_scores, load_labels, no_peak, peak_of, softmax_step
+from ._launch import accumulator, class_block, map_of, on_device_of
+from ._math import first_from, half_pixels, interpolable, interpolated, log1p, lowest, mix, times_one_plus, weight_after
+from ._tiles import carries_class, class_rows, no_peak
 
-# A thread holds 16 upsampled logits, each made of four low-resolution ones.
-BLOCK_CLASSES = 16
-MAX_PIXELS = 256
-# A thread holds fewer where it visits what a low-resolution pixel influences, because it keeps sums and four addresses
-# of each. Visits are low-resolution pixels times pixels of the image that they influence. With 128, the cross-entropy
-# takes up to 120 registers instead of 94 and spills on sm_80 (bfloat16, 128 classes); with 64, the soft-margin loss
-# spills on sm_90, where the compiler then aims at 64 to 80 registers.
-VISITS = 128
-CROSS_ENTROPY_VISITS = 64
-GRAD_CLASSES = 4
-MAX_COLUMNS = 32  # of one row that a low-resolution pixel influences: all of them when upsampling 16 times
+# Losses and labels: a thread holds 16 upsampled logits, of up to 8 pixels of a column.
+LOGITS = 16
+MAX_ROWS = 8
+MAX_COLUMNS = 128
+# Gradients: a thread has one column and 8 classes, whose logits and sums take 32 registers. Fewer classes would read
+# the labels more often.
+GRAD_CLASSES = 8
+MAX_VISITS = 512
+GRAD_ROWS = 4  # of low resolution; the pixels above the first are visited by two programs
+PRODUCT_ROWS = tl.constexpr(8)  # of a product of 1 + e over the classes and them, which is at most 2^64 then
 BLOCK_SUMS = tl.constexpr(1024)
 
 
-@triton.jit
-def _logits(at, there, ACC: tl.constexpr):
-    return interpolable(tl.load(at, mask=there, other=0.0).to(ACC), ACC)
+class Sizes(NamedTuple):
+    """Of the logits and of the labels, as a kernel takes them."""
+
+    height: int
+    width: int
+    large_height: int
+    large_width: int
 
 
 @triton.jit
-def _upsampled_tile(logits, b, c, C, rows, columns, inside, ACC: tl.constexpr):
-    """Upsampled logits (classes, pixels), 0 from class C on and for pixels not inside.
+def _row(classes, row, columns, there, ACC: tl.constexpr):
+    """A low-resolution row (classes, columns), the lowest number where nothing is there.
 
-    `rows` and `columns` say where the pixels lie, as `half_pixels` does.
+    `columns` are the offsets of the pixels left and right of each column, and the weight of the latter.
     """
-    top, bottom, down = rows
     left, right, along = columns
-    top, bottom, left, right = top * logits.row, bottom * logits.row, left * logits.pixel, right * logits.pixel
-    of_class = class_rows(logits, b, c)
-    there = (c < C)[:, None] & inside[None, :]
-    near = mix(
-        _logits(of_class + (top + left)[None, :], there, ACC),
-        _logits(of_class + (bottom + left)[None, :], there, ACC),
-        down[None, :],
-    )
-    far = mix(
-        _logits(of_class + (top + right)[None, :], there, ACC),
-        _logits(of_class + (bottom + right)[None, :], there, ACC),
-        down[None, :],
-    )
-    return interpolated(mix(near, far, along[None, :]), ACC)
+    near = tl.load(classes + (row + left)[None, :], mask=there, other=-float("inf")).to(ACC)
+    far = tl.load(classes + (row + right)[None, :], mask=there, other=-float("inf")).to(ACC)
+    return mix(interpolable(near, ACC), interpolable(far, ACC), along[None, :])
 
 
 @triton.jit
-def _reach(k, small, large, BOTH_SIDES: tl.constexpr):
-    """The points from `begin` to before `end` of `large` lie right behind point k of `small`, or on either side of it.
-
-    Those before point 0 count as behind it.
-    """
-    begin = first_from(k - 1, small, large) if BOTH_SIDES else first_from(k, small, large)
-    return tl.where(k == 0, 0, begin), first_from(k + 1, small, large)
+def _labels(labels, b, y, x, inside, C, ignore_index):
+    """The classes of pixels, -1 for a pixel that carries none."""
+    at = labels.data + b * labels.batch + y * labels.row + x.to(tl.int64) * labels.pixel
+    label = tl.load(at, mask=inside, other=0).to(tl.int64)
+    return tl.where(inside & carries_class(label, C, ignore_index), label, -1).to(tl.int32)
 
 
-@triton.jit
-def _share(k, between):
-    """What the low-resolution point k contributes to points that lie as `half_pixels` says."""
-    before, after, weight = between
-    return tl.where(before == k, 1.0 - weight, 0.0) + tl.where(after == k, weight, 0.0)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def _upsampled_loss_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, H', W') integers, any strides
-    peaks,  # (B, P'): highest logit of each pixel, as norms; None for the soft-margin loss
+    peaks,  # (B, H', W'): highest logit of each pixel, as norms; None for the soft-margin loss
     norms,  # 1 / sum of exponentials
     sums,  # (programs,): what the pixels owned by a program add to the soft-margin loss, else None
     derivative,  # (B, C, H, W) of the sum over pixels, or None
     C,
-    height,
-    width,
-    large_height,
-    large_width,
+    sizes,
     total,
     ignore_index,
     column_blocks,
+    row_blocks,
     class_blocks,
-    columns,
+    ROWS: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -101,101 +85,203 @@ def _upsampled_loss_fwd_kernel(
 ):
     """The soft-margin loss and its derivative, or the derivative of the cross-entropy.
 
-    A program takes BLOCK_X pixels of a low-resolution row and BLOCK_C classes, and visits the pixels of the image that
-    these influence, BLOCK_K columns of each at a time. A low-resolution pixel owns those whose source lies right behind
-    it: they add to its loss. Without a derivative, only these are visited.
+    A program owns ROWS low-resolution rows, BLOCK_C classes, and what lies right of and below their pixels. Each of its
+    lanes goes down one of BLOCK_K columns right of a pixel, for a derivative from the row above the first on. The
+    pixels of a row are a ring: right of the last come the columns behind it and those before the first. A program
+    either has the WHOLE ring, or an arc whose ends belong to its neighbours.
     """
     program = tl.program_id(0)
     c = program % class_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     column_block = program // class_blocks % column_blocks
-    row = program // class_blocks // column_blocks
-    i = row % height
-    b = (row // height).to(tl.int64)
+    above = program // class_blocks // column_blocks % row_blocks * ROWS
+    b = (program // class_blocks // column_blocks // row_blocks).to(tl.int64)
+    arc = sizes.width if WHOLE else BLOCK_X
+    begin = 0 if WHOLE else column_block * (BLOCK_X - 2) + sizes.width - 1
+    lane = tl.arange(0, BLOCK_X)
+    pixel = (begin + lane) % sizes.width
+
     visit = tl.arange(0, BLOCK_X * BLOCK_K)
-    j = column_block * BLOCK_X + visit // BLOCK_K
-    begin, end = _reach(j, width, large_width, derivative is not None)
-    end = tl.where(j < width, end, begin)
-    first_row, end_row = _reach(i, height, large_height, derivative is not None)
-    loss = tl.zeros((BLOCK_C, BLOCK_X * BLOCK_K), ACC)
+    here = visit // BLOCK_K
+    j = (begin + here) % sizes.width
+    last = j == sizes.width - 1
+    x = first_from(j, sizes.width, sizes.large_width) + visit % BLOCK_K
+    end = first_from(tl.where(last, 0, j + 1), sizes.width, sizes.large_width) + tl.where(last, sizes.large_width, 0)
+    inside = (x < end) & (here < (arc if WHOLE else arc - 1))
+    before = x >= sizes.large_width  # the first pixel
+    x = tl.where(before, x - sizes.large_width, x)
+    left = tl.where(before, 0, j).to(tl.int64) * logits.pixel
+    right = tl.where(last, tl.where(before, 0, j), j + 1).to(tl.int64) * logits.pixel
+    along = tl.where(last, before.to(ACC), weight_after(x, j, sizes.width, sizes.large_width, ACC))
+    columns = (left, right, along)
+    there = (c < C)[:, None] & inside[None, :]
+    classes = class_rows(logits, b, c)
+    owned = inside if WHOLE else inside & (here > 0) & (column_block * (BLOCK_X - 2) + here <= sizes.width)
+
+    row_begin = above if derivative is None else tl.maximum(above - 1, 0)
+    loss = tl.zeros((BLOCK_X * BLOCK_K,), ACC)
     gradient = tl.zeros((BLOCK_C, BLOCK_X * BLOCK_K), ACC)
-    for large_row in range(first_row, end_row):
-        y = tl.zeros((), tl.int64) + large_row
-        top, bottom, down = half_pixels(y, height, large_height, ACC)
-        for start in range(0, columns, BLOCK_K):
-            x = begin + start + visit % BLOCK_K
-            left, right, along = half_pixels(x, width, large_width, ACC)
-            visited = x < end
-            at = labels.data + b * labels.batch + y * labels.row + x * labels.pixel
-            label = tl.load(at, mask=visited, other=0).to(tl.int64)
-            visited = visited & carries_class(label, C, ignore_index)
-            rows = (top, bottom, down + tl.zeros_like(along))
-            s = _upsampled_tile(logits, b, c, C, rows, (left, right, along), visited, ACC)
-            own = (c[:, None] == label[None, :]).to(ACC)
-            counted = (c < C)[:, None] & visited[None, :]
+    bottom = _row(classes, row_begin.to(tl.int64) * logits.row, columns, there, ACC)
+    for i in range(row_begin, tl.minimum(above + ROWS, sizes.height)):
+        row = tl.zeros((), tl.int64) + i
+        top = bottom
+        bottom = _row(classes, tl.minimum(row + 1, sizes.height - 1) * logits.row, columns, there, ACC)
+        linear = tl.zeros_like(loss)
+        product = tl.zeros_like(loss)
+        below = tl.zeros_like(gradient)
+        y_begin = tl.where(row == 0, 0, first_from(row, sizes.height, sizes.large_height))
+        for k in range(y_begin, first_from(row + 1, sizes.height, sizes.large_height)):
+            y = tl.zeros((), tl.int64) + k
+            label = _labels(labels, b, y, x, inside, C, ignore_index)
+            own = c[:, None] == label[None, :]
+            down = weight_after(y, row, sizes.height, sizes.large_height, ACC)
+            s = mix(top, bottom, down)
             if peaks is None:
-                owned = counted & ((left == j) & (top == i))[None, :]
-                loss += tl.where(owned, soft_margin(s, own), 0.0)
-                d = sigmoid(s) - own
+                # sigmoid(s) - 1 is -sigmoid(-s)
+                s = tl.where((label >= 0)[None, :], tl.where(own, -s, s), lowest(ACC))
+                e = tl.exp(-tl.abs(s))
+                d = tl.where(s >= 0, 1.0, e) / (1.0 + e)
+                d = tl.where(own, -d, d)
+                linear += tl.sum(tl.maximum(s, 0.0), axis=0)
+                product = times_one_plus(product, tl.reduce(e, 0, times_one_plus))
+                if (k - y_begin) % PRODUCT_ROWS == PRODUCT_ROWS - 1:
+                    linear += log1p(product)
+                    product = tl.zeros_like(product)
             else:
-                pixel = (b * large_height + y) * large_width + x
-                peak = tl.load(peaks + pixel, mask=visited, other=0.0)
-                norm = tl.load(norms + pixel, mask=visited, other=0.0)
-                d = exp_scores(s, peak, c, C) * norm[None, :] - own
+                at = (b * sizes.large_height + y) * sizes.large_width + x
+                peak = tl.load(peaks + at, mask=label >= 0, other=0.0)
+                norm = tl.load(norms + at, mask=label >= 0, other=0.0)
+                d = tl.exp(s - peak[None, :]) * norm[None, :]
+                d = tl.where((label >= 0)[None, :], tl.where(own, d - 1.0, d), 0.0)
             if derivative is not None:
-                share = _share(j, (left, right, along)) * _share(i, (top, bottom, down))
-                gradient += tl.where(counted, d * share[None, :], 0.0)
+                gradient = tl.fma(d, tl.broadcast_to(1.0 - down, d.shape), gradient)
+                below = tl.fma(d, tl.broadcast_to(down, d.shape), below)
+        if sums is not None:
+            loss += tl.where(owned & (row >= above), linear + log1p(product), 0.0)
+        if derivative is not None:
+            if row == sizes.height - 1:  # below the last row comes itself
+                gradient += below
+            if row >= above:
+                near = tl.reshape(gradient * (1.0 - along)[None, :], (BLOCK_C, BLOCK_X, BLOCK_K))
+                far = tl.reshape(gradient * along[None, :], (BLOCK_C, BLOCK_X, BLOCK_K))
+                preceding = tl.broadcast_to(((lane + arc - 1) % arc)[None, :], (BLOCK_C, BLOCK_X))
+                gathered = tl.sum(near, axis=2) + tl.gather(tl.sum(far, axis=2), preceding, axis=1)
+                to = derivative + ((b * C + c[:, None]) * sizes.height + row) * sizes.width + pixel[None, :]
+                mine = lane < arc
+                if not WHOLE:
+                    mine = (lane > 0) & (lane < arc - 1) & (column_block * (BLOCK_X - 2) + lane <= sizes.width)
+                tl.store(to, gathered, mask=(c < C)[:, None] & mine[None, :])
+            gradient = below
     if sums is not None:
-        tl.store(sums + program, tl.sum(tl.sum(loss, axis=1), axis=0) / total)
-    if derivative is not None:
-        gathered = tl.sum(tl.reshape(gradient, (BLOCK_C, BLOCK_X, BLOCK_K)), axis=2)
-        j = column_block * BLOCK_X + tl.arange(0, BLOCK_X)
-        to = derivative + ((b * C + c[:, None]) * height + i) * width + j[None, :]
-        tl.store(to, gathered, mask=(c < C)[:, None] & (j < width)[None, :])
+        tl.store(sums + program, tl.sum(-interpolated(-loss, ACC), axis=0) / total)
+
+
+@triton.jit
+def _run(
+    logits, program, column_blocks, runs, runs_of_row, sizes,
+    BANDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The pixels (BANDS ROWS COLUMNS,) that a program takes: rows between the same two of low resolution, or three.
+
+    Returns the image; row and column of each pixel, and whether it exists; the first low-resolution row; the weight of
+    the row below each pixel; and the columns as `_row` takes them.
+    """
+    b = (program // column_blocks // runs).to(tl.int64)
+    run = program // column_blocks % runs
+    p = tl.arange(0, BANDS * ROWS * COLUMNS)
+    if ROWS == 1:  # rows may lie further apart than those of low resolution
+        y = run.to(tl.int64) + p // COLUMNS
+        first, _, _ = half_pixels(run, sizes.height, sizes.large_height, ACC)
+        above = first
+        end = sizes.large_height
+    else:
+        first = (run // runs_of_row * BANDS - 1).to(tl.int64)  # -1 stands for row 0, which the pixels before it are of
+        k = first + p // (ROWS * COLUMNS)
+        y = first_from(k, sizes.height, sizes.large_height) + run % runs_of_row * ROWS + p // COLUMNS % ROWS
+        above = tl.maximum(k, 0)
+        end = first_from(k + 1, sizes.height, sizes.large_height)
+    begin = program % column_blocks * COLUMNS
+    x = begin + p % COLUMNS
+    inside = (y < end) & (x < sizes.large_width)
+    column = tl.minimum(begin + tl.arange(0, COLUMNS), sizes.large_width - 1)
+    left, right, along = half_pixels(column, sizes.width, sizes.large_width, ACC)
+    columns = (left * logits.pixel, right * logits.pixel, along)
+    return b, y, x, inside, first, weight_after(y, above, sizes.height, sizes.large_height, ACC), columns
+
+
+@triton.jit
+def _run_tile(logits, b, c, C, first, down, columns, sizes, BANDS: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr):
+    """Upsampled logits (classes, pixels) of the pixels of `_run`; the lowest number from class C on."""
+    classes = class_rows(logits, b, c)
+    there = (c < C)[:, None]
+    last = sizes.height - 1
+    near = _row(classes, tl.maximum(first, 0) * logits.row, columns, there, ACC)
+    far = _row(classes, tl.minimum(first + 1, last) * logits.row, columns, there, ACC)
+    top, bottom = near[:, None, :], far[:, None, :]
+    if BANDS == 2:
+        there = there & (first + 1 < sizes.height)  # else the second band has no pixels
+        below = _row(classes, tl.minimum(first + 2, last) * logits.row, columns, there, ACC)
+        top = tl.permute(tl.join(near, far), (0, 2, 1))
+        bottom = tl.permute(tl.join(far, below), (0, 2, 1))
+    return mix(_every_row(top, ROWS), _every_row(bottom, ROWS), down[None, :])
+
+
+@triton.jit
+def _every_row(tile, ROWS: tl.constexpr):
+    """A tile (classes, bands, columns) as (classes, bands ROWS columns)."""
+    classes: tl.constexpr = tile.shape[0]
+    bands: tl.constexpr = tile.shape[1]
+    columns: tl.constexpr = tile.shape[2]
+    every = tl.broadcast_to(tile[:, :, None, :], (classes, bands, ROWS, columns))
+    return tl.reshape(every, (classes, bands * ROWS * columns))
 
 
 @triton.jit
 def _upsampled_cross_entropy_fwd_kernel(
     logits,  # (B, C, H, W), any strides
     labels,  # (B, H', W') integers, any strides
-    peaks,  # (B, P'): highest logit of each pixel, as norms; or None
+    peaks,  # (B, H', W'): highest logit of each pixel, as norms; or None
     norms,  # 1 / sum of exponentials
-    sums,  # (B, tiles, 2): sum of the losses of a tile, and pixels with a class
+    sums,  # (programs, 2): sum of the losses of a program, and pixels with a class
     C,
-    height,
-    width,
-    large_height,
-    large_width,
-    tiles,
+    sizes,
     ignore_index,
+    column_blocks,
+    runs,
+    runs_of_row,
+    BANDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
-    b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    P = large_height * large_width
-    rows = half_pixels(p // large_width, height, large_height, ACC)
-    columns = half_pixels(p % large_width, width, large_width, ACC)
-    label = load_labels(labels, b, p, P, large_width, C, ignore_index, LINEAR=False)
-    peak = no_peak(BLOCK_P, ACC)
-    norm = tl.zeros((BLOCK_P,), ACC)
-    own = tl.zeros((BLOCK_P,), ACC)
+    b, y, x, inside, first, down, columns = _run(
+        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ACC
+    )
+    label = _labels(labels, b, y, x, inside, C, ignore_index)
+    peak = no_peak(BANDS * ROWS * COLUMNS, ACC)
+    norm = tl.zeros((BANDS * ROWS * COLUMNS,), ACC)
+    own = tl.zeros((BANDS * ROWS * COLUMNS,), ACC)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        s = _upsampled_tile(logits, b, c, C, rows, columns, p < P, ACC)
-        peak, norm = softmax_step(peak, norm, s, c, C)
+        s = _run_tile(logits, b, c, C, first, down, columns, sizes, BANDS, ROWS, ACC)
+        higher = tl.maximum(peak, tl.max(s, axis=0))
+        norm = norm * tl.exp(peak - higher) + tl.sum(tl.exp(s - higher[None, :]), axis=0)
+        peak = higher
         own += tl.sum(tl.where(c[:, None] == label[None, :], s, 0.0), axis=0)
+    peak = interpolated(peak, ACC)
+    norm += peak - peak  # NaN if the softmax is
     counted = label >= 0
-    loss = tl.where(counted, log1p(norm - 1.0) + (peak - own), 0.0)
+    loss = tl.where(counted, log1p(norm - 1.0) + (peak - interpolated(own, ACC)), 0.0)
     tl.store(sums + program.to(tl.int64) * 2, tl.sum(loss, axis=0))
     tl.store(sums + program.to(tl.int64) * 2 + 1, tl.sum(counted.to(ACC), axis=0))
     if peaks is not None:
-        tl.store(peaks + b * P + p, peak, mask=p < P)
-        tl.store(norms + b * P + p, 1.0 / norm, mask=p < P)
+        pixel = (b * sizes.large_height + y) * sizes.large_width + x
+        tl.store(peaks + pixel, peak, mask=inside)
+        tl.store(norms + pixel, 1.0 / norm, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def _upsampled_cross_entropy_finish_kernel(
     sums,  # (tiles, 2)
     loss,  # sum of the losses / counted
@@ -217,59 +303,85 @@ def _upsampled_cross_entropy_finish_kernel(
 @triton.jit
 def _upsampled_argmax_fwd_kernel(
     logits,  # (B, C, H, W), any strides
-    labels,  # (B, P')
+    labels,  # (B, H', W')
     C,
-    height,
-    width,
-    large_height,
-    large_width,
-    tiles,
+    sizes,
+    column_blocks,
+    runs,
+    runs_of_row,
+    BANDS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
-    b = (program // tiles).to(tl.int64)
-    p = program % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    P = large_height * large_width
-    rows = half_pixels(p // large_width, height, large_height, ACC)
-    columns = half_pixels(p % large_width, width, large_width, ACC)
-    highest = tl.full((BLOCK_P,), -float("inf"), ACC)
-    best = tl.zeros((BLOCK_P,), tl.int32)
-    undefined = tl.zeros((BLOCK_P,), tl.int32) + C  # the first class that is NaN, which is above all
+    b, y, x, inside, first, down, columns = _run(
+        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ACC
+    )
+    highest = tl.full((BANDS * ROWS * COLUMNS,), -float("inf"), ACC)
+    best = tl.zeros((BANDS * ROWS * COLUMNS,), tl.int32)
     for block in range(0, C, BLOCK_C):
         c = block + tl.arange(0, BLOCK_C)
-        s = _upsampled_tile(logits, b, c, C, rows, columns, p < P, ACC)
-        peak = peak_of(s, c, C)
-        first = tl.min(tl.where((s == peak[None, :]) & (c < C)[:, None], c[:, None], C), axis=0)
-        undefined = tl.minimum(undefined, tl.min(tl.where((s != s) & (c < C)[:, None], c[:, None], C), axis=0))
-        best = tl.where(peak > highest, first, best)
-        highest = tl.maximum(highest, peak)
-    best = tl.where(undefined < C, undefined, best)
-    tl.store(labels + b * P + p, best.to(labels.dtype.element_ty), mask=p < P)
+        s = _run_tile(logits, b, c, C, first, down, columns, sizes, BANDS, ROWS, ACC)
+        peak = tl.reduce(s, 0, _higher)
+        highest_class = tl.min(tl.where((s == peak[None, :]) | (s != s), c[:, None], C), axis=0)
+        better = (peak > highest) | ((peak != peak) & (highest == highest))
+        best = tl.where(better, highest_class, best)
+        highest = tl.where(better, peak, highest)
+    best = tl.where(interpolated(highest, ACC) == -float("inf"), 0, best)  # all are: the first of equals
+    tl.store(
+        labels + (b * sizes.large_height + y) * sizes.large_width + x, best.to(labels.dtype.element_ty), mask=inside
+    )
 
 
-def _visits(logits: Tensor, labels: Tensor, visits: int, both_sides: bool) -> tuple[int, dict[str, int]]:
-    """How many programs visit the pixels behind the low-resolution ones, or on both sides; and what each of them takes.
+@triton.jit
+def _higher(p, q):
+    """The higher of two numbers; NaN is above all."""
+    return tl.maximum(p, q, propagate_nan=tl.PropagateNan.ALL)
 
-    `visits` is the most that a program visits at a time.
-    """
-    batch, classes, height, width = logits.shape
-    large_width = labels.shape[2]
-    # The columns on either side of a low-resolution pixel, or behind it: one and a half of the first.
-    columns = triton.cdiv(2 * large_width, width) if both_sides else triton.cdiv(3 * large_width, 2 * width)
-    block_k = min(MAX_COLUMNS, triton.next_power_of_2(columns))
-    block_x = min(visits // block_k, triton.next_power_of_2(width))
-    block_c = class_block(classes, GRAD_CLASSES)
-    column_blocks, class_blocks = triton.cdiv(width, block_x), triton.cdiv(classes, block_c)
-    return batch * height * column_blocks * class_blocks, {
+
+def _runs(logits: Tensor, large_height: int, large_width: int) -> tuple[int, dict[str, int]]:
+    """How many programs take all pixels of the image, and what each of them takes."""
+    batch, classes, height, _ = logits.shape
+    columns = min(MAX_COLUMNS, max(32, triton.next_power_of_2(large_width)))
+    between = triton.cdiv(large_height, height)  # rows of the image between two of low resolution, at most
+    rows = min(MAX_ROWS, triton.next_power_of_2(between))
+    bands = 2 if 1 < rows < MAX_ROWS else 1
+    runs_of_row, column_blocks = triton.cdiv(between, rows), triton.cdiv(large_width, columns)
+    runs = large_height if rows == 1 else triton.cdiv(height + 1, bands) * runs_of_row
+    return batch * runs * column_blocks, {
         "column_blocks": column_blocks,
+        "runs": runs,
+        "runs_of_row": runs_of_row,
+        "BANDS": bands,
+        "ROWS": rows,
+        "COLUMNS": columns,
+        "BLOCK_C": class_block(classes, LOGITS // (bands * rows)),
+        "num_warps": columns // 32,
+    }
+
+
+def _arcs(logits: Tensor, labels: Tensor) -> tuple[int, dict[str, int]]:
+    """How many programs visit all pixels for the losses or derivatives at low resolution; what each of them takes."""
+    batch, classes, height, width = logits.shape
+    columns = triton.cdiv(labels.shape[2], width)  # right of a low-resolution pixel, at most
+    block_k = triton.next_power_of_2(columns)
+    block_c = class_block(classes, max(1, GRAD_CLASSES * MAX_VISITS // max(MAX_VISITS, 4 * block_k)))
+    block_x = min(max(4, MAX_VISITS // block_k), triton.next_power_of_2(width))
+    column_blocks = 1 if width <= block_x else triton.cdiv(width, block_x - 2)
+    class_blocks = triton.cdiv(classes, block_c)
+    row_blocks = triton.cdiv(height, GRAD_ROWS)
+    return batch * row_blocks * column_blocks * class_blocks, {
+        "column_blocks": column_blocks,
+        "row_blocks": row_blocks,
         "class_blocks": class_blocks,
-        "columns": columns,
+        "ROWS": GRAD_ROWS,
+        "WHOLE": width <= block_x,
         "BLOCK_C": block_c,
         "BLOCK_X": block_x,
         "BLOCK_K": block_k,
-        "num_warps": 4,
+        "num_warps": max(1, min(16, block_x * block_k // 32)),
     }
 
 
@@ -281,12 +393,13 @@ def upsampled_soft_margin_loss(
     derivative = logits.new_empty(logits.shape if with_derivative else 0, dtype=dtype)
     if logits.shape[0] == 0:
         return logits.new_zeros((), dtype=dtype), derivative
-    programs, blocks = _visits(logits, labels, VISITS, with_derivative)
+    programs, blocks = _arcs(logits, labels)
+    sizes = Sizes(*logits.shape[2:], *labels.shape[1:])
     sums = logits.new_empty(programs, dtype=dtype)
     with on_device_of(logits):
         _upsampled_loss_fwd_kernel[(programs,)](
             map_of(logits), map_of(labels), None, None, sums, derivative if with_derivative else None,
-            *logits.shape[1:], *labels.shape[1:], labels.numel(), ignore_index, ACC=acc, **blocks,
+            logits.shape[1], sizes, labels.numel(), ignore_index, ACC=acc, **blocks,
         )  # fmt: skip
     return sums.sum(), derivative
 
@@ -302,19 +415,18 @@ def upsampled_cross_entropy(
         return logits.new_zeros((), dtype=dtype), logits.new_ones((), dtype=dtype), derivative
     loss, counted = (logits.new_empty((), dtype=dtype) for _ in range(2))
     peaks, norms = (logits.new_empty(labels.shape, dtype=dtype) if with_derivative else None for _ in range(2))
-    tile = tile_for(classes, MAX_PIXELS, most=BLOCK_CLASSES)
-    tiles = triton.cdiv(labels.shape[1] * labels.shape[2], tile["BLOCK_P"])
-    sums = logits.new_empty((batch * tiles, 2), dtype=dtype)
-    s, own, sizes = map_of(logits), map_of(labels), (*logits.shape[1:], *labels.shape[1:])
+    programs, blocks = _runs(logits, *labels.shape[1:])
+    sums = logits.new_empty((programs, 2), dtype=dtype)
+    s, own, sizes = map_of(logits), map_of(labels), Sizes(*logits.shape[2:], *labels.shape[1:])
     with on_device_of(logits):
-        _upsampled_cross_entropy_fwd_kernel[(batch * tiles,)](
-            s, own, peaks, norms, sums, *sizes, tiles, ignore_index, ACC=acc, **tile
+        _upsampled_cross_entropy_fwd_kernel[(programs,)](
+            s, own, peaks, norms, sums, classes, sizes, ignore_index, ACC=acc, **blocks
         )
-        _upsampled_cross_entropy_finish_kernel[(1,)](sums, loss, counted, batch * tiles, ACC=acc, num_warps=4)
+        _upsampled_cross_entropy_finish_kernel[(1,)](sums, loss, counted, programs, ACC=acc, num_warps=4)
         if with_derivative:
-            programs, blocks = _visits(logits, labels, CROSS_ENTROPY_VISITS, both_sides=True)
+            programs, blocks = _arcs(logits, labels)
             _upsampled_loss_fwd_kernel[(programs,)](
-                s, own, peaks, norms, None, derivative, *sizes, labels.numel(), ignore_index, ACC=acc, **blocks
+                s, own, peaks, norms, None, derivative, classes, sizes, labels.numel(), ignore_index, ACC=acc, **blocks
             )
     return loss, counted, derivative
 
@@ -327,10 +439,9 @@ def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     if batch == 0:
         return labels
     _, acc = accumulator(logits)
-    tile = tile_for(classes, MAX_PIXELS, most=BLOCK_CLASSES)
-    tiles = triton.cdiv(height * width, tile["BLOCK_P"])
+    programs, blocks = _runs(logits, height, width)
     with on_device_of(logits):
-        _upsampled_argmax_fwd_kernel[(batch * tiles,)](
-            map_of(logits), labels, *logits.shape[1:], height, width, tiles, ACC=acc, **tile
+        _upsampled_argmax_fwd_kernel[(programs,)](
+            map_of(logits), labels, classes, Sizes(*logits.shape[2:], height, width), ACC=acc, **blocks
         )
     return labels

@@ -46,13 +46,18 @@ class Launch(NamedTuple):
 
 
 def noted(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> Launch:
-    """A launch as Triton specialises it: an integer 1 or None is a constant, multiples of 16 are known as such."""
+    """A launch as Triton specialises it: an integer 1 or None is a constant, multiples of 16 are known as such.
+
+    Except for arguments that a kernel asks not to be specialised.
+    """
     options = {name: value for name, value in kwargs.items() if name not in kernel.arg_names}
     bound = inspect.signature(kernel.fn).bind(*args, **{k: v for k, v in kwargs.items() if k not in options}).arguments
     launch = Launch(kernel, {}, {}, {}, options)
 
     def specialise(path: tuple[int, ...], value: Any, constant: bool) -> Any:
         """The type of the argument, or of the tuple of arguments, that lies at `path`."""
+        if kernel.params[path[0]].do_not_specialize:
+            return "i32" if abs(value) < 2**31 else "i64"
         if constant or value is None or (isinstance(value, int) and value == 1):
             launch.constants[path] = value
             return "constexpr"
@@ -165,6 +170,32 @@ def test_triton_kernels(family, classes, dtype, arch, tmp_path, monkeypatch):
                 if access == "STG" and args[-1] is False:  # with_derivative
                     continue
                 assert any(m.startswith(access) and ".128" in m for m in memory), what
+
+
+@needs_triton
+@pytest.mark.parametrize("family", raw_calls.FAMILIES)
+def test_another_batch_compiles_nothing(family):
+    """The last batch of an epoch must not wait for a compiler, nor be unfit for a CUDA graph."""
+    from triton import knobs
+
+    from tests.emulator import triton_driver
+
+    launchers = importlib.import_module(f"wilson.kernels.{family}")
+    kernels: dict[int, set[str]] = {}
+    with triton_driver.use(arch=90), knobs.runtime.scope():
+        for batch in (2, 1, 3, 16):  # 1 and multiples of 16 are what Triton compiles kernels of their own for
+            found = kernels[batch] = set()
+
+            def note(*, key: str, repr: str, found: set[str] = found, **_: Any) -> bool:
+                found.add(f"{repr} {key}")
+                return True  # do not compile
+
+            knobs.runtime.jit_cache_hook = note
+            for op, args in raw_calls.FAMILIES[family](raw_calls.Blank(21, torch.float32, (9, 9), batch=batch)):
+                getattr(launchers, op)(*args)
+    assert kernels[2]
+    for batch, found in kernels.items():
+        assert found == kernels[2], f"{batch} images: {found ^ kernels[2]}"
 
 
 @needs_triton
