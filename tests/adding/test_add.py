@@ -471,7 +471,7 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
 
     convolutional = choose(Net()).config
     assert convolutional.data.crop == 64 and convolutional.step.optimizer == "sgd" and convolutional.step.lr_head == 0.1
-    assert convolutional.step.epochs == choices.MOST_EPOCHS and 0 < convolutional.step.warmup < 60
+    assert convolutional.step.epochs == choices.MOST_EPOCHS and 0 < convolutional.step.warmup < choices.MOST_EPOCHS
     assert choose(Net(), stride=48).config.data.crop == 48 and choose(Net(), side=96).config.data.crop == 96
     assert "expect coarse outlines" in " ".join(choose(Net(), stride=8).reasons)
     transformer = torch.nn.TransformerEncoderLayer(64, 2)
