@@ -49,8 +49,8 @@ def measure(folder: Path) -> None:
         done = subprocess.run([*command, f"--benchmark-json={folder / grid}.json"], cwd=ROOT)
         if done.returncode:
             print(f"report: some benchmarks on {grid} failed, see above", file=sys.stderr)
-    machine = limits.measure_machine()
-    (folder / "machine.json").write_text(json.dumps(vars(machine)))
+    for grid, shape in bench_ops.GRIDS.items():
+        (folder / f"machine-{grid}.json").write_text(json.dumps(vars(limits.measure_machine(shape))))
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
@@ -109,7 +109,7 @@ def ops_table(folder: Path, grid: str) -> str:
 
 def limits_table(folder: Path, grid: str) -> str:
     found = benchmarks(folder, grid)
-    machine = limits.Machine(**json.loads((folder / "machine.json").read_text()))
+    machine = limits.Machine(**json.loads((folder / f"machine-{grid}.json").read_text()))
     rows = []
     for op in bench_ops.NAMES:
         ours = found.get(("test_forward_and_backward", op, "fp32", "wilson"))
@@ -195,9 +195,10 @@ def gpu_day(day: dict[str, Any]) -> list[str]:
     return parts
 
 
-BOUNDS = """The limits below are the op's exponentials at the rate of `torch.exp` on data in the cache, its
-multiply-adds at that of a matrix product, and its least bytes at that of a copy; "reached" is the largest of the three
-over the measured time. More than 100 % says that our exponential, a shorter polynomial, is faster than `torch.exp`.
+BOUNDS = """The limits below are of loops that do one thing alone (`benchmarks/limits.cpp`), measured in the same run:
+the op's exponentials by the kernels' own polynomial on data in the cache; its multiply-adds at the rate of a matrix
+product; its least bytes, read by a sum and stored into a new tensor. "Reached" is the largest of the three over the
+measured time.
 
 - Losses and pooling are bound by exp: one or two per score and direction. Logarithms cost next to nothing, as
   log(1 + e) is summed as the logarithm of a running product. `pseudo_label_loss` stores its derivative in the forward,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -264,10 +264,15 @@ class Work:
 
     exps: int
     multiply_adds: int
-    bytes: int
+    reads: int  # bytes
+    writes: int  # bytes
+
+    @property
+    def bytes(self) -> int:
+        return self.reads + self.writes
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.exps + other.exps, self.multiply_adds + other.multiply_adds, self.bytes + other.bytes)
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
 
 
 ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
@@ -275,26 +280,29 @@ ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
 # Counts of the formulas in float32 with int64 labels, not of an implementation: each input is read once in forward, the
 # gradient written once
 WORK: dict[str, Callable[[Shape], Work]] = {
-    "ngwp_focal_pool": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores),
-    "localization_prior_loss": lambda s: Work(4 * s.old_scores, 0, 4 * (2 * s.old_scores + s.scores)),
-    "soft_margin_loss": lambda s: Work(2 * s.scores, 0, 4 * 3 * s.scores),
-    "merge_pseudo_labels": lambda s: Work(s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores)),
-    "pseudo_label_loss": lambda s: Work(2 * s.scores + s.old_scores, 0, 4 * (3 * s.scores + s.old_scores)),
-    "pamr": lambda s: Work(
-        NEIGHBOURS * s.pixels, ITERATIONS * NEIGHBOURS * s.scores, 4 * (3 * s.pixels + 2 * s.scores)
+    "ngwp_focal_pool": lambda s: Work(2 * s.scores, 0, 4 * s.scores, 4 * s.scores),
+    "localization_prior_loss": lambda s: Work(4 * s.old_scores, 0, 4 * 2 * s.old_scores, 4 * s.scores),
+    "soft_margin_loss": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores, 4 * s.scores),
+    "merge_pseudo_labels": lambda s: Work(s.scores + s.old_scores, 0, 4 * (s.scores + s.old_scores), 4 * s.scores),
+    "pseudo_label_loss": lambda s: Work(
+        2 * s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores), 4 * s.scores
     ),
-    "confident_labels": lambda s: Work(0, 0, 4 * s.scores + 8 * s.pixels),
-    "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * 2 * s.scores + 8 * s.pixels),
+    "pamr": lambda s: Work(
+        NEIGHBOURS * s.pixels, ITERATIONS * NEIGHBOURS * s.scores, 4 * (3 * s.pixels + s.scores), 4 * s.scores
+    ),
+    "confident_labels": lambda s: Work(0, 0, 4 * s.scores, 8 * s.pixels),
+    "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * s.scores + 8 * s.pixels, 4 * s.scores),
     "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
     "upsampled_cross_entropy": lambda s: _upsampled_loss(s),
-    "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores + s.label_pixels),
-    "one_versus_rest": lambda s: Work(3 * s.scores, 0, 4 * 4 * s.scores),  # a logarithm counts as an exponential
+    "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores, s.label_pixels),
+    # a logarithm counts as an exponential
+    "one_versus_rest": lambda s: Work(3 * s.scores, 0, 4 * 2 * s.scores, 4 * 2 * s.scores),
 }
 
 
 def _upsampled_loss(s: Shape) -> Work:
     at_labels = s.label_pixels * s.classes
-    return Work(at_labels, 2 * at_labels, 4 * 2 * s.scores + 8 * s.label_pixels)
+    return Work(at_labels, 2 * at_labels, 4 * s.scores + 8 * s.label_pixels, 4 * s.scores)
 
 
 # Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
