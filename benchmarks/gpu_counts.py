@@ -74,4 +74,4 @@ def traffic(provider: str) -> list[list[Any]]:
     if check.missing(provider):
         return []
     keys = ("launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse")
-    return [[f"`{row['op']}`", *(row[key] for key in keys)] for row in counted.table(provider)]
+    return [[f"`{row['op']}`", *(row[key] for key in keys)] for row in counted.table(counted.calls(provider))]

@@ -24,9 +24,13 @@ using Handler = void (*)(Warp&, const Instruction&, u32 lanes);
 // How the scheduler treats an instruction.
 enum class Kind : s32 { lanes, branch, indirect, exit, warp, barrier };
 
+// The unit that executes it; units.py has the same.
+constexpr int kUnits = 6;
+
 struct Instruction {
   Handler handler;
   Kind kind;
+  s32 unit;
   s32 line;     // of the PTX text
   s32 guard;    // offset of the predicate, or -1
   bool negate;  // run where the guard is false
@@ -70,6 +74,7 @@ struct Fault {
 };
 
 struct Counts {
+  u64 by_unit[kUnits];  // instructions of PTX, each for a warp
   u64 instructions, loads, load_bytes, stores, store_bytes, atomics, barriers, shuffles;
 };
 
