@@ -78,7 +78,8 @@ class _Counts(ctypes.Structure):
         *(
             (name, ctypes.c_uint64)
             for name in (
-                "instructions", "loads", "load_bytes", "stores", "store_bytes", "atomics", "barriers", "shuffles",
+                "instructions", "loads", "load_bytes", "stores", "store_bytes", "wide_bytes", "atomics", "barriers",
+                "shuffles",
             )
         ),
     )  # fmt: skip
@@ -115,6 +116,7 @@ class Launch:
     atomics: int
     barriers: int
     shared: int = 0  # bytes of a block, declared and dynamic
+    wide: int = 0  # of the bytes asked for, those that a lane moves 8 or more at a time
     unordered: bool = False  # the kernel adds numbers with a point atomically: their order changes the sum
     executed: tuple[int, ...] = ()  # instructions of PTX by unit, each for a warp
 
@@ -208,7 +210,9 @@ class Kernel:
         declared = self._shared_bytes
         limits.check(self._module, self._function, grid, block, (declared, shared), asked, self._parameter_bytes)
         if not session.runs:
-            launch = Launch(self.name, tuple(grid), tuple(block), *(0,) * 7, declared + shared, self._unordered)
+            launch = Launch(
+                self.name, tuple(grid), tuple(block), *(0,) * 7, declared + shared, unordered=self._unordered
+            )
             session.launches.append(launch)
             return launch
         if len(arguments) != len(self.parameters):
@@ -231,8 +235,8 @@ class Kernel:
         loaded, stored = session.memory.touched()
         launch = Launch(
             self.name, tuple(grid), tuple(block), counts.instructions, counts.load_bytes, counts.store_bytes,
-            loaded, stored, counts.atomics, counts.barriers, declared + shared, self._unordered,
-            tuple(counts.by_unit[:Unit.NONE]),
+            loaded, stored, counts.atomics, counts.barriers, declared + shared, counts.wide_bytes,
+            self._unordered, tuple(counts.by_unit[:Unit.NONE]),
         )  # fmt: skip
         session.launches.append(launch)
         return launch

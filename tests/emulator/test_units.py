@@ -1,4 +1,4 @@
-"""Instructions are counted by the unit that executes them."""
+"""Instructions are counted by the unit that executes them, and bytes by the width of their accesses."""
 
 from __future__ import annotations
 
@@ -58,3 +58,15 @@ def test_counts_by_unit():
 )
 def test_unit(op, expected):
     assert unit(op) == expected
+
+
+def test_wide_bytes():
+    """Each thread adds up four numbers and stores the sum in their first place."""
+    head = LOOP.partition("mov.u32 %r1")[0]
+    add_up = """mov.u32 %r1, %tid.x; ld.param.u64 %rd1, [numbers]; mad.wide.u32 %rd2, %r1, 16, %rd1;
+    .reg .f32 %g<4>; ld.global.v4.f32 {%g0, %g1, %g2, %g3}, [%rd2];
+    add.f32 %f1, %g0, %g1; add.f32 %f1, %f1, %g2; add.f32 %f1, %f1, %g3; st.global.f32 [%rd2], %f1; ret; }"""
+    numbers = torch.ones(4 * 64)
+    launched = launch(head + add_up, (1,), (64,), numbers)
+    assert numbers.view(64, 4)[:, 0].tolist() == [4.0] * 64
+    assert (launched.load_bytes, launched.store_bytes, launched.wide) == (16 * 64, 4 * 64, 16 * 64)

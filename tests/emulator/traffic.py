@@ -51,6 +51,11 @@ class Call:
     def requested(self) -> int:
         return sum(launch.requested for launch in self.launches)
 
+    @property
+    def wide(self) -> float:
+        """The share of the bytes asked for that lanes move 8 or more at a time."""
+        return sum(launch.wide for launch in self.launches) / self.requested
+
     def executed(self, unit: Unit) -> float:
         """Instructions of a unit for each element."""
         return LANES * sum(launch.executed[unit] for launch in self.launches) / self.elements
@@ -94,12 +99,10 @@ def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
         logits, labels, *_ = args
         statistic = labels.numel() * result[0].element_size()
         return once + _bytes(logits) + _bytes(labels) + 2 * statistic
-    if name == "localization_prior_loss":  # the new classes are not looked at
-        scores, old = args
-        return once - _bytes(scores[:, old.shape[1] :])
-    if name == "localization_prior_loss_backward":
-        _, scores, old = args
-        return once - _bytes(scores[:, old.shape[1] :])
+    if name in ("localization_prior_loss", "localization_prior_loss_backward"):
+        scores, old = args[-2:]
+        # the new classes are not looked at; channels-last they lie between the old ones and come along
+        return once if scores.stride(1) == 1 else once - _bytes(scores[:, old.shape[1] :])
     return once
 
 
@@ -151,6 +154,7 @@ def table(measured: list[Call]) -> list[dict[str, Any]]:
             "distinct / least": round(call.distinct / call.least, 3),
             "requested bytes": call.requested,
             "reuse": round(call.requested / call.distinct, 3),  # how often a byte is asked for
+            "wide": round(call.wide, 2),
         }
         for call in measured
     ]

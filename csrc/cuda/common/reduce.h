@@ -13,21 +13,25 @@ namespace wilson {
 
 // ------------------------------------------------------------------------------------------------------ across a block
 
-// Combines the values of all warps, lane by lane, in the order of the warps. It takes shared memory for `n` numbers of
-// each thread, from the start.
+// Combines the values of all warps, lane by lane, in the order of the warps; the threads share them out. It takes
+// shared memory for `n` numbers of each thread, from the start.
 template <class acc, int n, class Combine>
 __device__ void across_warps(acc (&value)[n], Combine combine) {
-  acc* lane = shared_memory<acc>() + threadIdx.x;  // (warps, n, 32)
+  if (blockDim.y == 1) return;
+  constexpr int row = n * kLanes;  // of the values of a warp
+  acc *all = shared_memory<acc>(), *lane = all + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < n; ++i) lane[(threadIdx.y * n + i) * kLanes] = value[i];
+  for (int i = 0; i < n; ++i) lane[threadIdx.y * row + i * kLanes] = value[i];
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.y * kLanes + threadIdx.x; i < row; i += blockDim.y * kLanes) {
+    acc joined = all[i];
+    for (int warp = 1; warp < blockDim.y; ++warp) joined = combine(joined, all[warp * row + i]);
+    all[i] = joined;
+  }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < n; ++i) value[i] = lane[i * kLanes];
-#pragma unroll 1
-  for (int warp = 1; warp < blockDim.y; ++warp) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) value[i] = combine(value[i], lane[(warp * n + i) * kLanes]);
-  }
   __syncthreads();  // before the next call writes
 }
 

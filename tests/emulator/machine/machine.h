@@ -73,9 +73,12 @@ struct Fault {
   u64 address;
 };
 
+// Bytes of a lane from which on an access is wide.
+constexpr u32 kWide = 8;
+
 struct Counts {
   u64 by_unit[kUnits];  // instructions of PTX, each for a warp
-  u64 instructions, loads, load_bytes, stores, store_bytes, atomics, barriers, shuffles;
+  u64 instructions, loads, load_bytes, stores, store_bytes, wide_bytes, atomics, barriers, shuffles;
 };
 
 class GlobalMemory;
