@@ -73,10 +73,14 @@ struct Step {
 };
 
 template <class acc>
-__device__ Step<acc> softmax_step(acc& peak, acc z) {
-  const acc rise = z - peak, e = exp(-abs(rise));
+__device__ Step<acc> softmax_step(acc& peak, acc z, acc e) {  // e: exp(-|z - peak|)
+  const acc rise = z - peak;
   peak = max(peak, z);
   return rise > acc(0) ? Step<acc>{e, acc(1)} : Step<acc>{acc(1), e};
+}
+template <class acc>
+__device__ Step<acc> softmax_step(acc& peak, acc z) {
+  return softmax_step(peak, z, exp(-abs(z - peak)));
 }
 
 // Makes `peak` the largest of all warps; `rescale` is what a warp then multiplies its sums by.
@@ -125,6 +129,12 @@ class LogisticSum {
  public:
   __device__ void add(acc x, acc q, acc e) {
     linear_ += linear_part(x, q);
+    product_ = times_one_plus(product_, e);
+  }
+
+  // The same for q = 1 at a hit, else 0.
+  __device__ void add(acc x, bool hit, acc e) {
+    linear_ += positive_part(x) - (hit ? x : acc(0));
     product_ = times_one_plus(product_, e);
   }
 

@@ -324,13 +324,18 @@ inline AnyMatrix any_matrix(const Tensor& tensor) {
           tensor.dim() > 1 ? tensor.stride(1) : 0};
 }
 
-__device__ inline int32_t class_at(const LabelView& labels, int64_t b, int64_t y, int64_t x) {
-  const int64_t at = b * labels.batch_stride + y * labels.row_stride + x * labels.pixel_stride;
+// The class at an offset. Most labels are int64: they take no look at a list of dtypes.
+__device__ inline int32_t class_at(const LabelView& labels, int64_t at) {
+  if (labels.dtype == ScalarType::Long) return labels.as_class(static_cast<const int64_t*>(labels.data)[at]);
   int64_t value;
   with_label_type_of(labels.dtype, [&](auto type) {
     value = static_cast<int64_t>(static_cast<const decltype(type)*>(labels.data)[at]);
   });
   return labels.as_class(value);
+}
+
+__device__ inline int32_t class_at(const LabelView& labels, int64_t b, int64_t y, int64_t x) {
+  return class_at(labels, b * labels.batch_stride + y * labels.row_stride + x * labels.pixel_stride);
 }
 
 }  // namespace wilson
