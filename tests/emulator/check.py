@@ -104,6 +104,18 @@ def _spread(near: torch.Tensor, axis: str) -> torch.Tensor:
     return storage.as_strided(near.shape, strides).copy_(near)
 
 
+def shifted(provider: str, op: str, numbers: int) -> None:
+    """Channels-last maps whose pixels are whole pieces of 32 bytes, so many numbers behind a multiple of them."""
+    case = cases.case(op, "shifted", cases.Shape(2, 32, 5, 7, old=16, scale=1), torch.bfloat16, layout="channels_last")
+    args = tuple(_shift(a, numbers) if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in case.args)
+    agrees(provider, replace(case, args=args))
+
+
+def _shift(x: torch.Tensor, numbers: int) -> torch.Tensor:
+    storage = torch.empty(x.numel() + numbers, dtype=x.dtype)
+    return storage.as_strided(x.shape, x.stride(), numbers).copy_(x)
+
+
 def labelled_bits(provider: str) -> None:
     """PAMR with image-level labels takes other launches, and gives the bits of all classes where there is a label."""
     family = need(provider, "pamr")
