@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from benchmarks import bench_ops, limits
 
+# Instructions that were counted before kernels changed, a file for each provider
+COUNTS = Path(__file__).parents[1] / "docs" / "gpu" / "counts"
+FORMATS = {"fp32 NCHW": (torch.float32, "contiguous"), "bf16 NHWC": (torch.bfloat16, "channels_last")}
 REGISTERS_PER_SM, MAX_WARPS = 65536, 64  # sm_80, sm_90 and sm_100
 
 
@@ -66,12 +72,45 @@ def _registers(registers: int, stack: int) -> str:
     return f"{registers} ({100 * warps // MAX_WARPS} %)" + (f", stack {stack} B" if stack else "")
 
 
-def traffic(provider: str) -> list[list[Any]]:
-    """Launches and bytes of every call, counted by the emulator of the tests."""
-    from tests.emulator import check
-    from tests.emulator import traffic as counted
+def calls(provider: str) -> dict[str, list[Any]]:
+    """Every call of the provider's ops in each format, executed by the emulator of the tests."""
+    from tests.emulator import check, traffic
 
     if check.missing(provider):
-        return []
-    keys = ("launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse")
-    return [[f"`{row['op']}`", *(row[key] for key in keys)] for row in counted.table(provider)]
+        return {}
+    return {name: traffic.calls(provider, *how) for name, how in FORMATS.items()}
+
+
+def traffic(measured: dict[str, list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Launches and bytes of every call."""
+    from tests.emulator import traffic as counted
+
+    keys = ["launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse"]
+    rows = [
+        [f"`{row['op']}`", name, *(row[key] for key in keys), f"{row['wide']:.0%}"]
+        for name, found in measured.items()
+        for row in counted.table(found)
+    ]
+    return ["call", "format", *keys, "8 bytes at a time"], _by_call(rows)
+
+
+def instructions(provider: str, measured: dict[str, list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Instructions of every call for each element, by unit, beside all of those counted before."""
+    from tests.emulator import traffic as counted
+
+    file = COUNTS / f"{provider}.json"
+    earlier = json.loads(file.read_text()) if file.exists() else {"commit": "", "instructions": []}
+    before = {(row["op"], row["format"]): row["all"] for row in earlier["instructions"]}
+    keys = ["integer", "float", "special", "memory", "control", "all"]
+    rows = [
+        [f"`{row['op']}`", name, *(row[key] for key in keys), before.get((row["op"], name), "")]
+        for name, found in measured.items()
+        for row in counted.instructions(found)
+    ]
+    return ["call", "format", *keys, f"all, at {earlier['commit'] or 'first'}"], _by_call(rows)
+
+
+def _by_call(rows: list[list[Any]]) -> list[list[Any]]:
+    """The formats of a call below each other."""
+    order = list(dict.fromkeys(row[0] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row[0]))

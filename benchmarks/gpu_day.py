@@ -27,13 +27,13 @@ from typing import Any
 import torch
 
 from benchmarks import bench_ops, bench_step, gpu_timing, measure
+from benchmarks.gpu_counts import FORMATS
 from tests.support.agreement import Expected
 from wilson import ops
 from wilson.ops import reference
 
 ROOT = Path(__file__).parents[1]
 PROVIDERS = ("cuda", "triton")
-FORMATS = {"fp32 NCHW": (torch.float32, "contiguous"), "bf16 NHWC": (torch.bfloat16, "channels_last")}
 COMPILED = ("ngwp_focal_pool", "localization_prior_loss", "pseudo_label_loss", bench_ops.PAIR, "upsampled_argmax")
 TRAINED = {"cuda": (24, 8), "triton": (24,), "reference": (24,)}  # images of a batch, by provider
 

@@ -162,12 +162,8 @@ def page(folder: Path) -> str:
     for day in gpu_tables.days():
         parts += gpu_day(day)
     parts += ["## On GPUs, by count\n", GPU_INTRODUCTION]
-    for provider in ("cuda", "triton"):
-        header = ["call", "launches", "least bytes", "distinct bytes", "distinct / least", "requested bytes", "reuse"]
-        parts += [
-            f"### {provider.upper() if provider == 'cuda' else 'Triton'}\n",
-            table(header, gpu_counts.traffic(provider)),
-        ]
+    for provider, name in {"cuda": "CUDA", "triton": "Triton"}.items():
+        parts += gpu_counts_of(provider, name)
     archs, registers = gpu_counts.cuda_registers(ROOT / "wilson" / "_C_cuda.so")
     parts += [
         "### Registers\n",
@@ -180,6 +176,13 @@ def page(folder: Path) -> str:
         header = ["op", "least MB", "million exponentials", *(f"{gpu.name}, µs" for gpu in gpu_counts.GPUS)]
         parts += [f"{grid.upper()} shapes:\n", table(header, gpu_counts.roofline(grid))]
     return "\n".join(parts)
+
+
+def gpu_counts_of(provider: str, name: str) -> list[str]:
+    """What the emulator counted of one provider."""
+    measured = gpu_counts.calls(provider)
+    parts = [f"### {name}, bytes\n", table(*gpu_counts.traffic(measured))]
+    return [*parts, f"### {name}, instructions\n", INSTRUCTIONS, table(*gpu_counts.instructions(provider, measured))]
 
 
 def gpu_day(day: dict[str, Any]) -> list[str]:
@@ -213,13 +216,18 @@ measured time.
 TRAINING = """WILSON after its warm-up as `wilson run` takes it: ResNet-101, crops of 512, bf16 autocast, channels-last,
 forward, backward and SGD, without the loading of images.
 """
-GPU_INTRODUCTION = """Nothing here is a time. The tests' emulator executes the compiled PTX (sm_90, float32) on maps of
-(2, 21, 32, 32), the ops at the image's size to 128, and counts: launches; distinct bytes of global memory touched,
-summed over launches; and bytes that loads and stores request; caches serve those beyond the distinct bytes. Backward of
-the ops at the image's size is one multiplication by PyTorch.
+GPU_INTRODUCTION = """Nothing here is a time. The tests' emulator executes the compiled PTX (sm_90) on maps of
+(2, 21, 32, 32), the ops at the image's size to 128, in the two formats of the tables above, and counts: launches;
+distinct bytes of global memory touched, summed over launches; bytes that loads and stores request, of which caches
+serve those beyond the distinct bytes; and of these the share that a lane moves 8 or more at a time. Backward of the ops
+at the image's size is one multiplication by PyTorch. Channels-last, a tile of old classes brings the new ones along.
+"""
+INSTRUCTIONS = """Of PTX, for each score, or class of a pixel at the image's size, by the unit that executes them. A
+division of floats (special) becomes some ten of the machine's, an addition of 64 bits two; moves and parameters, which
+become none, do not count. What a thread does before and after its loop weighs more here than on larger maps.
 """
 REGISTERS = """Registers of a thread in the CUDA library, the most of all instances of a kernel, and the share of a
-multiprocessor's warps that they leave room for. No kernel spills.
+multiprocessor's warps that they leave room for; most are of doubles. Where a kernel spills, its stack stands beside.
 """
 ROOFLINE = """The larger of least bytes over published bandwidth and exponentials over the rate of 16 per clock and
 multiprocessor, forward and backward. It ignores launch time, which will dominate on maps this small.

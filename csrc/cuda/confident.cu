@@ -154,35 +154,27 @@ std::tuple<Tensor, Tensor> confident_labels(const Tensor& refined, const Tensor&
 // The backward computes the derivative anew: forward and backward move 3 maps, with a derivative that is stored they
 // move 4.
 
-// The weights of the classes of an image, 0 if it does not count. Each warp works them out for itself.
+// The weights of the classes of an image (C), 0 if it does not count. Both are in shared memory, `number` is for the
+// counts. One warp works them out.
 template <class acc>
-class ClassWeights {
- public:
-  __device__ ClassWeights(const AnyMatrix& counts, const AnyMatrix& image_labels, int64_t b, int64_t classes)
-      : counts_(counts), b_(b) {
-    int missing = 0;
-    for (int64_t c = threadIdx.x; c < classes; c += kLanes) {
-      const int64_t n = counts.at<int64_t>(b, c);
-      sum_ += n;
-      missing += missing_class(c == 0 || image_labels.at<double>(b, c - 1) > 0, n);
-    }
-    sum_ = warp_sum(sum_);
-    complete_ = warp_sum(missing) == 0;
+__device__ void find_weights(const AnyMatrix& counts, const AnyMatrix& image_labels, int64_t b, int classes,
+                             int64_t* number, acc* weights) {
+  int64_t sum = 0;
+  int missing = 0;
+  for (int c = threadIdx.x; c < classes; c += kLanes) {
+    const int64_t n = number[c] = counts.at<int64_t>(b, c);
+    sum += n;
+    missing += missing_class(c == 0 || image_labels.at<double>(b, c - 1) > 0, n);
   }
-
-  __device__ acc of(int32_t c) const {
-    if (!complete_ || c < 0) return acc(0);
-    return class_weight<acc>(counts_.at<int64_t>(b_, c), sum_);
+  sum = warp_sum(sum);
+  const bool complete = warp_sum(missing) == 0;
+  for (int c = threadIdx.x; c < classes; c += kLanes) {
+    weights[c] = complete ? class_weight<acc>(number[c], sum) : acc(0);
   }
-
- private:
-  const AnyMatrix& counts_;
-  int64_t b_, sum_ = 0;
-  bool complete_;
-};
+}
 
 // The labels of a thread's pixels and the weights of their classes, 0 for pixels that do not count. A block reads each
-// label once.
+// label once. Shared memory: what across_warps takes, then the counts and weights (C).
 template <class Moves>
 struct LabelledPixels {
   using acc = typename Moves::acc;
@@ -191,41 +183,51 @@ struct LabelledPixels {
   acc weight[n];
   bool any = false;  // whether one of them counts
 
-  __device__ LabelledPixels(const LabelView& labels, const ClassWeights<acc>& weights, int64_t b, int64_t tile) {
+  __device__ LabelledPixels(const LabelView& labels, const AnyMatrix& counts, const AnyMatrix& image_labels,
+                            Place place) {
     __shared__ int32_t of_tile[n * kLanes];
-    __shared__ acc weight_of[n * kLanes];
+    const int classes = static_cast<int>(labels.classes);
+    auto* number = reinterpret_cast<int64_t*>(shared_memory<acc>() + exchange_count<Moves>());
+    auto* weights = reinterpret_cast<acc*>(number + classes);
+    if (threadIdx.y == 0) find_weights(counts, image_labels, place.b, classes, number, weights);
     for (int i = threadIdx.y * kLanes + threadIdx.x; i < n * kLanes; i += blockDim.y * kLanes) {
-      const int64_t pixel = tile * n * kLanes + i, y = pixel / labels.width;
-      of_tile[i] = y < labels.height ? class_at(labels, b, y, pixel - y * labels.width) : -1;
-      weight_of[i] = weights.of(of_tile[i]);
+      const unsigned pixel = place.tile * n * kLanes + i, y = pixel / static_cast<unsigned>(labels.width);
+      of_tile[i] = y < labels.height ? class_at(labels, place.b, y, pixel - y * labels.width) : -1;
     }
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       label[i] = of_tile[threadIdx.x * n + i];
-      weight[i] = weight_of[threadIdx.x * n + i];
+      weight[i] = label[i] < 0 ? acc(0) : weights[label[i]];
       any |= weight[i] != acc(0);
     }
   }
 };
 
+// What those take.
+template <class Moves>
+size_t bytes_beside_tiles(const Launch& launch, int64_t classes) {
+  return launch.exchange_bytes + classes * (sizeof(int64_t) + sizeof(typename Moves::acc));
+}
+
 // sums: (B, tiles).
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     balanced_cross_entropy_fwd_kernel(AnyMap scores, LabelView labels, AnyMatrix counts, AnyMatrix image_labels,
-                                      int64_t tiles, typename Moves::acc* __restrict__ sums) {
+                                      int offset, unsigned tiles, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const ClassWeights<acc> weights(counts, image_labels, b, scores.classes);
-  const LabelledPixels<Moves> pixels(labels, weights, b, tile);
+  const Place place = place_of(tiles);
+  const LabelledPixels<Moves> pixels(labels, counts, image_labels, place);
   acc loss = 0;
   if (__syncthreads_or(pixels.any)) {  // else there is nothing to be read
-    const Pixels<Moves> z(scores, b, tile);
+    const Pixels<Moves> z(scores, place, offset);
+    fetch<Moves>(z);
     Softmax<acc, n> softmax;
     acc own[n] = {};
+    const int classes = static_cast<int>(scores.classes);
 #pragma unroll 1
-    for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) {
+    for (int c = threadIdx.y; c < classes; c += blockDim.y) {
       const auto pack = z.load(c);
       softmax.add(pack);
 #pragma unroll
@@ -243,24 +245,25 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   if (threadIdx.x == 0) sums[blockIdx.x] = loss;
 }
 
-// Shared memory: what across_warps takes, then the scores of the tile if there is room.
+// Shared memory: what LabelledPixels takes, then at `offset` the scores of the tile if there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     balanced_cross_entropy_bwd_kernel(AnyMatrix grad, AnyMap scores, LabelView labels, AnyMatrix counts,
-                                      AnyMatrix image_labels, int64_t pixels_of_all, int offset, int64_t tiles,
+                                      AnyMatrix image_labels, int64_t pixels_of_all, int offset, unsigned tiles,
                                       AnyMap grad_scores) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const ClassWeights<acc> weights(counts, image_labels, b, scores.classes);
-  LabelledPixels<Moves> pixels(labels, weights, b, tile);
-  const Pixels<Moves> out(grad_scores, b, tile);
+  const Place place = place_of(tiles);
+  LabelledPixels<Moves> pixels(labels, counts, image_labels, place);
   const bool any = __syncthreads_or(pixels.any);
-  const Scores<Moves> z(scores, b, tile, offset);
+  const Scores<Moves> z(scores, place, offset);
+  const Pixels<Moves> out(grad_scores, place, offset);
+  const int classes = static_cast<int>(scores.classes);
   Softmax<acc, n> softmax;
   if (any) {
+    fetch<Moves>(z);
 #pragma unroll 1
-    for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) softmax.add(z.load(c));
+    for (int c = threadIdx.y; c < classes; c += blockDim.y) softmax.add(z.load(c));
     softmax.join();
     const acc factor = grad.at<acc>(0) / static_cast<acc>(pixels_of_all);
 #pragma unroll
@@ -270,7 +273,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
   }
 #pragma unroll 1
-  for (int c = threadIdx.y; c < scores.classes; c += blockDim.y) {
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     acc value[n] = {};
     if (any) {
       const auto pack = z.again(c);
@@ -283,6 +286,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
+  put(out);
 }
 
 Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const Tensor& counts,
@@ -300,11 +304,13 @@ Tensor balanced_cross_entropy(const Tensor& scores, const Tensor& labels, const 
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(z.pixels, z.classes);
+        const Room room = room_for<Moves>(bytes_beside_tiles<Moves>(launch, z.classes), z);
         Tensor sums = torch::stable::new_empty(scores, {z.batch, launch.tiles}, dtype);
         if (z.batch > 0) {
-          balanced_cross_entropy_fwd_kernel<Moves>
-              <<<z.batch * launch.tiles, launch.threads, launch.exchange_bytes, stream>>>(
-                  z, index, any_matrix(counts), any_matrix(image_labels), launch.tiles, mutable_data<acc>(sums));
+          allow_shared(balanced_cross_entropy_fwd_kernel<Moves>, room.bytes);
+          balanced_cross_entropy_fwd_kernel<Moves><<<z.batch * launch.tiles, launch.threads, room.bytes, stream>>>(
+              z, index, any_matrix(counts), any_matrix(image_labels), room.offset, launch.tiles,
+              mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
         finish_loss<acc>(sums, std::max<int64_t>(1, labels.numel()), loss);
@@ -325,7 +331,7 @@ Tensor balanced_cross_entropy_backward(const Tensor& grad, const Tensor& scores,
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(z.pixels, z.classes);
-        const Room room = room_for<Moves>(launch.exchange_bytes, z.classes);
+        const Room room = room_to_keep<Moves>(z.classes, bytes_beside_tiles<Moves>(launch, z.classes), z, out);
         allow_shared(balanced_cross_entropy_bwd_kernel<Moves>, room.bytes);
         balanced_cross_entropy_bwd_kernel<Moves>
             <<<z.batch * launch.tiles, launch.threads, room.bytes, current_stream(scores)>>>(

@@ -76,12 +76,13 @@ struct Others {
 // Shared memory, here and in the backward: what across_warps takes, then the logits of the tile if there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    one_versus_rest_fwd_kernel(AnyMap logits, int offset, int64_t tiles, AnyMap result) {
+    one_versus_rest_fwd_kernel(AnyMap logits, int offset, unsigned tiles, AnyMap result) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Scores<Moves> z(logits, b, tile, offset);
-  const Pixels<Moves> out(result, b, tile);
+  const Place place = place_of(tiles);
+  const Scores<Moves> z(logits, place, offset);
+  const Pixels<Moves> out(result, place, offset);
+  fetch<Moves>(z);
   Others<acc, n> others;
 #pragma unroll 1
   for (int c = threadIdx.y; c < logits.classes; c += blockDim.y) others.add(z.load(c));
@@ -101,18 +102,20 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
+  put(out);
 }
 
 // After the logits come the gradients, if there is room for both.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    one_versus_rest_bwd_kernel(AnyMap grad, AnyMap logits, int offset, int grad_offset, int64_t tiles,
+    one_versus_rest_bwd_kernel(AnyMap grad, AnyMap logits, int offset, int grad_offset, unsigned tiles,
                                AnyMap grad_logits) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Scores<Moves> z(logits, b, tile, offset), g(grad, b, tile, grad_offset);
-  const Pixels<Moves> out(grad_logits, b, tile);
+  const Place place = place_of(tiles);
+  const Scores<Moves> z(logits, place, offset), g(grad, place, Moves::staged ? offset : grad_offset);
+  const Pixels<Moves> out(grad_logits, place, offset);
+  fetch<Moves>(z, g);
   Others<acc, n> others;
 #pragma unroll 1
   for (int c = threadIdx.y; c < logits.classes; c += blockDim.y) others.add(z.load(c));
@@ -147,6 +150,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
+  put(out);
 }
 
 Tensor one_versus_rest(const Tensor& logits) {
@@ -160,7 +164,7 @@ Tensor one_versus_rest(const Tensor& logits) {
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(from.pixels, from.classes);
-        const Room room = room_for<Moves>(launch.exchange_bytes, from.classes);
+        const Room room = room_to_keep<Moves>(from.classes, launch.exchange_bytes, from, to);
         allow_shared(one_versus_rest_fwd_kernel<Moves>, room.bytes);
         one_versus_rest_fwd_kernel<Moves>
             <<<from.batch * launch.tiles, launch.threads, room.bytes, current_stream(logits)>>>(from, room.offset,
@@ -184,8 +188,9 @@ Tensor one_versus_rest_backward(const Tensor& grad, const Tensor& logits) {
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(from.pixels, from.classes);
-        const Room both = room_for<Moves>(launch.exchange_bytes, 2 * from.classes);
-        const Room room = both.offset < 0 ? room_for<Moves>(launch.exchange_bytes, from.classes) : both;
+        const Room both = room_to_keep<Moves>(2 * from.classes, launch.exchange_bytes, from, g, to);
+        const Room room =
+            both.offset < 0 ? room_to_keep<Moves>(from.classes, launch.exchange_bytes, from, g, to) : both;
         const int grad_offset =
             both.offset < 0 ? -1 : both.offset + static_cast<int>(Scores<Moves>::bytes(from.classes));
         allow_shared(one_versus_rest_bwd_kernel<Moves>, room.bytes);

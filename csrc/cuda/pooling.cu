@@ -18,14 +18,15 @@ namespace {
 
 constexpr int kTileWarps = 8;  // warps that share out the tiles of an image and 32 classes
 
-// sums: (B, tiles, 2, C), S and T of each tile. Shared memory: what across_warps takes, then the scores of the tile if
-// there is room.
+// sums: (B, tiles, 2, C), S and T of each tile. Shared memory: what across_warps takes, then at `offset` the scores of
+// the tile if there is room.
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    ngwp_focal_pool_fwd_kernel(AnyMap scores, int offset, int64_t tiles, typename Moves::acc* __restrict__ sums) {
+    ngwp_focal_pool_fwd_kernel(AnyMap scores, int offset, unsigned tiles, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const Scores<Moves> z(scores, blockIdx.x / tiles, blockIdx.x % tiles, offset);
+  const Scores<Moves> z(scores, place_of(tiles), offset);
+  fetch<Moves>(z);
   const int classes = static_cast<int>(scores.classes);
   Softmax<acc, n> softmax;
 #pragma unroll 1
@@ -33,7 +34,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   softmax.join();
   acc weight[n];
 #pragma unroll
-  for (int i = 0; i < n; ++i) weight[i] = z.pixels.inside() ? acc(1) / softmax.sum[i] : acc(0);
+  for (int i = 0; i < n; ++i) weight[i] = z.pixels.inside(i) ? acc(1) / softmax.sum[i] : acc(0);
   acc* tile_sums = sums + static_cast<int64_t>(blockIdx.x) * 2 * classes;
 #pragma unroll 1
   for (int c = threadIdx.y; c < classes; c += blockDim.y) {
@@ -90,20 +91,22 @@ template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     ngwp_focal_pool_bwd_kernel(AnyMatrix grad_pooled, AnyMap scores, const typename Moves::acc* __restrict__ mass,
                                const typename Moves::acc* __restrict__ score,
-                               PoolingOptions<typename Moves::acc> options, int offset, int64_t tiles,
+                               PoolingOptions<typename Moves::acc> options, int offset, unsigned tiles,
                                AnyMap grad_scores) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const Place place = place_of(tiles);
   const int classes = static_cast<int>(scores.classes);
   auto* slopes = reinterpret_cast<PoolingSlopes<acc>*>(shared_memory<acc>() + exchange_count<Moves>());
   for (int c = threadIdx.y * kLanes + threadIdx.x; c < classes; c += kLanes * blockDim.y) {
-    const int64_t i = b * classes + c;
-    slopes[c] = pooling_slopes(grad_pooled.at<acc>(b, c), mass[i], score[i], options);
+    const int64_t i = place.b * classes + c;
+    slopes[c] = pooling_slopes(grad_pooled.at<acc>(place.b, c), mass[i], score[i], options);
   }
   __syncthreads();
 
-  const Scores<Moves> z(scores, b, tile, offset);
+  const Scores<Moves> z(scores, place, offset);
+  const Pixels<Moves> out(grad_scores, place, offset);
+  fetch<Moves>(z);
   acc peak[n], norm[n] = {}, inner[n] = {}, weight[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) peak[i] = std::numeric_limits<acc>::lowest();
@@ -132,7 +135,6 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     weight[i] = acc(1) / norm[i];
     inner[i] *= weight[i];
   }
-  const Pixels<Moves> out(grad_scores, b, tile);
 #pragma unroll 1
   for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     const auto [A, B] = slopes[c];
@@ -145,6 +147,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
+  put(out);
 }
 
 std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double eps, double gamma, double lam,
@@ -165,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> ngwp_focal_pool(const Tensor& scores, double 
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(z.pixels, C);
-        const Room room = room_for<Moves>(launch.exchange_bytes, C);
+        const Room room = room_to_keep<Moves>(C, launch.exchange_bytes, z);
         Tensor sums = torch::stable::new_empty(scores, {B, launch.tiles, 2, C}, dtype);
         allow_shared(ngwp_focal_pool_fwd_kernel<Moves>, room.bytes);
         ngwp_focal_pool_fwd_kernel<Moves><<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
@@ -199,7 +202,7 @@ Tensor ngwp_focal_pool_backward(const Tensor& grad_pooled, const Tensor& scores,
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(z.pixels, z.classes);
         const size_t taken = launch.exchange_bytes + z.classes * sizeof(PoolingSlopes<acc>);
-        const Room room = room_for<Moves>(taken, z.classes);
+        const Room room = room_to_keep<Moves>(z.classes, taken, z, out);
         const auto options = pooling_options<acc>(eps, gamma, lam, z.pixels, focal);
         allow_shared(ngwp_focal_pool_bwd_kernel<Moves>, room.bytes);
         ngwp_focal_pool_bwd_kernel<Moves>

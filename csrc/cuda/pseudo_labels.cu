@@ -34,16 +34,15 @@ struct Options {
 // (B, C - O, tiles), gets 1 where a new class has a target above 0. Shared memory: what across_warps takes, then the
 // gates (C), then the scores of the tile if there is room.
 template <class Moves, bool kOldYields, class Visit>
-__device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const Options<typename Moves::acc>& options,
-                           int offset, int64_t tiles, uint8_t* found, Visit visit) {
+__device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place place,
+                           const Options<typename Moves::acc>& options, unsigned tiles, uint8_t* found, Visit visit) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t b = place.b;
   const int classes = options.classes, old = options.old;
   acc* gate = shared_memory<acc>() + exchange_count<Moves>();
   for (int c = threadIdx.y * kLanes + threadIdx.x; c < classes; c += kLanes * blockDim.y) gate[c] = options.gate(b, c);
 
-  const Scores<Moves> z(scores, b, tile, offset);
   acc peak[n], sum[n] = {}, best[n] = {}, left[n] = {};  // left: to old classes by the new ones, if they yield
 #pragma unroll
   for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
@@ -75,7 +74,6 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
     for (int i = 0; i < n; ++i) left[i] = left_to_old(left[i], sum[i]);
   }
 
-  const Pixels<Moves> o(old_logits, b, tile);
 #pragma unroll 1
   for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     acc q[n] = {}, omega[n] = {};
@@ -99,9 +97,9 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
     if (c >= old) {
       bool any = false;
 #pragma unroll
-      for (int i = 0; i < n; ++i) any |= z.pixels.inside() && q[i] > acc(0);
+      for (int i = 0; i < n; ++i) any |= z.pixels.inside(i) && q[i] > acc(0);
       any = __any_sync(~0u, any);
-      if (threadIdx.x == 0) found[(b * (classes - old) + c - old) * tiles + tile] = any;
+      if (threadIdx.x == 0) found[(b * (classes - old) + c - old) * tiles + place.tile] = any;
     } else {
 #pragma unroll
       for (int i = 0; i < n; ++i) q[i] = c == 0 ? options.background.of(omega[i], q[i]) : omega[i];
@@ -110,40 +108,78 @@ __device__ void merge_tile(const AnyMap& scores, const AnyMap& old_logits, const
   }
 }
 
-// targets: (B, C, H, W) acc.
+// The targets of a thread's pixels, in (B, C, P) acc.
+template <class Moves>
+class Targets {
+ public:
+  using acc = typename Moves::acc;
+  static constexpr int n = Moves::n;
+
+  __device__ Targets(acc* targets, const AnyMap& scores, Place place) : pixels_(scores.pixels) {
+    const unsigned first = (place.tile * kLanes + threadIdx.x) * n;
+    left_ = static_cast<int>(pixels_ - first);
+    of_class_ = targets + place.b * scores.classes * pixels_ + first;
+  }
+
+  __device__ void store(int c, const acc (&q)[n]) const {
+    acc* to = of_class_ + c * pixels_;
+    if (pixels_ % n == 0) {
+      if (left_ > 0) *reinterpret_cast<Pack<acc, n>*>(to) = pack_of<acc>(q);
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        if (i < left_) to[i] = q[i];
+      }
+    }
+  }
+
+ private:
+  acc* of_class_;
+  int64_t pixels_;
+  int left_;  // pixels of the image, from the thread's on
+};
+
 template <class Moves, bool kOldYields>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     merge_pseudo_labels_fwd_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
-                                   int64_t tiles, AnyMap targets, uint8_t* __restrict__ found) {
+                                   unsigned tiles, typename Moves::acc* __restrict__ targets,
+                                   uint8_t* __restrict__ found) {
   using acc = typename Moves::acc;
-  const Pixels<Moves> out(targets, blockIdx.x / tiles, blockIdx.x % tiles);
-  merge_tile<Moves, kOldYields>(scores, old_logits, options, offset, tiles, found,
-                                [&](int c, const acc(&q)[Moves::n]) { out.template store<true>(c, q); });
+  const Place place = place_of(tiles);
+  const Targets<Moves> out(targets, scores, place);
+  const Scores<Moves> z(scores, place, offset);
+  const Pixels<Moves> o(old_logits, place, offset);
+  fetch<Moves>(z, o);
+  merge_tile<Moves, kOldYields>(z, o, place, options, tiles, found,
+                                [&](int c, const acc(&q)[Moves::n]) { out.store(c, q); });
 }
 
 // sums: (B, tiles). derivative: sigmoid(s) - q, if with_derivative.
 template <class Moves, bool kOldYields>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     pseudo_label_loss_fwd_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options,
-                                 int offset, int64_t tiles, AnyMap derivative, bool with_derivative,
+                                 int offset, unsigned tiles, AnyMap derivative, bool with_derivative,
                                  uint8_t* __restrict__ found, typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Pixels<Moves> s(logits, b, tile), out(derivative, b, tile);
+  const Place place = place_of(tiles);
+  const Scores<Moves> z(scores, place, offset);
+  const Pixels<Moves> o(old_logits, place, offset), s(logits, place, offset), out(derivative, place, offset);
+  fetch<Moves>(z, o, s);
   LogisticSum<acc> loss;
-  merge_tile<Moves, kOldYields>(scores, old_logits, options, offset, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
+  merge_tile<Moves, kOldYields>(z, o, place, options, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
     const auto pack = s.load(c);
     acc value[Moves::n];
 #pragma unroll
     for (int i = 0; i < Moves::n; ++i) {
       const acc x = static_cast<acc>(pack.value[i]), e = exp(-abs(x));
-      loss.add(x, q[i], e);
+      if (!Moves::staged || s.inside(i)) loss.add(x, q[i], e);
       value[i] = sigmoid(x, e) - q[i];
     }
     loss.added(Moves::n);
     if (with_derivative) out.store(c, value);
   });
-  const acc total = block_sum(s.inside() ? loss.value() : acc(0));
+  if (with_derivative) put(out);
+  const acc total = block_sum(s.inside(0) ? loss.value() : acc(0));
   if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
 }
 
@@ -203,20 +239,23 @@ __global__ void __launch_bounds__(kLanes* kFinishWarps, 1)
 
 template <class Moves>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    pseudo_label_loss_bwd_kernel(AnyMatrix grad, AnyMatrix factor, AnyMap derivative, int64_t tiles,
+    pseudo_label_loss_bwd_kernel(AnyMatrix grad, AnyMatrix factor, AnyMap derivative, int offset, unsigned tiles,
                                  AnyMap grad_logits) {
   using acc = typename Moves::acc;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Pixels<Moves> from(derivative, b, tile), to(grad_logits, b, tile);
-  const acc scale = factor.at<acc>(b) * grad.at<acc>(0);
+  const Place place = place_of(tiles);
+  const Pixels<Moves> from(derivative, place, offset), to(grad_logits, place, offset);
+  fetch<Moves>(from);
+  const acc scale = factor.at<acc>(place.b) * grad.at<acc>(0);
+  const int classes = static_cast<int>(derivative.classes);
 #pragma unroll 1
-  for (int c = threadIdx.y; c < derivative.classes; c += blockDim.y) {
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     const auto pack = from.load(c);
     acc value[Moves::n];
 #pragma unroll
     for (int i = 0; i < Moves::n; ++i) value[i] = static_cast<acc>(pack.value[i]) * scale;
     to.store(c, value);
   }
+  put(to);
 }
 
 template <class acc>
@@ -227,9 +266,10 @@ Options<acc> options_of(const Tensor& scores, const Tensor& old_logits, const Te
 }
 
 // The exchange of across_warps, the gates and the scores.
-template <class Moves>
-Room room_of(const Launch& launch, int64_t classes) {
-  return room_for<Moves>(launch.exchange_bytes + classes * sizeof(typename Moves::acc), classes);
+template <class Moves, class... Maps>
+Room room_of(const Launch& launch, const AnyMap& scores, const Maps&... maps) {
+  const size_t taken = launch.exchange_bytes + scores.classes * sizeof(typename Moves::acc);
+  return room_to_keep<Moves>(scores.classes, taken, scores, maps...);
 }
 
 Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles) {
@@ -248,21 +288,21 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
   Tensor targets = torch::stable::new_empty(localizer_scores, localizer_scores.sizes(), dtype);
   Tensor weight = torch::stable::new_empty(localizer_scores, {B}, dtype);
   if (B == 0) return {targets, weight};
-  const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits), out = any_map(targets);
+  const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits);
   with_moves(
       dtype,
       [&](auto moves) {
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(scores.pixels, scores.classes);
-        const Room room = room_of<Moves>(launch, scores.classes);
+        const Room room = room_of<Moves>(launch, scores, old);
         const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles);
         const auto kernel =
             old_yields ? merge_pseudo_labels_fwd_kernel<Moves, true> : merge_pseudo_labels_fwd_kernel<Moves, false>;
         allow_shared(kernel, room.bytes);
         kernel<<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
-            scores, old, options, room.offset, launch.tiles, out, mutable_data<uint8_t>(found));
+            scores, old, options, room.offset, launch.tiles, mutable_data<acc>(targets), mutable_data<uint8_t>(found));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
         merge_pseudo_labels_finish_kernel<acc>
             <<<(B + kFinishWarps - 1) / kFinishWarps, dim3(kLanes, kFinishWarps), 0, stream>>>(
@@ -294,7 +334,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
-        const Room room = room_of<Moves>(launch, s.classes);
+        const Room room = room_of<Moves>(launch, scores, old, s, out);
         const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles),
                sums = torch::stable::new_empty(logits, {B, launch.tiles}, dtype);
@@ -328,9 +368,11 @@ Tensor pseudo_label_loss_backward(const Tensor& grad, const Tensor& factor, cons
       [&](auto moves) {
         using Moves = decltype(moves);
         const Launch launch = launch_for<Moves>(from.pixels, from.classes);
+        const Room room = room_for<Moves>(0, from, to);
+        allow_shared(pseudo_label_loss_bwd_kernel<Moves>, room.bytes);
         pseudo_label_loss_bwd_kernel<Moves>
-            <<<from.batch * launch.tiles, launch.threads, 0, current_stream(derivative)>>>(
-                any_matrix(grad), any_matrix(factor), from, launch.tiles, to);
+            <<<from.batch * launch.tiles, launch.threads, room.bytes, current_stream(derivative)>>>(
+                any_matrix(grad), any_matrix(factor), from, room.offset, launch.tiles, to);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       from, to);

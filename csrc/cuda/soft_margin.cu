@@ -61,23 +61,26 @@ TileFactor<acc> tile_factor(const Tensor* image_weight, int64_t images, int64_t 
 // sums: (B, tiles), of the losses of the classes of `targets`.
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    soft_margin_loss_fwd_kernel(AnyMap logits, AnyMap targets, Target target_of, int64_t tiles,
+    soft_margin_loss_fwd_kernel(AnyMap logits, AnyMap targets, Target target_of, int offset, unsigned tiles,
                                 typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Pixels<Moves> s(logits, b, tile), q(targets, b, tile);
+  const Place place = place_of(tiles);
+  const Pixels<Moves> s(logits, place, offset), q(targets, place, offset);
+  fetch<Moves>(s, q);
   LogisticSum<acc> loss;
+  const int classes = static_cast<int>(targets.classes);
 #pragma unroll 1
-  for (int c = threadIdx.y; c < targets.classes; c += blockDim.y) {
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     const auto logit = s.load(c), target = q.load(c);
 #pragma unroll
     for (int i = 0; i < Moves::n; ++i) {
+      if (Moves::staged && !s.inside(i)) continue;
       const acc x = static_cast<acc>(logit.value[i]);
       loss.add(x, target_of(static_cast<acc>(target.value[i])), exp(-abs(x)));
     }
     loss.added(Moves::n);
   }
-  const acc total = block_sum(s.inside() ? loss.value() : acc(0));
+  const acc total = block_sum(s.inside(0) ? loss.value() : acc(0));
   if (threadIdx.x == 0 && threadIdx.y == 0) sums[blockIdx.x] = total;
 }
 
@@ -85,16 +88,19 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 template <class Moves, class Target>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     soft_margin_loss_bwd_kernel(AnyMatrix grad, AnyMap logits, AnyMap targets, Target target_of,
-                                TileFactor<typename Moves::acc> factor, int64_t tiles, AnyMap grad_logits) {
+                                TileFactor<typename Moves::acc> factor, int offset, unsigned tiles,
+                                AnyMap grad_logits) {
   using acc = typename Moves::acc;
-  const int64_t b = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const Pixels<Moves> s(logits, b, tile), q(targets, b, tile), out(grad_logits, b, tile);
+  const Place place = place_of(tiles);
+  const Pixels<Moves> s(logits, place, offset), q(targets, place, offset), out(grad_logits, place, offset);
+  fetch<Moves>(s, q);
   factor.load();
-  const acc scale = factor.of_image(b) * grad.at<acc>(0);
+  const acc scale = factor.of_image(place.b) * grad.at<acc>(0);
+  const int classes = static_cast<int>(logits.classes), with_target = static_cast<int>(targets.classes);
 #pragma unroll 1
-  for (int c = threadIdx.y; c < logits.classes; c += blockDim.y) {
+  for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     acc value[Moves::n] = {};
-    if (c < targets.classes) {
+    if (c < with_target) {
       const auto logit = s.load(c), target = q.load(c);
 #pragma unroll
       for (int i = 0; i < Moves::n; ++i) {
@@ -104,6 +110,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     }
     out.store(c, value);
   }
+  put(out);
 }
 
 template <class Target>
@@ -119,10 +126,13 @@ Tensor loss_of(const Tensor& logits, const Tensor& targets, Target target_of, Sc
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(q.pixels, q.classes);
+        const Room room = room_for<Moves>(0, s, q);
         Tensor sums = torch::stable::new_empty(logits, {q.batch, launch.tiles}, dtype);
         if (q.batch > 0) {
-          soft_margin_loss_fwd_kernel<Moves><<<q.batch * launch.tiles, launch.threads, 0, stream>>>(
-              s, q, target_of, launch.tiles, mutable_data<acc>(sums));
+          const auto kernel = soft_margin_loss_fwd_kernel<Moves, Target>;
+          allow_shared(kernel, room.bytes);
+          kernel<<<q.batch * launch.tiles, launch.threads, room.bytes, stream>>>(s, q, target_of, room.offset,
+                                                                                 launch.tiles, mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
         finish_loss<acc>(sums, 1, loss, tile_factor<acc>(image_weight, q.batch, launch.tiles, pixels));
@@ -144,9 +154,12 @@ Tensor gradient_of(const Tensor& grad, const Tensor& logits, const Tensor& targe
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
+        const Room room = room_for<Moves>(0, s, q, out);
         const auto factor = tile_factor<acc>(image_weight, s.batch, launch.tiles, pixels);
-        soft_margin_loss_bwd_kernel<Moves><<<s.batch * launch.tiles, launch.threads, 0, current_stream(logits)>>>(
-            any_matrix(grad), s, q, target_of, factor, launch.tiles, out);
+        const auto kernel = soft_margin_loss_bwd_kernel<Moves, Target>;
+        allow_shared(kernel, room.bytes);
+        kernel<<<s.batch * launch.tiles, launch.threads, room.bytes, current_stream(logits)>>>(
+            any_matrix(grad), s, q, target_of, factor, room.offset, launch.tiles, out);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
       s, q, out);

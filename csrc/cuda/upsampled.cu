@@ -12,8 +12,10 @@
 #include <algorithm>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 
 #include "checks.h"
+#include "cuda/common/fast.h"
 #include "cuda/common/launch.h"
 #include "cuda/common/reduce.h"
 #include "math/bilinear.h"
@@ -61,6 +63,17 @@ struct Column {
   }
 };
 
+// The weights of low-resolution rows in the pixels between them: the same bits in every kernel.
+template <class acc>
+struct RowWeight {
+  acc share;
+
+  __device__ explicit RowWeight(const HalfPixelAxis& rows) : share(acc(1) / static_cast<acc>(2 * rows.size)) {}
+
+  // Of the row below, given rows.rest().
+  __device__ acc of(int rest) const { return static_cast<acc>(max(rest, 0)) * share; }
+};
+
 // --------------------------------------------------------------------------------------------------- losses and labels
 
 // What a thread does with the logits of a pixel: add() takes them class by class, `State` is what the pixel keeps,
@@ -102,7 +115,7 @@ struct SoftMargin {
 
   template <class acc>
   __device__ void add(State<acc>& state, int c, acc s, int label) const {
-    state.add(s, label == c ? acc(1) : acc(0), exp(-abs(s)));
+    state.add(s, label == c, fast_exp(-abs(s)));
     state.added(1);
   }
 
@@ -121,7 +134,7 @@ struct SoftMargin {
   // Of the loss of a pixel with a class, by a logit.
   template <class acc>
   __device__ acc derivative(acc s, acc e, bool hit, Norm) const {
-    return sigmoid(s, e) - (hit ? acc(1) : acc(0));
+    return (s >= acc(0) ? acc(1) : e) * fast_reciprocal(acc(1) + e) - (hit ? acc(1) : acc(0));  // the sigmoid
   }
 
   static constexpr bool kLoss = true;
@@ -144,7 +157,7 @@ struct CrossEntropy {
 
   template <class acc>
   __device__ void add(State<acc>& state, int c, acc s, int label) const {
-    const Step<acc> step = softmax_step(state.peak, s);
+    const Step<acc> step = softmax_step(state.peak, s, fast_exp(-abs(s - state.peak)));
     state.sum = step.before * state.sum + step.now;
     state.own = label == c ? s : state.own;
   }
@@ -172,7 +185,7 @@ struct CrossEntropy {
 
   template <class acc>
   __device__ acc derivative(acc s, acc, bool hit, const Norm& norm) const {
-    return exp((s - norm.peak) - norm.tail) - (hit ? acc(1) : acc(0));
+    return fast_exp((s - norm.peak) - norm.tail) - (hit ? acc(1) : acc(0));
   }
 
   static constexpr bool kLoss = true;
@@ -200,15 +213,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   const bool inside = x < columns.size;
   const Column<acc> column(logits, columns, inside ? x : 0);
 
+  const RowWeight<acc> row_weight(rows);
+  const int last = static_cast<int>(logits.height) - 1;
   typename Visit::template State<acc> state[kRun];
-  int64_t low[kRun];  // the row of the map above
-  acc weight[kRun];   // of the row below
+  int low[kRun];     // the row of the map above
+  acc weight[kRun];  // of the row below
   int32_t label[kRun];
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
     const bool real = inside && y + i < rows.size;
-    low[i] = rows.low(min(y + i, rows.size - 1));
-    weight[i] = rows.weight<acc>(min(y + i, rows.size - 1), low[i]);
+    low[i] = static_cast<int>(rows.low(min(y + i, rows.size - 1)));
+    weight[i] = row_weight.of(static_cast<int>(rows.rest(min(y + i, rows.size - 1), low[i])));
     label[i] = Visit::kLoss && real ? class_at(labels, b, y + i, x) : -1;
   }
   const T* plane = logits.data + b * logits.batch_stride;
@@ -219,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kRun; ++i) {
       if (i == 0 || low[i] != low[i - 1]) {
         top = column.of(plane + low[i] * logits.row_stride);
-        bottom = column.of(plane + min(low[i] + 1, logits.height - 1) * logits.row_stride);
+        bottom = column.of(plane + min(low[i] + 1, last) * logits.row_stride);
       }
       visit.add(state[i], c, mix(top, bottom, weight[i]), label[i]);
     }
@@ -261,9 +276,13 @@ struct Cells {
   int64_t blocks() const { return tiles * bands * groups; }  // of an image
 };
 
+// Blocks of a multiprocessor at once: two floats' take 128 registers of a thread, a third would spill.
+template <class acc>
+constexpr int kDerivativeBlocks = std::is_same_v<acc, float> ? 2 : 1;
+
 // derivative: (B, C, H, W), the sum over the pixels of the derivative of their losses. sums: (B, blocks), the losses.
 template <class T, class Loss>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kDerivativeBlocks<acc_t<T>>)
     upsampled_loss_derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
                                      Loss loss_of, Cells cells, acc_t<T>* __restrict__ derivative,
                                      acc_t<T>* __restrict__ sums) {
@@ -282,6 +301,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   acc* out = derivative + (b * logits.classes + first_class) * logits.height * logits.width;
 
   LogisticSum<acc> loss;
+  acc total = 0;  // of the pixels that the block owns
+  const RowWeight<acc> row_weight(rows);
+  const int rest_step = static_cast<int>(2 * rows.low_size);
   const int64_t end = columns.first(right);
   int64_t begin = columns.first(left - 1);
   bool again = false;  // whether the block has more columns than threads, and this is not the first of their runs
@@ -302,17 +324,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     column_weight[thread] = column.weight;
     const int64_t start = max(above - 1, int64_t(0));
     load_row(start, bottom);
+    const int64_t label_column = b * labels.batch_stride + x * labels.pixel_stride;
+    int64_t y = rows.first(start);
 #pragma unroll 1
     for (int64_t row = start; row < below; ++row) {
 #pragma unroll
       for (int k = 0; k < kGroup; ++k) top[k] = bottom[k];
       load_row(row + 1, bottom);
       const int64_t y_end = rows.first(row + 1);
+      int rest = static_cast<int>(rows.rest(y, row));
 #pragma unroll 1
-      for (int64_t y = rows.first(row); y < y_end; ++y) {
-        const int32_t label = inside ? class_at(labels, b, y, x) : -1;
+      for (; y < y_end; ++y, rest += rest_step) {
+        const int32_t label = inside ? class_at(labels, label_column + y * labels.row_stride) : -1;
         if (label < 0) continue;
-        const acc weight = rows.weight<acc>(y, row);
+        const acc weight = row_weight.of(rest);
         const auto norm =
             loss_of.norm((b * rows.size + y) * columns.size + x, static_cast<int>(logits.classes), [&](int c) {
               const T* plane = logits.data + b * logits.batch_stride + c * logits.class_stride;
@@ -326,14 +351,18 @@ __global__ void __launch_bounds__(kThreads, 1)
           const bool hit = label == first_class + k;
           acc e = 0;
           if constexpr (Loss::kLossWithDerivative) {
-            e = exp(-abs(s));
-            if (owned && row >= above) loss.add(s, hit ? acc(1) : acc(0), e);
+            e = fast_exp(-abs(s));
+            loss.add(s, hit, e);
           }
           const acc d = loss_of.derivative(s, e, hit, norm);
           top_sum[k] += (acc(1) - weight) * d;
           bottom_sum[k] += weight * d;
         }
         if constexpr (Loss::kLossWithDerivative) loss.added(kGroup);
+      }
+      if constexpr (Loss::kLossWithDerivative) {
+        if (owned && row >= above) total += loss.value();
+        loss = {};
       }
       if (row == logits.height - 1) {  // after the last row comes itself
 #pragma unroll
@@ -367,7 +396,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     again = true;
   } while (begin < end);
   if constexpr (Loss::kLossWithDerivative) {
-    const acc total = block_sum(-interpolated(-loss.value()));
+    total = block_sum(-interpolated(-total));
     if (thread == 0) sums[blockIdx.x] = total;
   }
 }

@@ -20,11 +20,15 @@ struct HalfPixelAxis {
     return place > 0 ? place / (2 * size) : 0;
   }
 
-  // How far pixel i is from there to the next one, which is its weight.
+  // How far pixel i is from there, in shares of 1 / (2 size) of the way to the next one; below 0 before the first.
+  WILSON_HOST_DEVICE int64_t rest(int64_t i, int64_t low) const {
+    return (2 * i + 1) * low_size - size - 2 * size * low;
+  }
+  // The same as the weight of the next one.
   template <class acc>
   WILSON_HOST_DEVICE acc weight(int64_t i, int64_t low) const {
-    const int64_t rest = (2 * i + 1) * low_size - size - 2 * size * low;
-    return rest > 0 ? static_cast<acc>(rest) / static_cast<acc>(2 * size) : acc(0);
+    const int64_t shares = rest(i, low);
+    return shares > 0 ? static_cast<acc>(shares) / static_cast<acc>(2 * size) : acc(0);
   }
 
   // The first pixel that has `low` or one after it as its low.

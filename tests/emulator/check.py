@@ -84,9 +84,9 @@ AXES_OF = {1: AXES[:1], 2: AXES[:2], 3: ("images", "rows", "columns"), 4: AXES} 
 FAR = 2**30  # elements; two of these are beyond 31 bits
 
 
-def far_apart(provider: str, op: str, axis: str) -> None:
+def far_apart(provider: str, op: str, axis: str, layout: str = "contiguous", width: int = 5) -> None:
     """Tensors that are far apart along an axis: each stride has 31 bits, the offset of the last index needs more."""
-    case = cases.case(op, "far", cases.Shape(3, 4, 4, 5, old=3, scale=2), torch.bfloat16)
+    case = cases.case(op, "far", cases.Shape(3, 4, 4, width, old=3, scale=2), torch.bfloat16, layout=layout)
     args = tuple(_spread(a, axis) if isinstance(a, torch.Tensor) else a for a in case.args)
     agrees(provider, replace(case, args=args))
 
@@ -98,10 +98,22 @@ def _spread(near: torch.Tensor, axis: str) -> torch.Tensor:
     axes = AXES_OF.get(near.dim(), ())
     if axis not in axes or near.element_size() == 8:
         return near
-    strides = list(near.contiguous().stride())
+    strides = list((near if axis == "images" else near.contiguous()).stride())
     strides[axes.index(axis)] = FAR
     storage = torch.empty(near.shape[axes.index(axis)] * FAR, dtype=near.dtype)
     return storage.as_strided(near.shape, strides).copy_(near)
+
+
+def shifted(provider: str, op: str, numbers: int) -> None:
+    """Channels-last maps whose pixels are whole pieces of 32 bytes, so many numbers behind a multiple of them."""
+    case = cases.case(op, "shifted", cases.Shape(2, 32, 5, 7, old=16, scale=1), torch.bfloat16, layout="channels_last")
+    args = tuple(_shift(a, numbers) if isinstance(a, torch.Tensor) and a.dim() == 4 else a for a in case.args)
+    agrees(provider, replace(case, args=args))
+
+
+def _shift(x: torch.Tensor, numbers: int) -> torch.Tensor:
+    storage = torch.empty(x.numel() + numbers, dtype=x.dtype)
+    return storage.as_strided(x.shape, x.stride(), numbers).copy_(x)
 
 
 def labelled_bits(provider: str) -> None:
@@ -127,10 +139,16 @@ STEP = (
 MOST_LAUNCHES = 15
 # Distinct bytes of an op, and for the ops that stream through memory also the bytes asked for, against the least
 MOST_BYTES = 1.1
+# Of channels-last maps tiles are small, and partial sums many
+MOST_CHANNELS_LAST_BYTES = 1.15
 STREAMING = (
     "ngwp_focal_pool", "localization_prior_loss", "soft_margin_loss", "one_versus_rest", "merge_pseudo_labels",
     "pseudo_label_loss",
 )  # fmt: skip
+# Of which lanes move so many bytes 8 or more at a time: all but partial sums
+LEAST_WIDE = 0.75
+# Of which a byte is asked for no more than 1.1 times, whether or not classes lie side by side
+CHANNELS_LAST = (*STREAMING, "balanced_cross_entropy")
 
 
 def few_launches(provider: str) -> None:
@@ -152,3 +170,14 @@ def few_bytes(provider: str, case: cases.Case) -> None:
         if case.op in STREAMING:
             asked = f"{call.op}: {call.requested} bytes asked for of {call.least}"
             assert call.requested <= MOST_BYTES * call.least, asked
+
+
+def few_channels_last_bytes(provider: str, op: str) -> None:
+    need(provider, op)
+    for call in traffic.measure(provider, traffic.example(op, torch.bfloat16, "channels_last")):
+        if not call.launches:
+            continue
+        found = f"{call.op}: {call.requested} bytes asked for, {call.distinct} distinct, of {call.least}"
+        assert call.distinct <= MOST_CHANNELS_LAST_BYTES * call.least, found
+        assert call.requested <= MOST_BYTES * call.distinct, found
+        assert call.wide >= LEAST_WIDE, f"{call.op}: {call.wide:.0%} of the bytes by 8 or more at a time"

@@ -51,13 +51,13 @@ class Decoder(Operands):
         self._emit("", Kind.EXIT)  # a body may end without ret
         targets: list[int] = []
         code = np.zeros(len(self.code), ENCODED)
-        for at, (key, kind, line, guard, negate, imm, slots) in enumerate(self.code):
+        for at, (key, kind, line, guard, negate, executes, imm, slots) in enumerate(self.code):
             if kind == Kind.BRANCH:
                 imm = self.labels[imm]
             elif kind == Kind.INDIRECT:
                 labels, imm = self.tables[imm], len(targets)
                 targets += [self.labels[label] for label in labels]
-            code[at] = (key, kind, line, guard, negate, 0, imm, slots)
+            code[at] = (key, kind, line, guard, negate, executes, imm, slots)
         return Program(machine, code, list(self.keys), self.registers, targets, self.local_bytes)
 
     # -------------------------------------------------------------------------------------------------- decoding

@@ -17,6 +17,7 @@ from . import build, limits, ptx
 from .decode import Decoder
 from .memory import Memory
 from .program import Program
+from .units import Unit
 
 MOST_FAULTS = 32
 # Instructions of a launch (each for a warp) after which a kernel is taken to run for ever: some minutes
@@ -72,11 +73,15 @@ class _Fault(ctypes.Structure):
 
 
 class _Counts(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "instructions", "loads", "load_bytes", "stores", "store_bytes", "atomics", "barriers", "shuffles",
-        )
+    _fields_ = (
+        ("by_unit", ctypes.c_uint64 * len(Unit)),
+        *(
+            (name, ctypes.c_uint64)
+            for name in (
+                "instructions", "loads", "load_bytes", "stores", "store_bytes", "wide_bytes", "atomics", "barriers",
+                "shuffles",
+            )
+        ),
     )  # fmt: skip
 
 
@@ -103,7 +108,7 @@ class Launch:
     name: str
     grid: tuple[int, ...]
     block: tuple[int, ...]
-    instructions: int  # each for a warp
+    instructions: int  # of the emulator, each for a warp
     load_bytes: int
     store_bytes: int
     distinct_loaded: int
@@ -111,7 +116,9 @@ class Launch:
     atomics: int
     barriers: int
     shared: int = 0  # bytes of a block, declared and dynamic
+    wide: int = 0  # of the bytes asked for, those that a lane moves 8 or more at a time
     unordered: bool = False  # the kernel adds numbers with a point atomically: their order changes the sum
+    executed: tuple[int, ...] = ()  # instructions of PTX by unit, each for a warp
 
     @property
     def requested(self) -> int:
@@ -203,7 +210,9 @@ class Kernel:
         declared = self._shared_bytes
         limits.check(self._module, self._function, grid, block, (declared, shared), asked, self._parameter_bytes)
         if not session.runs:
-            launch = Launch(self.name, tuple(grid), tuple(block), *(0,) * 7, declared + shared, self._unordered)
+            launch = Launch(
+                self.name, tuple(grid), tuple(block), *(0,) * 7, declared + shared, unordered=self._unordered
+            )
             session.launches.append(launch)
             return launch
         if len(arguments) != len(self.parameters):
@@ -226,7 +235,8 @@ class Kernel:
         loaded, stored = session.memory.touched()
         launch = Launch(
             self.name, tuple(grid), tuple(block), counts.instructions, counts.load_bytes, counts.store_bytes,
-            loaded, stored, counts.atomics, counts.barriers, declared + shared, self._unordered,
+            loaded, stored, counts.atomics, counts.barriers, declared + shared, counts.wide_bytes,
+            self._unordered, tuple(counts.by_unit[:Unit.NONE]),
         )  # fmt: skip
         session.launches.append(launch)
         return launch

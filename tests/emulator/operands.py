@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .program import SLOTS, SPECIAL, Kind, Registers, literal
 from .ptx import WIDTH, Function, Module, PtxError, Statement
+from .units import Unit, unit
 
 SPACES = ("param", "global", "shared", "local", "const")
 
@@ -24,6 +25,7 @@ class Operands:
         self.labels: dict[str, int] = {}
         self.tables: dict[str, list[str]] = {}
         self.statement = Statement(0, "", ())
+        self._counted: Statement | None = None  # the last one that the code has an instruction of
         self.dynamic: list[str] = []
         self.scratch = self.registers.temporary(64)  # for results that nobody wants
         self._place()
@@ -64,7 +66,10 @@ class Operands:
         slot = self.registers.register(guard.lstrip("!")) if guard else -1
         number = self.keys.setdefault(key, len(self.keys)) if key else -1
         filled = (*slots, *(0,) * (SLOTS - len(slots)))
-        self.code.append((number, kind, self.statement.line, slot, negate, imm, filled))
+        # a statement is one instruction to a GPU, however many it becomes here
+        executes = Unit.NONE if self._counted is self.statement else unit(self.statement.op)
+        self._counted = self.statement
+        self.code.append((number, kind, self.statement.line, slot, negate, executes, imm, filled))
 
     def _resized(self, slot: int, type_: str, bits: int, to: int | None = None) -> int:
         """A value of a type in a register of other width."""

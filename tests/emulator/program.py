@@ -14,7 +14,7 @@ LANES = 32
 SLOTS = 12
 # One instruction; machine/schedule.cpp has the same
 ENCODED = np.dtype(
-    [("key", "i4"), ("kind", "i4"), ("line", "i4"), ("guard", "i4"), ("negate", "i4"), ("unused", "i4"),
+    [("key", "i4"), ("kind", "i4"), ("line", "i4"), ("guard", "i4"), ("negate", "i4"), ("unit", "i4"),
      ("imm", "i8"), ("slot", "i4", SLOTS)]
 )  # fmt: skip
 # Registers that are given; machine/schedule.cpp fills them in this order

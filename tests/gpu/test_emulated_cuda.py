@@ -90,6 +90,18 @@ def test_offsets_beyond_31_bits(op, axis):
     check.far_apart(PROVIDER, op, axis)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("op", check.CHANNELS_LAST)
+def test_images_apart_that_are_moved_16_bytes_at_a_time(op, layout):
+    check.far_apart(PROVIDER, op, "images", layout, width=8)
+
+
+@pytest.mark.parametrize("numbers", [0, 3])
+@pytest.mark.parametrize("op", check.CHANNELS_LAST)
+def test_channels_last_maps_that_begin_anywhere(op, numbers):
+    check.shifted(PROVIDER, op, numbers)
+
+
 @pytest.mark.parametrize("op", check.FAMILY)
 def test_same_bits_in_any_order(op):
     check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == "odd"))
@@ -109,6 +121,11 @@ def test_launches():
 @pytest.mark.parametrize("op", check.FAMILY)
 def test_bytes(op):
     check.few_bytes(PROVIDER, traffic.example(op))
+
+
+@pytest.mark.parametrize("op", check.CHANNELS_LAST)
+def test_bytes_of_channels_last_maps(op):
+    check.few_channels_last_bytes(PROVIDER, op)
 
 
 @pytest.mark.slow

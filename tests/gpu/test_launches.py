@@ -14,15 +14,18 @@ from tests.support import raw_calls
 from wilson.ops._registry import OPS
 
 MOST_CLASSES = 1024
-# The ways to move maps: 16 bytes at a time for each dtype, and number by number in float and in double
+# The ways to move maps: 16 bytes at a time for each dtype, where pixels or classes lie side by side, and number by
+# number in float and in double
 WAYS = [
     pytest.param(torch.float32, "contiguous", 90, id="float32"),
     pytest.param(torch.bfloat16, "contiguous", 90, id="bfloat16"),
-    pytest.param(torch.float32, "channels_last", 90, id="strided"),
+    pytest.param(torch.float32, "channels_last", 90, id="float32-channels_last"),
+    pytest.param(torch.bfloat16, "channels_last", 90, id="bfloat16-channels_last"),
+    pytest.param(torch.float32, "transposed", 90, id="strided"),
     pytest.param(torch.float64, "contiguous", 90, id="float64"),
     pytest.param(torch.float16, "contiguous", 90, id="float16", marks=pytest.mark.slow),
     pytest.param(torch.float32, "contiguous", 80, id="float32-sm_80", marks=pytest.mark.slow),
-    pytest.param(torch.float16, "channels_last", 80, id="strided-sm_80", marks=pytest.mark.slow),
+    pytest.param(torch.float16, "channels_last", 80, id="float16-channels_last-sm_80", marks=pytest.mark.slow),
 ]
 
 

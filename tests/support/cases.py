@@ -128,7 +128,8 @@ class Case:
         first = self.args[0].detach().requires_grad_()
         result = function(first, *self.args[1:], **self.kwargs)
         generator = torch.Generator().manual_seed(1)
-        weights = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result) * grad_scale
+        weights = torch.randn(result.shape, generator=generator, dtype=torch.float64) * grad_scale
+        weights = torch.empty_like(result).copy_(weights)  # lies as the result does, as gradients mostly do
         (grad,) = torch.autograd.grad(result, first, weights)
         return result.detach(), grad
 

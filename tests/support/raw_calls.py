@@ -19,7 +19,7 @@ class Blank:
     classes: int
     dtype: torch.dtype
     size: tuple[int, int] = (32, 32)
-    layout: str = "contiguous"  # or channels_last
+    layout: str = "contiguous"  # or channels_last, or transposed
     batch: int = 2
     device: str = "meta"
 
@@ -36,6 +36,9 @@ class Blank:
 
     def map(self, classes: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         shape = (self.batch, self.classes if classes is None else classes, *(size or self.size))
+        if self.layout == "transposed":
+            turned = (*shape[:2], *shape[:1:-1])
+            return torch.empty(turned, dtype=self.dtype, device=self.device).transpose(2, 3)
         layout = torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
         return torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=layout)
 

@@ -17,6 +17,9 @@ constexpr int kMaxWarps = 16;
 // Classes of a warp, until a block has all its warps. Few, as a warp loads its classes one after the other; but not
 // one, as each further warp costs all others a step when they join what they found.
 constexpr int kWarpClasses = 4;
+// Numbers of a thread where tiles lie in shared memory, from which loads are quick. What such a thread does before and
+// after, some 150 instructions, counts the less the more there are.
+constexpr int kStagedNumbers = 12;
 // Shared memory for the scores of a tile. 128 classes take 64 KiB, more than the 48 that every kernel may have; every
 // GPU since sm_80 has 96.
 constexpr size_t kMaxSharedBytes = 96 * 1024;
@@ -36,23 +39,31 @@ struct Launch {
   size_t exchange_bytes;  // shared memory of across_warps
 };
 
-// Shared memory of a kernel that keeps the scores of its tile.
+// Shared memory of a kernel.
 struct Room {
-  int offset;    // of the scores, negative if they have no room
+  int offset;    // of the tiles of maps or of the scores that are kept; negative if these have no room
   size_t bytes;  // of all
 };
 
-// taken: the bytes that the kernel needs besides.
-template <class Moves>
-Room room_for(size_t taken, int64_t classes) {
-  const size_t offset = (taken + 15) / 16 * 16, bytes = offset + Scores<Moves>::bytes(classes);
-  return bytes <= kMaxSharedBytes ? Room{static_cast<int>(offset), bytes} : Room{-1, taken};
+// For the tiles of maps, if they lie there. taken: the bytes that the kernel needs besides.
+template <class Moves, class... Maps>
+Room room_for(size_t taken, const Maps&... maps) {
+  const size_t offset = (taken + 15) / 16 * 16;
+  return {static_cast<int>(offset), offset + tile_bytes<Moves>(maps...)};
+}
+
+// The same for a kernel that keeps the scores of so many classes, where tiles do not lie there.
+template <class Moves, class... Maps>
+Room room_to_keep(int64_t classes, size_t taken, const Maps&... maps) {
+  Room room = room_for<Moves>(taken, maps...);
+  room.bytes += Scores<Moves>::bytes(classes);
+  return room.bytes <= kMaxSharedBytes ? room : Room{-1, taken};
 }
 
 template <class Moves>
 Launch launch_for(int64_t pixels, int64_t classes) {
-  const int64_t tile = Moves::n * kLanes;
-  const int warps = std::min<int64_t>(kMaxWarps, (classes + kWarpClasses - 1) / kWarpClasses);
+  const int64_t tile = Moves::n * kLanes, share = Moves::staged ? kStagedNumbers / Moves::n : kWarpClasses;
+  const int warps = std::min<int64_t>(kMaxWarps, (classes + share - 1) / share);
   return {(pixels + tile - 1) / tile, dim3(kLanes, warps), warps * tile * sizeof(typename Moves::acc)};
 }
 

@@ -13,21 +13,25 @@ namespace wilson {
 
 // ------------------------------------------------------------------------------------------------------ across a block
 
-// Combines the values of all warps, lane by lane, in the order of the warps. It takes shared memory for `n` numbers of
-// each thread, from the start.
+// Combines the values of all warps, lane by lane, in the order of the warps; the threads share them out. It takes
+// shared memory for `n` numbers of each thread, from the start.
 template <class acc, int n, class Combine>
 __device__ void across_warps(acc (&value)[n], Combine combine) {
-  acc* lane = shared_memory<acc>() + threadIdx.x;  // (warps, n, 32)
+  if (blockDim.y == 1) return;
+  constexpr int row = n * kLanes;  // of the values of a warp
+  acc *all = shared_memory<acc>(), *lane = all + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < n; ++i) lane[(threadIdx.y * n + i) * kLanes] = value[i];
+  for (int i = 0; i < n; ++i) lane[threadIdx.y * row + i * kLanes] = value[i];
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.y * kLanes + threadIdx.x; i < row; i += blockDim.y * kLanes) {
+    acc joined = all[i];
+    for (int warp = 1; warp < blockDim.y; ++warp) joined = combine(joined, all[warp * row + i]);
+    all[i] = joined;
+  }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < n; ++i) value[i] = lane[i * kLanes];
-#pragma unroll 1
-  for (int warp = 1; warp < blockDim.y; ++warp) {
-#pragma unroll
-    for (int i = 0; i < n; ++i) value[i] = combine(value[i], lane[(warp * n + i) * kLanes]);
-  }
   __syncthreads();  // before the next call writes
 }
 
@@ -69,10 +73,14 @@ struct Step {
 };
 
 template <class acc>
-__device__ Step<acc> softmax_step(acc& peak, acc z) {
-  const acc rise = z - peak, e = exp(-abs(rise));
+__device__ Step<acc> softmax_step(acc& peak, acc z, acc e) {  // e: exp(-|z - peak|)
+  const acc rise = z - peak;
   peak = max(peak, z);
   return rise > acc(0) ? Step<acc>{e, acc(1)} : Step<acc>{acc(1), e};
+}
+template <class acc>
+__device__ Step<acc> softmax_step(acc& peak, acc z) {
+  return softmax_step(peak, z, exp(-abs(z - peak)));
 }
 
 // Makes `peak` the largest of all warps; `rescale` is what a warp then multiplies its sums by.
@@ -121,6 +129,12 @@ class LogisticSum {
  public:
   __device__ void add(acc x, acc q, acc e) {
     linear_ += linear_part(x, q);
+    product_ = times_one_plus(product_, e);
+  }
+
+  // The same for q = 1 at a hit, else 0.
+  __device__ void add(acc x, bool hit, acc e) {
+    linear_ += positive_part(x) - (hit ? x : acc(0));
     product_ = times_one_plus(product_, e);
   }
 

@@ -9,17 +9,26 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/common/span.h"
 #include "dtypes.h"
 #include "maps.h"
 
 namespace wilson {
 
-constexpr int kLanes = 32;
-
 template <class T, int n>
 struct alignas(n * sizeof(T)) Pack {
   T value[n];
 };
+
+template <class T, class acc, int n>
+__device__ Pack<T, n> pack_of(const acc (&value)[n]) {
+  Pack<T, n> pack;
+#pragma unroll
+  for (int i = 0; i < n; ++i) pack.value[i] = static_cast<T>(value[i]);
+  return pack;
+}
+
+// The ways in which threads move maps.
 
 // All maps of a call have dtype T, and rows of classes that threads can move 16 bytes at a time.
 template <class T>
@@ -27,7 +36,17 @@ struct Wide {
   using type = T;
   using acc = acc_t<T>;
   static constexpr int n = 16 / sizeof(T);  // pixels of a thread
-  static constexpr bool wide = true;
+  static constexpr bool staged = false;     // whether tiles lie in shared memory
+};
+
+// All maps of a call have dtype T, and the classes of each pixel lie side by side, one pixel behind the other. A block
+// moves a tile as one run of memory, 16 bytes at a time; its threads work on a copy in shared memory.
+template <class T>
+struct ChannelsLast {
+  using type = T;
+  using acc = acc_t<T>;
+  static constexpr int n = 4 / sizeof(T);
+  static constexpr bool staged = true;
 };
 
 // Maps of any dtypes and strides: a thread moves one pixel at a time and looks its dtype up.
@@ -36,32 +55,30 @@ struct Single {
   using type = A;
   using acc = A;
   static constexpr int n = 1;
-  static constexpr bool wide = false;
+  static constexpr bool staged = false;
 };
+
+// Shared memory for the tiles of channels-last maps. Maps of more classes are moved pixel by pixel.
+constexpr int64_t kMaxStagedBytes = 80 * 1024;
+
+// Whether offsets within an image fit in 31 bits.
+inline bool near(const AnyMap& map) {
+  return (map.classes - 1) * map.class_stride + (map.pixels - 1) * map.pixel_stride < int64_t(1) << 31;
+}
 
 // Whether threads can move 16 bytes of a map at a time.
 inline bool aligned(const AnyMap& map) {
   AnyMap bytes = map;
   const int64_t size = map.dtype == ScalarType::Double ? 8 : map.dtype == ScalarType::Float ? 4 : 2;
   for (int64_t* count : {&bytes.pixels, &bytes.batch_stride, &bytes.class_stride}) *count *= size;
-  return map.unit_stride() && bytes.pixels % 16 == 0 && bytes.batch_stride % 16 == 0 && bytes.class_stride % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
+  return map.unit_stride() && near(map) && bytes.pixels % 16 == 0 && bytes.batch_stride % 16 == 0 &&
+         bytes.class_stride % 16 == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0;
 }
 
-// Calls run(moves), where moves says how threads can move all maps of a call. Doubles go one by one: no training uses
-// them.
-template <class Run, class... Maps>
-void with_moves(ScalarType acc_type, Run run, const AnyMap& map, const Maps&... others) {
-  if (acc_type == ScalarType::Double) return run(Single<double>());
-  if (!aligned(map) || !((aligned(others) && others.dtype == map.dtype) && ...)) return run(Single<float>());
-  switch (map.dtype) {
-    case ScalarType::Float:
-      return run(Wide<float>());
-    case ScalarType::BFloat16:
-      return run(Wide<BFloat16>());
-    default:
-      return run(Wide<Half>());
-  }
+// Whether a tile of a map is one run of memory.
+inline bool channels_last(const AnyMap& map) {
+  return map.class_stride == 1 && map.pixel_stride == map.classes && map.row_stride == map.width * map.classes &&
+         near(map);
 }
 
 template <class acc>
@@ -71,57 +88,125 @@ __device__ acc read_as(const void* data, ScalarType dtype, int64_t offset) {
   return value;
 }
 
-// The pixels of one thread in one map. Pixels outside of the image read as 0 and are not written.
-template <class Moves>
-class Pixels {
- public:
-  using T = typename Moves::type;
-  using acc = typename Moves::acc;
-  static constexpr int n = Moves::n;
+// The tile of a block: blocks go through the tiles of an image, then through the images.
+struct Place {
+  int64_t b;
+  unsigned tile;
+};
 
-  __device__ Pixels(const AnyMap& map, int64_t b, int64_t tile)
-      : data_(map.data), dtype_(map.dtype), class_stride_(map.class_stride) {
-    const int64_t pixel = (tile * kLanes + threadIdx.x) * n;
+__device__ inline Place place_of(unsigned tiles) {
+  const unsigned b = blockIdx.x / tiles;
+  return {b, blockIdx.x - b * tiles};
+}
+
+template <class acc>
+__device__ acc* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return reinterpret_cast<acc*>(memory);
+}
+
+// The pixels of one thread in one map. Pixels outside of the image read as some number and are not written.
+//
+// Tiles in shared memory have to be fetched, all of a kernel's at once, before their pixels are loaded, and put back
+// once they are stored. They lie at `offset`, which then moves on behind them; other ways to move take no notice of it.
+template <class Moves>
+class Pixels;
+
+template <class T>
+class Pixels<Wide<T>> {
+ public:
+  using acc = acc_t<T>;
+  static constexpr int n = Wide<T>::n;
+
+  __device__ Pixels(const AnyMap& map, Place place, int&) : class_stride_(static_cast<int>(map.class_stride)) {
+    const int pixel = (place.tile * kLanes + threadIdx.x) * n;
     inside_ = pixel < map.pixels;
-    offset_ = b * map.batch_stride + (Moves::wide ? pixel : map.offset(pixel));
+    data_ = map.image<T>(place.b) + pixel;
   }
 
-  __device__ bool inside() const { return inside_; }
+  __device__ bool inside(int) const { return inside_; }
 
   __device__ Pack<T, n> load(int c) const {
-    Pack<T, n> pack{};
-    const int64_t at = offset_ + c * class_stride_;
-    if (!inside_) return pack;
-    if constexpr (Moves::wide) {
-      pack = *reinterpret_cast<const Pack<T, n>*>(reinterpret_cast<const T*>(data_) + at);
-    } else {
-      pack.value[0] = read_as<acc>(data_, dtype_, at);
-    }
+    if (!inside_) return {};
+    return *reinterpret_cast<const Pack<T, n>*>(data_ + c * class_stride_);
+  }
+
+  __device__ void store(int c, const acc (&value)[n]) const {
+    if (inside_) *reinterpret_cast<Pack<T, n>*>(data_ + c * class_stride_) = pack_of<T>(value);
+  }
+
+ private:
+  T* data_;
+  int class_stride_;
+  bool inside_;
+};
+
+template <class T>  // here, pixels outside of the image read as the last one inside, so that no load depends on it
+class Pixels<ChannelsLast<T>> {
+ public:
+  using acc = acc_t<T>;
+  static constexpr int n = ChannelsLast<T>::n;
+  using Tile = Span<T, n * kLanes>;
+
+  __device__ Pixels(const AnyMap& map, Place place, int& offset)
+      : Pixels(map, place, static_cast<unsigned>(map.pixels) - place.tile * n * kLanes, offset) {}
+
+  __device__ bool inside(int i) const { return threadIdx.x * n + i < left_; }
+
+  __device__ Pack<T, n> load(int c) const {
+    Pack<T, n> pack;
+#pragma unroll
+    for (int i = 0; i < n; ++i) pack.value[i] = own_[i][c];
     return pack;
   }
 
-  // Into a map of T, or of acc if kAcc.
-  template <bool kAcc = false>
   __device__ void store(int c, const acc (&value)[n]) const {
-    const int64_t at = offset_ + c * class_stride_;
-    char* data = const_cast<char*>(data_);
-    if (!inside_) return;
-    if constexpr (Moves::wide) {
-      using Out = std::conditional_t<kAcc, acc, T>;
-      constexpr int part = 16 / sizeof(Out);
 #pragma unroll
-      for (int first = 0; first < n; first += part) {
-        Pack<Out, part> pack;
-#pragma unroll
-        for (int i = 0; i < part; ++i) pack.value[i] = static_cast<Out>(value[first + i]);
-        *reinterpret_cast<Pack<Out, part>*>(reinterpret_cast<Out*>(data) + at + first) = pack;
-      }
-    } else {
-      with_type_of(dtype_, [&](auto type) {
-        using Out = decltype(type);
-        reinterpret_cast<Out*>(data)[at] = static_cast<Out>(value[0]);
-      });
+    for (int i = 0; i < n; ++i) {
+      if (inside(i)) own_[i][c] = static_cast<T>(value[i]);
     }
+  }
+
+  __device__ void fetch() const { tile_.fetch(); }
+  __device__ void put() const { tile_.put(); }
+
+ private:
+  __device__ Pixels(const AnyMap& map, Place place, unsigned left, int& offset)
+      : tile_(map.image<T>(place.b) + place.tile * n * kLanes * static_cast<unsigned>(map.classes),
+              min(left, n * kLanes), map.classes, shared_memory<unsigned char>() + offset),
+        left_(left) {
+#pragma unroll
+    for (int i = 0; i < n; ++i) own_[i] = tile_.row(min(threadIdx.x * n + i, left - 1));
+    offset += Tile::bytes(map.classes);
+  }
+
+  const Tile tile_;
+  unsigned left_;  // pixels of the image, from the tile on
+  T* own_[n];
+};
+
+template <class A>
+class Pixels<Single<A>> {
+ public:
+  __device__ Pixels(const AnyMap& map, Place place, int&) : dtype_(map.dtype), class_stride_(map.class_stride) {
+    const int64_t pixel = int64_t(place.tile) * kLanes + threadIdx.x;
+    inside_ = pixel < map.pixels;
+    data_ = map.data;
+    offset_ = place.b * map.batch_stride + map.offset(pixel);
+  }
+
+  __device__ bool inside(int) const { return inside_; }
+
+  __device__ Pack<A, 1> load(int c) const {
+    return {inside_ ? read_as<A>(data_, dtype_, offset_ + c * class_stride_) : A()};
+  }
+
+  __device__ void store(int c, const A (&value)[1]) const {
+    if (!inside_) return;
+    with_type_of(dtype_, [&](auto type) {
+      using Out = decltype(type);
+      const_cast<Out*>(reinterpret_cast<const Out*>(data_))[offset_ + c * class_stride_] = static_cast<Out>(value[0]);
+    });
   }
 
  private:
@@ -131,10 +216,57 @@ class Pixels {
   bool inside_;
 };
 
-template <class acc>
-__device__ acc* shared_memory() {
-  extern __shared__ __align__(16) unsigned char memory[];
-  return reinterpret_cast<acc*>(memory);
+// Shared memory for the tiles of maps.
+template <class Moves, class... Maps>
+int64_t tile_bytes(const Maps&... maps) {
+  if constexpr (Moves::staged) {
+    return (int64_t(Pixels<Moves>::Tile::bytes(maps.classes)) + ...);
+  } else {
+    return 0;
+  }
+}
+
+// Calls run(moves), where moves says how threads can move all maps of a call. Doubles go one by one: no training uses
+// them.
+template <class Run, class... Maps>
+void with_moves(ScalarType acc_type, Run run, const AnyMap& map, const Maps&... others) {
+  if (acc_type == ScalarType::Double) return run(Single<double>());
+  const auto with = [&](auto type) {
+    using T = decltype(type);
+    if (aligned(map) && (aligned(others) && ...)) return run(Wide<T>());
+    const bool has_room = tile_bytes<ChannelsLast<T>>(map, others...) <= kMaxStagedBytes;
+    if (has_room && channels_last(map) && (channels_last(others) && ...)) return run(ChannelsLast<T>());
+    run(Single<float>());
+  };
+  if (!((others.dtype == map.dtype) && ...)) return run(Single<float>());
+  switch (map.dtype) {
+    case ScalarType::Float:
+      return with(float());
+    case ScalarType::BFloat16:
+      return with(BFloat16());
+    default:
+      return with(Half());
+  }
+}
+
+// Brings the tiles of maps to shared memory. All threads of a block call it.
+template <class Moves, class... Maps>
+__device__ void fetch(const Maps&... maps) {
+  if constexpr (Moves::staged) {
+    (maps.fetch(), ...);
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncthreads();
+  }
+}
+
+// Brings a tile back to memory, after all threads have stored.
+template <class Moves>
+__device__ void put(const Pixels<Moves>& pixels) {
+  if constexpr (Moves::staged) {
+    __syncthreads();
+    pixels.put();
+  }
 }
 
 // The scores of a tile. Shared memory keeps them once they are read, if it has room; else they are read again each
@@ -144,13 +276,14 @@ class Scores {
  public:
   using Held = Pack<typename Moves::type, Moves::n>;
 
-  static size_t bytes(int64_t classes) { return classes * kLanes * sizeof(Held); }
+  // Shared memory besides that of the tile.
+  static size_t bytes(int64_t classes) { return Moves::staged ? 0 : classes * kLanes * sizeof(Held); }
 
   // offset: where they begin in shared memory, negative if it has no room.
-  __device__ Scores(const AnyMap& map, int64_t b, int64_t tile, int offset)
-      : pixels(map, b, tile),
+  __device__ Scores(const AnyMap& map, Place place, int& offset)
+      : is_held_(!Moves::staged && offset >= 0),
         held_(reinterpret_cast<Held*>(shared_memory<unsigned char>() + offset)),
-        is_held_(offset >= 0) {}
+        pixels(map, place, offset) {}
 
   __device__ Held load(int c) const {
     const Held pack = pixels.load(c);
@@ -160,11 +293,14 @@ class Scores {
 
   __device__ Held again(int c) const { return is_held_ ? held_[c * kLanes + threadIdx.x] : pixels.load(c); }
 
-  const Pixels<Moves> pixels;
+  __device__ void fetch() const { pixels.fetch(); }
 
  private:
-  Held* held_;
   bool is_held_;
+  Held* held_;
+
+ public:
+  const Pixels<Moves> pixels;
 };
 
 // A tensor of at most two dimensions and any dtype, read number by number.
@@ -188,13 +324,18 @@ inline AnyMatrix any_matrix(const Tensor& tensor) {
           tensor.dim() > 1 ? tensor.stride(1) : 0};
 }
 
-__device__ inline int32_t class_at(const LabelView& labels, int64_t b, int64_t y, int64_t x) {
-  const int64_t at = b * labels.batch_stride + y * labels.row_stride + x * labels.pixel_stride;
+// The class at an offset. Most labels are int64: they take no look at a list of dtypes.
+__device__ inline int32_t class_at(const LabelView& labels, int64_t at) {
+  if (labels.dtype == ScalarType::Long) return labels.as_class(static_cast<const int64_t*>(labels.data)[at]);
   int64_t value;
   with_label_type_of(labels.dtype, [&](auto type) {
     value = static_cast<int64_t>(static_cast<const decltype(type)*>(labels.data)[at]);
   });
   return labels.as_class(value);
+}
+
+__device__ inline int32_t class_at(const LabelView& labels, int64_t b, int64_t y, int64_t x) {
+  return class_at(labels, b * labels.batch_stride + y * labels.row_stride + x * labels.pixel_stride);
 }
 
 }  // namespace wilson

@@ -83,6 +83,7 @@ void load(Warp& w, const Instruction& i, u32 lanes) {
   });
   w.launch->counts.loads += requests.count();
   w.launch->counts.load_bytes += requests.count() * n * sizeof(T);
+  if (n * sizeof(T) >= kWide) w.launch->counts.wide_bytes += requests.count() * n * sizeof(T);
 }
 
 template <class T, int n, Space kSpace>
@@ -97,6 +98,7 @@ void store(Warp& w, const Instruction& i, u32 lanes) {
   });
   w.launch->counts.stores += requests.count();
   w.launch->counts.store_bytes += requests.count() * n * sizeof(T);
+  if (n * sizeof(T) >= kWide) w.launch->counts.wide_bytes += requests.count() * n * sizeof(T);
 }
 
 template <class T, int n>
@@ -166,6 +168,7 @@ void copy_to_shared(Warp& w, const Instruction& i, u32 lanes) {
     u8 value[16] = {};
     if (wanted) std::memcpy(value, reinterpret_cast<const u8*>(from), wanted);
     w.launch->counts.load_bytes += wanted;
+    if (wanted >= kWide) w.launch->counts.wide_bytes += wanted;
     w.launch->shared->store(w, i, l, static_cast<u32>(w.reg<u64>(i.slot[0])[l]), value, bytes);
   });
 }

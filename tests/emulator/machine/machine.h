@@ -24,9 +24,13 @@ using Handler = void (*)(Warp&, const Instruction&, u32 lanes);
 // How the scheduler treats an instruction.
 enum class Kind : s32 { lanes, branch, indirect, exit, warp, barrier };
 
+// The unit that executes it; units.py has the same.
+constexpr int kUnits = 6;
+
 struct Instruction {
   Handler handler;
   Kind kind;
+  s32 unit;
   s32 line;     // of the PTX text
   s32 guard;    // offset of the predicate, or -1
   bool negate;  // run where the guard is false
@@ -69,8 +73,12 @@ struct Fault {
   u64 address;
 };
 
+// Bytes of a lane from which on an access is wide.
+constexpr u32 kWide = 8;
+
 struct Counts {
-  u64 instructions, loads, load_bytes, stores, store_bytes, atomics, barriers, shuffles;
+  u64 by_unit[kUnits];  // instructions of PTX, each for a warp
+  u64 instructions, loads, load_bytes, stores, store_bytes, wide_bytes, atomics, barriers, shuffles;
 };
 
 class GlobalMemory;

@@ -144,6 +144,7 @@ class Block {
       const Instruction& i = program_.code[pc];
       const u32 active = lanes & guard(w, i);
       ++done;
+      ++launch_.counts.by_unit[i.unit];
       if (i.kind == Kind::lanes) {
         if (active) i.handler(w, i, active);
         ++pc;
@@ -339,7 +340,7 @@ const Handlers& handlers() {
 
 // As program.py lays it out.
 struct Encoded {
-  s32 key, kind, line, guard, negate, unused;
+  s32 key, kind, line, guard, negate, unit;
   s64 imm;
   s32 slot[kSlots];
 };
@@ -358,6 +359,7 @@ void* ptx_program(const char** keys, const Encoded* code, int count, const u8* i
     Instruction i{};
     i.handler = e.key < 0 ? nullptr : handlers().at(keys[e.key]);
     i.kind = static_cast<Kind>(e.kind);
+    i.unit = e.unit;
     i.line = e.line;
     i.guard = e.guard;
     i.negate = e.negate;
