@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from tests.support.data_sets import box, write_instances
 from tests.support.foreign_models import CLASSES, Net
 from tests.support.processes import in_processes
 from wilson.adding import choices, subject
-from wilson.adding.add import _known, make_plan
+from wilson.adding.add import _known, make_plan, with_fine_features
 from wilson.adding.photographs import open_photographs
 from wilson.adding.subject import open_subject
 from wilson.cli import main
@@ -458,6 +459,23 @@ def test_one_photograph_is_too_few(tmp_path, photographs):
     (tmp_path / "one" / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="1 photographs can be used, expected at least 2"):
         open_photographs({"x": tmp_path / "one"}, photographs / "without", OLD, 0)
+
+
+@pytest.mark.parametrize(
+    ("crop", "own", "others", "taken"),
+    [
+        (512, 16, [8, 4], 16),  # wide enough
+        (256, 16, [8, 4], 8),
+        (256, 16, [4], 16),  # sixteen times the work, and the own map will do
+        (64, 8, [4, 2], 2),  # the own map will not do
+        (64, 8, [], 8),
+    ],
+)
+def test_features_are_as_fine_as_photographs_need(crop, own, others, taken):
+    def finer(most):
+        return SimpleNamespace(stride=max((s for s in others if s <= most), default=min(others, default=own)))
+
+    assert with_fine_features(SimpleNamespace(stride=own, finer=finer), crop).stride == taken
 
 
 def test_settings_follow_the_model_and_the_photographs(photographs):

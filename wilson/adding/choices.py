@@ -19,6 +19,7 @@ from wilson.models import SegmentationModel
 # lost of small patterns (new classes 49 in place of 41 on the built-in data).
 WIDTH = 32
 LEAST_WIDTH = 16  # on a coarser map the localizer finds no outlines
+LEAP = 4  # a map so many times finer is sixteen times the localizer's work: taken only where the own one is too coarse
 LARGEST = 512  # side of a crop in pixels
 SAMPLE = 200  # photographs whose size is looked at
 BATCH = 16
