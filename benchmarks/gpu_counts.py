@@ -99,7 +99,7 @@ def instructions(provider: str, measured: dict[str, list[Any]]) -> tuple[list[st
     from tests.emulator import traffic as counted
 
     file = COUNTS / f"{provider}.json"
-    earlier = json.loads(file.read_text()) if file.exists() else {"commit": "", "instructions": []}
+    earlier: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"commit": "", "instructions": []}
     before = {(row["op"], row["format"]): row["all"] for row in earlier["instructions"]}
     keys = ["integer", "float", "special", "memory", "control", "all"]
     rows = [

@@ -433,7 +433,7 @@ def upsampled_cross_entropy(
 
 def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     """Classes (B, height, width), uint8 up to 255 of them, else int64."""
-    batch, classes, _, _ = logits.shape
+    batch, classes, low_height, low_width = logits.shape
     dtype = torch.int64 if classes > 255 else torch.uint8
     labels = torch.empty((batch, height, width), dtype=dtype, device=logits.device)
     if batch == 0:
@@ -442,6 +442,6 @@ def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     programs, blocks = _runs(logits, height, width)
     with on_device_of(logits):
         _upsampled_argmax_fwd_kernel[(programs,)](
-            map_of(logits), labels, classes, Sizes(*logits.shape[2:], height, width), ACC=acc, **blocks
+            map_of(logits), labels, classes, Sizes(low_height, low_width, height, width), ACC=acc, **blocks
         )
     return labels

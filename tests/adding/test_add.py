@@ -475,7 +475,8 @@ def test_features_are_as_fine_as_photographs_need(crop, own, others, taken):
     def finer(most):
         return SimpleNamespace(stride=max((s for s in others if s <= most), default=min(others, default=own)))
 
-    assert with_fine_features(SimpleNamespace(stride=own, finer=finer), crop).stride == taken
+    model: Any = SimpleNamespace(stride=own, finer=finer)
+    assert with_fine_features(model, crop).stride == taken
 
 
 def test_settings_follow_the_model_and_the_photographs(photographs):
