@@ -109,7 +109,7 @@ def build(desk: Desk) -> gr.Blocks:
                 files, files_said = drop("Photographs", "photograph")
                 which = gr.Dropdown(label="Photograph", type="index", visible=False, elem_id="which")
                 png = gr.DownloadButton("Mask as PNG", visible=False, elem_id="png")
-                coco = gr.DownloadButton("Mask as COCO's run lengths", visible=False, elem_id="coco")
+                coco = gr.DownloadButton("Mask as COCO RLE", visible=False, elem_id="coco")
             with gr.Column(scale=2, min_width=320):
                 viewer = gr.HTML("", html_template='<div class="viewer"></div>', js_on_load=VIEWER, elem_id="viewer")
         with gr.Tab("Add a class"), gr.Row():
