@@ -226,7 +226,7 @@ division of floats (special) becomes some ten of the machine's, an addition of 6
 become none, do not count. What a thread does before and after its loop weighs more here than on larger maps.
 """
 REGISTERS = """Registers of a thread in the CUDA library, the most of all instances of a kernel, and the share of a
-multiprocessor's warps that they leave room for. No kernel spills.
+multiprocessor's warps that they leave room for; most are of doubles. Where a kernel spills, its stack stands beside.
 """
 ROOFLINE = """The larger of least bytes over published bandwidth and exponentials over the rate of 16 per clock and
 multiprocessor, forward and backward. It ignores launch time, which will dominate on maps this small.
