@@ -50,9 +50,12 @@ def test_a_folder_of_runs_is_refused_with_their_names(three_runs, tmp_path):
         report.write([], tmp_path / "report.html")
 
 
-def test_a_resumed_run_keeps_the_later_values(tmp_path):
+def test_a_resumed_run_keeps_the_later_values(tmp_path, monkeypatch):
+    from tensorboard.summary.writer import event_file_writer
     from torch.utils.tensorboard import SummaryWriter
 
+    # Files of one second are ordered by a number that counts the writers of a process, 10 before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = make_run(tmp_path / "run", "supervised", [BASE], logs=False)
     for value, iterations in ((1.0, range(10)), (2.0, range(5, 12))):
         writer = SummaryWriter(str(run / "step-0"), filename_suffix=f".{value}")
