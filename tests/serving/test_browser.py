@@ -214,6 +214,7 @@ def test_a_class_is_added_while_page_and_server_come_and_go(browser, photographs
             with opened(browser, url) as page:
                 adding(page)
                 page.fill("#name input, #name textarea", "zigzag")
+                page.fill("#epochs input", "60")
                 drop(page, "with", *photographs["with"])
                 says(page, "with-pile", "12")
                 drop(page, "without", *photographs["without"])
