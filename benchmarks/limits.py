@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import subprocess
 import tempfile
 import time
@@ -64,6 +65,7 @@ def measure_machine(shape: cases.Shape) -> Machine:
     )
 
 
+@functools.cache
 def _compiled() -> ctypes.CDLL:
     """The loops of limits.cpp, compiled for this machine."""
     with tempfile.TemporaryDirectory() as folder:

@@ -27,7 +27,7 @@ from tests.support.data_sets import box, write_instances
 from tests.support.foreign_models import CLASSES, Net
 from tests.support.processes import in_processes
 from wilson.adding import choices, subject
-from wilson.adding.add import _known, make_plan, with_fine_features
+from wilson.adding.add import _known, make_plan
 from wilson.adding.photographs import open_photographs
 from wilson.adding.subject import open_subject
 from wilson.cli import main
@@ -476,7 +476,7 @@ def test_features_are_as_fine_as_photographs_need(crop, own, others, taken):
         return SimpleNamespace(stride=max((s for s in others if s <= most), default=min(others, default=own)))
 
     model: Any = SimpleNamespace(stride=own, finer=finer)
-    assert with_fine_features(model, crop).stride == taken
+    assert choices.with_fine_features(model, crop).stride == taken
 
 
 def test_settings_follow_the_model_and_the_photographs(photographs):

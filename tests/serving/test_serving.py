@@ -23,7 +23,7 @@ from wilson.errors import UserError
 from wilson.serving import uploads
 from wilson.serving.uploads import Pile, fault
 
-pytest.importorskip("gradio")
+pytest.importorskip("gradio", reason='needs pip install -e ".[serve]"')
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ from wilson.training import seeds, state
 from wilson.training.loop import fit
 
 from . import held_out, pictures
-from .choices import LEAP, LEAST_WIDTH, WIDTH, Choices, Given, choose, crop_for
+from .choices import Choices, Given, choose, crop_for, with_fine_features
 from .photographs import Photographs, open_photographs
 from .subject import ADDED, Subject, open_subject
 
@@ -281,15 +281,6 @@ def _finish(folder: RunFolder) -> str:
     written = str(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
     print(f"{folder.path / written}\n{folder.report}", flush=True)
     return written
-
-
-def with_fine_features(subject: Subject, crop: int) -> Subject:
-    """The model with a map of features that is fine enough on a crop, which may be the one that it has."""
-    width = crop // subject.stride
-    if width >= WIDTH:
-        return subject
-    finer = subject.finer(crop // WIDTH)
-    return finer if width < LEAST_WIDTH or subject.stride < LEAP * finer.stride else subject
 
 
 def _dataset(plan: Plan, source: ImageSource, transform: Any, negatives: ImageSource | None = None) -> StepDataset:

@@ -15,8 +15,10 @@ from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError
 from wilson.models import SegmentationModel
 
+from .subject import Subject
+
 # Of the feature map: crops of 512 have it at stride 16. Features of a finer map of a Unet hold what a coarser one has
-# lost of small patterns (new classes 49 in place of 41 on the built-in data).
+# lost of small patterns (new classes 50 in place of 41 on the built-in data).
 WIDTH = 32
 LEAST_WIDTH = 16  # on a coarser map the localizer finds no outlines
 LEAP = 4  # a map so many times finer is sixteen times the localizer's work: taken only where the own one is too coarse
@@ -175,6 +177,15 @@ def crop_for(
     if short > LARGEST:
         return crop, f"enough of photographs whose short side is {short} pixels, the median"
     return crop, f"the short side of the photographs, {short} pixels in the median, so that things keep their size"
+
+
+def with_fine_features(subject: Subject, crop: int) -> Subject:
+    """The model with a map of features that is fine enough on a crop, which may be the one that it has."""
+    width = crop // subject.stride
+    if width >= WIDTH:
+        return subject
+    finer = subject.finer(crop // WIDTH)
+    return finer if width < LEAST_WIDTH or subject.stride < LEAP * finer.stride else subject
 
 
 def _short_sides(source: ImageSource) -> Sequence[int]:

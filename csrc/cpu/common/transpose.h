@@ -12,7 +12,13 @@ namespace wilson {
 
 constexpr int64_t kQuad = 4;
 
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define WILSON_SHUFFLES
+#endif
+#endif
+
+#if defined(WILSON_SHUFFLES)
 template <class acc>
 struct Quad {
   typedef acc type __attribute__((vector_size(kQuad * sizeof(acc))));
