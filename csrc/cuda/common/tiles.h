@@ -76,10 +76,7 @@ inline bool aligned(const AnyMap& map) {
 }
 
 // Whether a tile of a map is one run of memory.
-inline bool channels_last(const AnyMap& map) {
-  return map.class_stride == 1 && map.pixel_stride == map.classes && map.row_stride == map.width * map.classes &&
-         near(map);
-}
+inline bool one_run(const AnyMap& map) { return map.channels_last() && map.pixel_stride == map.classes && near(map); }
 
 template <class acc>
 __device__ acc read_as(const void* data, ScalarType dtype, int64_t offset) {
@@ -235,7 +232,7 @@ void with_moves(ScalarType acc_type, Run run, const AnyMap& map, const Maps&... 
     using T = decltype(type);
     if (aligned(map) && (aligned(others) && ...)) return run(Wide<T>());
     const bool has_room = tile_bytes<ChannelsLast<T>>(map, others...) <= kMaxStagedBytes;
-    if (has_room && channels_last(map) && (channels_last(others) && ...)) return run(ChannelsLast<T>());
+    if (has_room && one_run(map) && (one_run(others) && ...)) return run(ChannelsLast<T>());
     run(Single<float>());
   };
   if (!((others.dtype == map.dtype) && ...)) return run(Single<float>());
