@@ -22,5 +22,5 @@ def test_triton_kernels_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, cwd=CHILD.parents[2], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    # none skipped
-    assert re.search(r"^\d+ passed in", result.stdout, re.MULTILINE), result.stdout
+    # none skipped; numpy warns of infinities that the kernels leave out
+    assert re.search(r"^\d+ passed(, \d+ warnings)? in", result.stdout, re.MULTILINE), result.stdout

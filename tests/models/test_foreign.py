@@ -398,7 +398,10 @@ def test_models_of_other_libraries(library, tmp_path):
         again = load_by_library(library, make, tmp_path / name)
         with torch.no_grad():
             expected, found = (wilson.adapt(m).eval()(image).logits for m in (grown.module, again))
-        assert torch.equal(expected, found), name
+        saved, loaded = grown.module.state_dict(), again.state_dict()
+        assert saved.keys() == loaded.keys() and all(torch.equal(saved[key], loaded[key]) for key in saved), name
+        # Libraries of matrices may round otherwise where weights begin at another address.
+        torch.testing.assert_close(found, expected, msg=name)
         assert expected.shape[1] == CLASSES + 2, name
 
 
