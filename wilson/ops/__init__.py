@@ -21,6 +21,7 @@ from .pamr import *
 from .confident import *
 from .upsampled import *
 from .one_versus_rest import *
+from .prior import *
 
 # isort: on
 

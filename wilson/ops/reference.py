@@ -85,6 +85,35 @@ def margin_loss(s: Tensor, q: Tensor) -> Tensor:
     return -F.logsigmoid(-s) - torch.where(q == 0, 0, s * q)
 
 
+def prior_loss(
+    scores: Tensor,
+    image_labels: Tensor,
+    *,
+    maps: Tensor | None = None,
+    similarity: Tensor | None = None,
+    old_logits: Tensor | None = None,
+) -> Tensor:
+    """BCE of the N new classes' scores against :func:`prior_targets`, gated by the labels, mean over B*N*P."""
+    dtype = accumulate(scores, image_labels, maps, similarity, old_logits)
+    targets = prior_targets(maps, similarity, old_logits, dtype)
+    new = targets.shape[1]
+    y = image_labels.detach()[:, -new:].to(dtype)[:, :, None, None]
+    z = torch.where(y != 0, scores[:, -new:].to(dtype), 0)  # what does not count may hold anything
+    return torch.where(y != 0, y * margin_loss(z, targets), 0).sum() / max(z.numel(), 1)
+
+
+def prior_targets(
+    maps: Tensor | None, similarity: Tensor | None, old_logits: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The maps, or sigmoid(A[n, k] / A[n, 0]) with k the class that the old model sees: (B, N, H, W)."""
+    if maps is not None:
+        return maps.detach().to(dtype)
+    assert similarity is not None and old_logits is not None
+    of_new = similarity.detach().to(dtype)[old_logits.shape[1] :]
+    targets = (of_new / of_new[:, :1]).sigmoid()  # (N, C)
+    return targets[:, old_logits.detach().argmax(1)].movedim(0, 1)
+
+
 def one_versus_rest(logits: Tensor) -> Tensor:
     """l_c = s_c - log sum_{k != c} exp s_k, whose sigmoid is the softmax of s; in the dtype of the logits.
 
