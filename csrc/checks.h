@@ -119,6 +119,42 @@ inline void check_pseudo_label_loss(const char* op, const Tensor& logits, const 
   check_same_shape(op, "localizer_scores", localizer_scores, "logits", logits);
 }
 
+// What prior_loss is given, and the numbers that follow from it once it is checked.
+struct PriorArguments {
+  const Tensor &scores, &image_labels;
+  const std::optional<Tensor>&maps, &similarity, &old_logits;
+
+  ScalarType dtype() const {
+    return maps ? acc_dtype(scores, image_labels, *maps) : acc_dtype(scores, image_labels, *similarity, *old_logits);
+  }
+  int64_t classes() const { return maps ? maps->size(1) : scores.size(1) - old_logits->size(1); }  // new ones
+  // The elements of the mean.
+  int64_t counted() const { return std::max<int64_t>(1, scores.size(0) * classes() * scores.size(2) * scores.size(3)); }
+
+  void check(const char* op) const {
+    check_map(op, "scores", scores);
+    STD_TORCH_CHECK(maps.has_value() != similarity.has_value() && similarity.has_value() == old_logits.has_value(), op,
+                    ": expected either maps, or similarity with old_logits");
+    if (maps) {
+      check_map(op, "maps", *maps);
+      check_same_grid(op, "maps", *maps, "scores", scores);
+      STD_TORCH_CHECK(maps->size(1) <= scores.size(1), op, ": maps must have at most the ", scores.size(1),
+                      " classes of scores, got ", maps->size(1));
+    } else {
+      check_old_logits(op, *old_logits, "scores", scores);
+      STD_TORCH_CHECK(old_logits->size(1) < scores.size(1), op, ": old_logits must have fewer classes than the ",
+                      scores.size(1), " of scores, got ", old_logits->size(1));
+      STD_TORCH_CHECK(
+          similarity->dim() == 2 && similarity->size(0) == scores.size(1) && similarity->size(1) == scores.size(1), op,
+          ": similarity must be (C, C) of scores ", shape_text(scores), ", got ", shape_text(*similarity));
+    }
+    STD_TORCH_CHECK(
+        image_labels.dim() == 2 && image_labels.size(0) == scores.size(0) && image_labels.size(1) >= classes(), op,
+        ": image_labels must be (B, L) with B = ", scores.size(0), " and L >= ", classes(), ", got ",
+        shape_text(image_labels));
+  }
+};
+
 // most: how many dilations the device's kernels can take, if not any number.
 inline void check_pamr(const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
                        int64_t iterations, const std::vector<int64_t>& dilations,

@@ -62,6 +62,13 @@ inline AnyMap any_map(const Tensor& tensor) {
   return map;
 }
 
+// The map of its last `count` classes.
+inline AnyMap last_classes(AnyMap map, int64_t count) {
+  with_type_of(map.dtype, [&](auto type) { map.data += (map.classes - count) * map.class_stride * sizeof(type); });
+  map.classes = count;
+  return map;
+}
+
 // A (B, H, W) tensor of class labels of any integer dtype.
 struct LabelView {
   const void* data;

@@ -127,6 +127,8 @@ STREAMING = {
     "_soft_margin_loss_bwd_kernel": ("LDG", "STG"),
     "_one_versus_rest_fwd_kernel": ("LDG", "STG"),
     "_one_versus_rest_bwd_kernel": ("LDG", "STG"),
+    "_prior_loss_fwd_kernel": ("LDG",),
+    "_prior_loss_bwd_kernel": ("LDG", "STG"),
     "_pseudo_label_loss_fwd_kernel": ("LDG", "STG"),
     "_pseudo_label_loss_bwd_kernel": ("LDG", "STG"),
     "_confident_labels_peaks_kernel": ("LDG",),

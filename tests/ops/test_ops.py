@@ -212,33 +212,38 @@ def test_compiles_with_inductor_and_dynamic_shapes():
 def test_exports(op):
     case = of(op, torch.float32)
 
-    class Module(torch.nn.Module):
-        def forward(self, *args):
-            return getattr(ops, op)(*args, **case.kwargs)
+    exported = torch.export.export(Exported(case), inputs_of(case)).module()
+    torch.testing.assert_close(exported(*inputs_of(case)), case.run(getattr(ops, op)))
 
-    exported = torch.export.export(Module(), case.args).module()
-    torch.testing.assert_close(exported(*case.args), case.run(getattr(ops, op)))
+
+def inputs_of(case):
+    """What an exported op takes: all tensors, those given by name last."""
+    size = (torch.empty(len(case.args[0]), *case.args[1]),) if case.op == "upsampled_argmax" else case.args[1:]
+    return case.args[0], *size, *(value for value in case.kwargs.values() if isinstance(value, torch.Tensor))
+
+
+class Exported(torch.nn.Module):
+    def __init__(self, case):
+        super().__init__()
+        self.case = case
+        self.names = [name for name, value in case.kwargs.items() if isinstance(value, torch.Tensor)]
+
+    def forward(self, *inputs):
+        named = dict(zip(reversed(self.names), reversed(inputs), strict=False))
+        args = inputs[: len(inputs) - len(named)]
+        if self.case.op == "upsampled_argmax":
+            args = (args[0], args[1].shape[1:])
+        return getattr(ops, self.case.op)(*args, **self.case.kwargs | named)
 
 
 @pytest.mark.parametrize("op", NAMES)
 def test_exports_with_sides_of_any_length(op):
     case = of(op, torch.float32)
-
-    class Module(torch.nn.Module):
-        def forward(self, *args):
-            if op == "upsampled_argmax":
-                args = (args[0], args[1].shape[1:])
-            return getattr(ops, op)(*args, **case.kwargs)
-
-    def tensors_of(case):
-        size = torch.empty(len(case.args[0]), *case.args[1]) if op == "upsampled_argmax" else None
-        return case.args if size is None else (case.args[0], size)
-
-    args = tensors_of(case)
-    sides = tuple(dict.fromkeys(range(1 if a.dim() == 3 else 2, a.dim()), torch.export.Dim.DYNAMIC) for a in args)
-    exported = torch.export.export(Module(), args, dynamic_shapes=(sides,)).module()
+    inputs = inputs_of(case)
+    sides = tuple(dict.fromkeys(range(1 if a.dim() == 3 else 2, a.dim()), torch.export.Dim.DYNAMIC) for a in inputs)
+    exported = torch.export.export(Exported(case), inputs, dynamic_shapes=(sides,)).module()
     other = cases.case(op, "other", cases.Shape(2, 7, 12, 10, old=4, scale=3.7), torch.float32)
-    torch.testing.assert_close(exported(*tensors_of(other)), other.run(getattr(ops, op)))
+    torch.testing.assert_close(exported(*inputs_of(other)), other.run(getattr(ops, op)))
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE)

@@ -39,6 +39,10 @@ class Shape:
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
 
     @property
+    def new(self) -> int:
+        return self.classes - self.old
+
+    @property
     def pixels(self) -> int:
         """Of all images, at the resolution of the logits; at that of the labels: `label_pixels`."""
         return self.batch * self.height * self.width
@@ -55,6 +59,10 @@ class Shape:
     @property
     def old_scores(self) -> int:
         return self.pixels * self.old
+
+    @property
+    def new_scores(self) -> int:
+        return self.pixels * self.new
 
 
 # The grids of the published settings, and small ones for CI
@@ -77,7 +85,6 @@ SHAPES = {
     "wide": Shape(1, 3, 1, 300, old=2, scale=1),
     "tiles": Shape(2, 17, 13, 21, old=13, scale=2),
 }
-LEAST_CLASSES = {"one_versus_rest": 2}  # of the ops that refuse a map of one class
 # More images, classes or tiles than kernels take at a time
 MANY_IMAGES = Shape(1030, 2, 1, 1)
 NEVER_WINS = Shape(35, 36, 6, 7, old=2)
@@ -105,18 +112,19 @@ class Case:
     def differentiable(self) -> bool:
         return OPS[self.op].differentiable
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Case:
+        """The same call of other tensors."""
+        args = tuple(change(a) if isinstance(a, Tensor) else a for a in self.args)
+        kwargs = {name: change(a) if isinstance(a, Tensor) else a for name, a in self.kwargs.items()}
+        return replace(self, args=args, kwargs=kwargs)
+
     def double(self) -> Case:
         """The same values with every floating tensor in float64."""
-        args = tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in self.args)
-        kwargs = {
-            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.kwargs.items()
-        }
-        return replace(self, args=args, kwargs=kwargs)
+        return self.changed(lambda a: a.double() if a.is_floating_point() else a)
 
     def on(self, device: str | torch.device) -> Case:
         """The same tensors on another device, at the same strides."""
-        args = tuple(moved(a, device) for a in self.args)
-        return replace(self, args=args, kwargs={k: moved(v, device) for k, v in self.kwargs.items()})
+        return self.changed(lambda a: moved(a, device))
 
     def run(self, function: Callable[..., Any]) -> Any:
         return function(*self.args, **self.kwargs)
@@ -134,10 +142,8 @@ class Case:
         return result.detach(), grad
 
 
-def moved(value: Any, device: str | torch.device) -> Any:
+def moved(value: Tensor, device: str | torch.device) -> Tensor:
     """A tensor with the whole of its storage, since `to` alone makes gaps and repeated strides dense."""
-    if not isinstance(value, Tensor):
-        return value
     whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
     return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
@@ -179,6 +185,16 @@ class Draw:
     def probabilities(self) -> Tensor:
         return lay_out(self.scores().double().softmax(1).to(self.dtype), self.layout)
 
+    def prior_maps(self) -> Tensor:
+        """Maps of the new classes, in 0..1."""
+        return lay_out(self.scores(self.shape.new).double().sigmoid().to(self.dtype), self.layout)
+
+    def similarity(self) -> Tensor:
+        """Between the names of all classes."""
+        names = torch.randn(self.shape.classes, 8, generator=self.generator, dtype=torch.float64)
+        names = torch.nn.functional.normalize(names)
+        return (-2 * (1 - names @ names.T)).exp().to(self.dtype)
+
     def image(self) -> Tensor:
         s = self.shape
         x = torch.rand(s.batch, 3, s.height, s.width, generator=self.generator, dtype=torch.float64)
@@ -202,9 +218,14 @@ class Draw:
         return lay_out(labels, self.layout)
 
 
+def takes(op: str, shape: Shape) -> bool:
+    """Whether maps of this shape are inputs of an op: some refuse a map of one class, or without a new one."""
+    return shape.classes >= {"one_versus_rest": 2}.get(op, 1) and shape.new >= {"prior_loss": 1}.get(op, 0)
+
+
 def shapes_of(op: str) -> dict[str, Shape]:
     """Those that the op takes."""
-    return {name: shape for name, shape in SHAPES.items() if shape.classes >= LEAST_CLASSES.get(op, 1)}
+    return {name: shape for name, shape in SHAPES.items() if takes(op, shape)}
 
 
 def _layouts(op: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -256,6 +277,11 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "upsampled_cross_entropy": lambda d: (d.scores(), d.label_map()),
     "upsampled_argmax": lambda d: (d.scores(), d.shape.scaled()),
     "one_versus_rest": lambda d: (d.scores(),),
+    "prior_loss": lambda d: (d.scores(), d.image_labels()),
+}
+KEYWORDS: dict[str, Callable[[Draw], dict[str, Any]]] = {  # op: what it must be given by name
+    "confident_labels": lambda d: dict(EXACT_THRESHOLDS),
+    "prior_loss": lambda d: {"maps": d.prior_maps()},
 }
 
 
@@ -298,6 +324,7 @@ WORK: dict[str, Callable[[Shape], Work]] = {
     "upsampled_argmax": lambda s: Work(0, 2 * s.label_pixels * s.classes, 4 * s.scores, s.label_pixels),
     # a logarithm counts as an exponential
     "one_versus_rest": lambda s: Work(3 * s.scores, 0, 4 * 2 * s.scores, 4 * 2 * s.scores),
+    "prior_loss": lambda s: Work(2 * s.new_scores, 0, 4 * 2 * s.new_scores, 4 * s.scores),
 }
 
 
@@ -312,8 +339,8 @@ EXACT_THRESHOLDS = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125
 
 def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -> Case:
     """One case of an op; `options` are those of :class:`Draw`."""
-    args = INPUTS[op](Draw(f"{op}{name}", shape, dtype, **options))
-    kwargs: dict[str, Any] = dict(EXACT_THRESHOLDS) if op == "confident_labels" else {}
+    draw = Draw(f"{op}{name}", shape, dtype, **options)
+    args, kwargs = INPUTS[op](draw), KEYWORDS[op](draw) if op in KEYWORDS else {}
     if shape.classes > 255 and "ignore_index" in inspect.signature(getattr(ops, op)).parameters:
         kwargs["ignore_index"] = -1  # 255, the default, is a class
     return Case(op, name, args, kwargs)
@@ -492,6 +519,36 @@ def one_versus_rest(dtype: torch.dtype) -> Iterator[Case]:
     yield Case(op, "sure_of_two", (scores + sure + sure.roll(2, 1),))
 
 
+def prior(dtype: torch.dtype) -> Iterator[Case]:
+    op = "prior_loss"
+    yield from _layouts(op, dtype)
+    yield case(op, "many_images", MANY_IMAGES, dtype)
+    draw = Draw("prior", SHAPES["odd"], dtype)
+    scores, labels, maps = draw.scores(), draw.image_labels(), draw.prior_maps()
+    yield Case(op, "no_label", (scores, torch.zeros_like(labels)), {"maps": maps})
+    yield Case(op, "shares", (scores, labels * 0.25), {"maps": maps})  # labels multiply, whatever they are
+    yield Case(op, "labels_of_new", (scores, labels[:, -SHAPES["odd"].new :]), {"maps": maps.round()})
+    for name, shape in shapes_of(op).items():
+        yield _by_names(name, Draw(f"names_{name}", shape, dtype))
+    for layout in LAYOUTS:
+        yield _by_names(layout, Draw(f"names_{layout}", SHAPES["odd"], dtype, layout))
+    ties = _by_names("ties", Draw("names_ties", SHAPES["odd"], dtype))
+    ties.kwargs["old_logits"].mul_(0.3).round_()
+    yield ties
+    odd = _by_names("infinite", Draw("names_infinite", SHAPES["odd"], dtype))
+    logits = odd.kwargs["old_logits"].flatten(2)
+    logits[:, 2, 0] = logits[:, 3, 0] = logits[:, 1, 1] = torch.nan  # the first of them is the highest
+    logits[:, 0, 1] = logits[:, 2, 2] = torch.inf
+    logits[:, :, 3] = logits[:, :2, 4] = -torch.inf
+    yield odd
+
+
+def _by_names(name: str, draw: Draw) -> Case:
+    """The targets from the classes that the old model sees."""
+    args, similarity, old = INPUTS["prior_loss"](draw), draw.similarity(), draw.old_logits()
+    return Case("prior_loss", f"names_{name}", args, {"similarity": similarity, "old_logits": old})
+
+
 FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "pooling": pooling,
     "soft_margin": soft_margin,
@@ -500,6 +557,7 @@ FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "confident": confident,
     "upsampled": upsampled,
     "one_versus_rest": one_versus_rest,
+    "prior": prior,
 }
 
 

@@ -19,7 +19,7 @@ INF, NAN = torch.inf, torch.nan
 OPS = (
     "ngwp_focal_pool", "localization_prior_loss", "soft_margin_loss", "one_versus_rest", "merge_pseudo_labels",
     "pseudo_label_loss", "confident_labels", "balanced_cross_entropy", "upsampled_soft_margin_loss",
-    "upsampled_cross_entropy", "upsampled_argmax",
+    "upsampled_cross_entropy", "upsampled_argmax", "prior_loss",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ TELLING = {
     "upsampled_soft_margin_loss": "last_ruled_out",
     "upsampled_cross_entropy": "last_ruled_out",
     "upsampled_argmax": "undefined",
+    "prior_loss": "last_ruled_out",
 }
 MAPS = {"localization_prior_loss": 2, "pseudo_label_loss": 3, "merge_pseudo_labels": 2}  # first arguments; else one
 

@@ -102,7 +102,17 @@ def one_versus_rest(blank: Blank) -> Iterator[Call]:
     yield "one_versus_rest_backward", (z, z)
 
 
+def prior(blank: Blank) -> Iterator[Call]:
+    if blank.classes == 1:  # is the background
+        return
+    z, old, labels, grad = blank.map(), blank.map(blank.old), blank.image_labels(), blank.tensor()
+    maps = blank.map(blank.classes - blank.old)
+    for source in ((maps, None, None), (None, blank.tensor(blank.classes, blank.classes), old)):
+        yield "prior_loss", (z, labels, *source)
+        yield "prior_loss_backward", (grad, z, labels, *source)
+
+
 FAMILIES: dict[str, Callable[[Blank], Iterator[Call]]] = {
     family.__name__: family
-    for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled, one_versus_rest)
+    for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled, one_versus_rest, prior)
 }
