@@ -66,13 +66,13 @@ def test_forward_and_backward(benchmark, op, grid, dtype, implementation):
         function = torch.compile(function, dynamic=False)
     expected(op, grid, dtype).assert_met_by(function)
 
-    args = measure.to_device(case.args)
-    call = measure.finished(measure.forward_and_backward(function, args, case.kwargs, case.differentiable))
-    benchmark.group = f"{op} {grid} {tuple(args[0].shape)} {dtype}".replace("torch.", "")
+    case = case.on(measure.DEVICE)
+    call = measure.finished(measure.forward_and_backward(function, case.args, case.kwargs, case.differentiable))
+    benchmark.group = f"{op} {grid} {tuple(case.args[0].shape)} {dtype}".replace("torch.", "")
     benchmark.extra_info["provider"] = provider(op) if implementation == "wilson" else implementation
     benchmark.extra_info["peak extra MB"] = round(measure.peak_extra_bytes(call) / 1e6, 2)
     benchmark.pedantic(call, rounds=measure.rounds_for(call), warmup_rounds=1)
-    least = least_bytes(args, case.differentiable)
+    least = least_bytes(case)
     benchmark.extra_info["least bytes"] = least
     if benchmark.stats:
         benchmark.extra_info["GB/s of the least bytes"] = round(least / benchmark.stats.stats.median / 1e9, 2)
@@ -82,7 +82,7 @@ def provider(op: str) -> str:
     return _library.provider(op.split("+")[0], measure.DEVICE.type.upper())[0]
 
 
-def least_bytes(args: tuple, differentiable: bool) -> int:
+def least_bytes(case: cases.Case) -> int:
     """Each input read once, the gradient written once."""
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    return sum(t.numel() * t.element_size() for t in [*tensors, *(tensors[:1] if differentiable else [])])
+    tensors = [a for a in (*case.args, *case.kwargs.values()) if isinstance(a, Tensor)]
+    return sum(t.numel() * t.element_size() for t in [*tensors, *(tensors[:1] if case.differentiable else [])])

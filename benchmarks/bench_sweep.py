@@ -50,9 +50,8 @@ class Sweep:
 
 
 def call_of(op: str, shape: cases.Shape):
-    case = cases.case(op, "sweep", shape, torch.float32)
-    args = measure.to_device(case.args)
-    return measure.finished(measure.forward_and_backward(getattr(ops, op), args, case.kwargs, case.differentiable))
+    case = cases.case(op, "sweep", shape, torch.float32).on(measure.DEVICE)
+    return measure.finished(measure.forward_and_backward(getattr(ops, op), case.args, case.kwargs, case.differentiable))
 
 
 @pytest.mark.parametrize("axis", ["pixels", "classes", "images"])

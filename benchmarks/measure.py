@@ -17,9 +17,9 @@ from tests.support import cases
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def to_device(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same arguments on the device, at the same strides."""
-    return tuple(cases.moved(a, DEVICE) for a in args)
+def to_device(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The same tensors on the device, at the same strides."""
+    return tuple(cases.moved(t, DEVICE) for t in tensors)
 
 
 def finish() -> None:

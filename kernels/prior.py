@@ -18,7 +18,7 @@ from ._tiles import class_rows, load_tile, pixel_offset, store_tile
 # Few classes at a time, as for the other logistic losses; of the old model's as many pixels as of the new classes'.
 BLOCK_CLASSES = 16
 # Of its own accord, ptxas gives the backward by names 64 registers on sm_80 and spills 8 bytes at 128 classes.
-NAMES_REGISTERS = 96
+NAMES_REGISTERS = 128
 
 
 @triton.jit

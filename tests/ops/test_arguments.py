@@ -17,6 +17,12 @@ LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
 COUNTS = torch.zeros(2, 5, dtype=torch.long)
 MANY = torch.zeros(2, 300, 4, 4)
 IMAGE = torch.zeros(2, 3, 4, 4)
+SQUARE = torch.ones(5, 5)
+
+
+def by_names(**changes):
+    return ops.prior_loss(Z, Y, **{"similarity": SQUARE, "old_logits": OLD} | changes)
+
 
 REFUSED = [
     (TypeError, "scores must be float64", lambda: ops.ngwp_focal_pool(Z.long())),
@@ -57,6 +63,17 @@ REFUSED = [
     (ValueError, "size must be", lambda: ops.upsampled_argmax(Z, (0, 4))),
     (ValueError, "255 with 300 classes", lambda: ops.upsampled_soft_margin_loss(MANY, LABELS)),
     (ValueError, "255 with 300 classes", lambda: ops.upsampled_cross_entropy(MANY, LABELS)),
+    (ValueError, "either maps, or .* got none of them", lambda: ops.prior_loss(Z, Y)),
+    (ValueError, "got maps and old_logits", lambda: ops.prior_loss(Z, Y, maps=Z[:, :2], old_logits=OLD)),
+    (ValueError, "got similarity", lambda: ops.prior_loss(Z, Y, similarity=SQUARE)),
+    (ValueError, "maps must have the batch, .* resize", lambda: ops.prior_loss(Z, Y, maps=Z[:, :2, :2])),
+    (ValueError, "maps has 6 classes, more than the 5", lambda: ops.prior_loss(Z, Y, maps=torch.zeros(2, 6, 4, 4))),
+    (TypeError, "maps must be float64", lambda: ops.prior_loss(Z, Y, maps=Z[:, :2].byte())),
+    (ValueError, r"similarity must be \(C, C\) = \(5, 5\)", lambda: by_names(similarity=SQUARE[:4, :4])),
+    (TypeError, "similarity must be float64", lambda: by_names(similarity=SQUARE.long())),
+    (ValueError, "all 5 classes of scores, so that none is new", lambda: by_names(old_logits=Z)),
+    (ValueError, r"image_labels must be \(B, L\) .* each of the 2", lambda: ops.prior_loss(Z, Y[:, :1], maps=Z[:, :2])),
+    (TypeError, "image_labels must be bool", lambda: ops.prior_loss(Z, Y + 0j, maps=Z[:, :2])),
     (ValueError, "one device", lambda: ops.localization_prior_loss(Z, OLD.to("meta"))),
 ]
 
@@ -69,12 +86,13 @@ def test_refused(error, text, call):
 
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_looks_at_its_first_argument(op):
-    first, *others = cases.case(op, "refused", cases.SHAPES["odd"], torch.float32).args
+    case = cases.case(op, "refused", cases.SHAPES["odd"], torch.float32)
+    first, *others = case.args
     for bad, error in ((first.tolist(), TypeError), (first.long(), TypeError), (first[0], ValueError)):
         with pytest.raises(
             error, match=f"^{op}: {next(iter(inspect.signature(getattr(ops, op)).parameters))} must be "
         ):
-            getattr(ops, op)(bad, *others)
+            getattr(ops, op)(bad, *others, **case.kwargs)
 
 
 def tensors_of(case):
@@ -84,7 +102,8 @@ def tensors_of(case):
 ELSEWHERE = [
     pytest.param(case, key, id=f"{case.op}-{key}")
     for case in cases.every(torch.float32)
-    if case.name == "odd" or case.name in ("image_weight", "labelled")  # those that have tensors as options
+    # those that have tensors as options
+    if case.name == "odd" or case.name in ("image_weight", "labelled", "names_odd")
     for key in (tensors_of(case)[1:] if case.name == "odd" else [k for k in tensors_of(case) if isinstance(k, str)])
 ]
 

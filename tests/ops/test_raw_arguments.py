@@ -54,6 +54,25 @@ REFUSED = [
         r"localizer_scores must have the classes of logits \(2, 3, 4, 4\), got \(2, 5, 4, 4\)",
         lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False, False),
     ),
+    ("expected either maps, or similarity with old_logits", lambda: RAW.prior_loss(Z, Y, None, None, None)),
+    ("expected either maps, or similarity with old_logits", lambda: RAW.prior_loss(Z, Y, Z, None, OLD)),
+    (
+        r"maps must have the batch, height and width of scores \(2, 5, 4, 4\), got \(1, 5, 4, 4\)",
+        lambda: RAW.prior_loss(Z, BC, Z[:1], None, None),
+    ),
+    ("maps must have at most the 3 classes of scores, got 5", lambda: RAW.prior_loss(OLD, BC, Z, None, None)),
+    (
+        r"similarity must be \(C, C\) of scores \(2, 5, 4, 4\), got \(5, 4\)",
+        lambda: RAW.prior_loss_backward(ONE, Z, Y, None, torch.ones(5, 4), OLD),
+    ),
+    (
+        "old_logits must have fewer classes than the 5 of scores, got 5",
+        lambda: RAW.prior_loss(Z, Y, None, torch.ones(5, 5), Z),
+    ),
+    (
+        r"image_labels must be \(B, L\) with B = 2 and L >= 2, got \(2, 1\)",
+        lambda: RAW.prior_loss(Z, Y[:, :1], None, torch.ones(5, 5), OLD),
+    ),
     (r"factor must be \(B,\) with B = 2, got \(\)", lambda: RAW.pseudo_label_loss_backward(ONE, ONE, Z)),
     (r"image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.pamr(Z, Z, None, 1, [1])),
     ("iterations must be at least 1, got 0", lambda: RAW.pamr(IMAGE, Z, None, 0, [1])),
