@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from wilson.data.names import COCO_CLASSES, COCO_IDS, VOC_TO_COCO
 from wilson.data.sources.voc import VOC_CLASSES
-from wilson.data.tasks import Task, published, select
+from wilson.data.tasks import Task, drawn, published, select
 from wilson.errors import UserError
 
 
@@ -150,3 +150,17 @@ def test_published_sizes_are_compared_on_the_published_list_only() -> None:
     assert published(1464, Task.parse("15-5", VOC_CLASSES), "disjoint") is None
     assert published(10582, Task.parse("15-5", COCO_CLASSES), "disjoint") is None
     assert published(10582, Task.parse("15-1", VOC_CLASSES), "disjoint") is None
+
+
+def test_few_images_are_drawn_for_each_class() -> None:
+    task = Task.parse("1/2,3", ("background", "a", "b", "c"))
+    held = [frozenset(classes) for classes in ({2}, {2, 3}, {3}, {1}, {2}, {3}, {2, 3})]
+    indices = select(held, task, 1, "overlap")
+    draws = {tuple(drawn(held, indices, task, 1, 2, seed)) for seed in range(20)}
+    assert len(draws) > 1
+    for chosen in draws:
+        assert list(chosen) == sorted(set(chosen)) and len(chosen) == 4 and set(chosen) <= set(indices)
+        assert all(sum(class_id in held[index] for index in chosen) >= 2 for class_id in (2, 3))
+    assert drawn(held, indices, task, 1, 2, 7) == drawn(held, indices, task, 1, 2, 7)
+    with pytest.raises(UserError, match=r"--data\.shots 9: step 1 has 4 images of b"):
+        drawn(held, indices, task, 1, 9, 0)

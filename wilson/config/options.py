@@ -21,6 +21,7 @@ Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
 Activation: TypeAlias = Literal["own", "leaky_relu"]
 Optimizer: TypeAlias = Literal["sgd", "adamw"]
+WeightMerge: TypeAlias = Literal["none", "ewf"]
 ProtocolName: TypeAlias = Literal["disjoint", "overlap"]
 
 # Epochs of warm-up in incremental steps that learn from image-level labels
@@ -73,6 +74,9 @@ class DataConfig:
     """Mean of the image channels, RGB in 0..1; None for that of the backbone's weights."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of the image channels; None for that of the backbone's weights."""
+    shots: Count | None = None
+    """Few-shot learning: so many training images of each class of an incremental step, drawn by the seed; None for
+    all."""
     train_images: Count = 2100
     """Training images of the built-in data set; not used for a folder."""
     val_images: Count = 300
@@ -214,6 +218,9 @@ class Config:
     keep_best: Flag = False
     """End each step with the evaluated epoch after the warm-up whose mIoU of all classes was highest, not with the last
     one. The validation images then take part in the choice: test on others."""
+    weight_merge: WeightMerge = "none"
+    """ewf ends each incremental step with w times its weights plus 1 - w times those before it, w the root of the new
+    classes' share of all classes (EWF); none keeps those of the step."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU."""
     device: str = "auto"

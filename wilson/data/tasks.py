@@ -161,6 +161,42 @@ def select(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol
     return [index for index, held in enumerate(class_sets) if held & new and not held & refused]
 
 
+def drawn(
+    class_sets: Sequence[frozenset[int]], indices: Sequence[int], task: Task, step: int, shots: int, seed: int
+) -> list[int]:
+    """Draw a few images for each class of a step.
+
+    The classes take turns in the order of the task; an image that shows several counts for the class that drew it.
+
+    Args:
+        class_sets: mask ids of the classes in each image.
+        indices: images of the step, as :func:`select` chose them.
+        task: the task.
+        step: the step.
+        shots: images of each class.
+        seed: of the draw.
+
+    Returns:
+        `shots` images for each class, ascending.
+
+    Raises:
+        UserError: the step has fewer images of a class that no other class has drawn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    left = [indices[i] for i in torch.randperm(len(indices), generator=generator).tolist()]
+    chosen: list[int] = []
+    for class_id in task.new(step):
+        of_class = [index for index in left if class_id in class_sets[index]][:shots]
+        if len(of_class) < shots:
+            raise UserError(
+                f"--data.shots {shots}: step {step} has {len(of_class)} images of {task.classes[class_id]} besides "
+                "those drawn for other classes; ask for fewer, or add images"
+            )
+        chosen += of_class
+        left = [index for index in left if index not in of_class]
+    return sorted(chosen)
+
+
 def without_classes(class_sets: Sequence[frozenset[int]], task: Task, step: int, protocol: str, old: bool) -> list[int]:
     """Choose the images that are negative examples of every class of a step.
 

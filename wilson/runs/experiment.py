@@ -15,7 +15,7 @@ from wilson.data import opening
 from wilson.data.dataset import StepDataset
 from wilson.data.sources.base import ImageSource, class_sets, fingerprint
 from wilson.data.sources.views import Chosen, Joined
-from wilson.data.tasks import Task, select, without_classes
+from wilson.data.tasks import Task, drawn, select, without_classes
 from wilson.data.transforms import Normalization, TrainingCrop
 from wilson.distributed import choose_device
 from wilson.errors import UserError
@@ -89,6 +89,8 @@ class Experiment:
             indices = select(class_sets(source), everything, 0, "overlap")
         else:
             indices = select(class_sets(source), self.task, step, config.protocol)
+            if step and config.data.shots:
+                indices = drawn(class_sets(source), indices, self.task, step, config.data.shots, config.seed)
         dense = step == 0 or METHODS[config.method].pixel_supervised
         return StepDataset(
             source,

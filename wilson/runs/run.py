@@ -26,6 +26,7 @@ from wilson.report import steps as course
 from wilson.run_folder import RunFolder, StepFolder
 from wilson.training import seeds, state
 from wilson.training.loop import fit
+from wilson.training.merging import merge_weights
 
 from . import examples
 from .checks import check_batch, check_classes, check_single_class, check_start
@@ -129,14 +130,19 @@ def train_step(
     loader = make_loader(validation, settings.batch, config.data.workers, device)
     names, before = task.class_names(step), task.channels_before(step)
 
-    def look(board: Any, iteration: int) -> tuple[dict[str, Any], Tensor]:
+    def evaluated(when: str = "") -> tuple[dict[str, Any], Tensor]:
         moved = batches(loader, device, experiment.normalization)
         entry, matrix = evaluate_step(method, moved, names, before, step)
+        if distributed.is_main():
+            print(f"step {step}{when}: {metrics.summary(entry)}", flush=True)
+        return entry, matrix
+
+    def look(board: Any, iteration: int) -> tuple[dict[str, Any], Tensor]:
+        entry, matrix = evaluated()
         if distributed.is_main():
             for tag, value in metrics.scalars(entry).items():
                 board.add_scalar(tag, value, iteration)
             examples.log(board, iteration, method, experiment, validation)
-            print(f"step {step}: {metrics.summary(entry)}", flush=True)
         return entry, matrix
 
     if distributed.is_main():
@@ -148,6 +154,9 @@ def train_step(
         method, dataset, config, settings, folder, experiment.normalization, look,
         resume=resume, title=f"step {step}", score=mean_iou if config.keep_best else None,
     )  # fmt: skip
+    if config.weight_merge == "ewf" and old is not None:
+        merge_weights(method.model, old.model(), len(task.new(step)), before - 1)
+        entry, matrix = evaluated(", weights merged")
     entry["training"] = {
         "images": len(dataset),
         "negatives": len(dataset.negatives.names) if dataset.negatives else 0,
