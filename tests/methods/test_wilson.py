@@ -135,6 +135,23 @@ def test_paper_mode_follows_the_equations(parts, alpha):
     torch.testing.assert_close(actual, expected)
 
 
+def test_maps_teach_the_localizer_what_the_image_shows(parts):
+    """Weight 1 beside the other terms, at the size of the scores, and nothing for a class without a label."""
+    model, localizer, _, batch = parts
+    for module in (model, localizer):
+        module.eval()  # equal statistics in every call
+    maps = torch.rand(3, NEW, 4, 4)
+    scores = localizer(model(batch["image"]).features)[:, OLD:]
+    target = F.interpolate(maps, size=(8, 8), mode="bilinear", align_corners=False)
+    each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+    y = batch["labels"][:, OLD - 1 :, None, None]
+    terms = build(Wilson, parts, warmup=1)({**batch, "prior": maps}, 0)
+    assert set(terms) == {"cls", "loc", "maps", "enc"}
+    torch.testing.assert_close(terms["maps"], (y * each).mean())
+    assert "maps" not in build(Wilson, parts, LossConfig(maps=0))({**batch, "prior": maps}, 0)
+    assert "maps" not in build(Wilson, parts)(batch, 0)
+
+
 def test_paper_mode_keeps_an_eps_that_is_given(parts):
     batch = parts[3]
     scores = torch.randn(3, OLD + NEW, 4, 4)
@@ -260,4 +277,4 @@ def test_without_the_merge_pseudo_labels_are_the_localizers(parts, alpha):
 def test_every_method_has_its_option():
     assert get_args(MethodName) == tuple(METHODS)
     weak = {name for name, kind in METHODS.items() if not kind.pixel_supervised}
-    assert weak == {"wilson", "finetune", "cam", "ss", "eps"}
+    assert weak == {"wilson", "rasp", "finetune", "cam", "ss", "eps"}
