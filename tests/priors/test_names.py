@@ -130,7 +130,7 @@ def test_vectors_of_ones_own(root: Path) -> None:
     ("values", "text"),
     [
         ({"classes": ["background", "horse"], "vectors": np.ones((2, 3))}, "lacks a vector of sofa"),
-        ({"classes": [*NAMES], "vectors": np.ones((2, 3))}, "is no file of vectors: expected vectors (M, D) of M classes, got (2, 3) of 3"),
+        ({"classes": [*NAMES], "vectors": np.ones((2, 3))}, "is no file of vectors: expected vectors (M, D) of M"),
         ({"classes": [*NAMES], "vectors": np.eye(3, 2)}, "the vector of sofa is 0 or not finite"),
         ({"classes": [*NAMES]}, "is no file of vectors: 'vectors is not a file"),
     ],

@@ -196,6 +196,20 @@ def test_a_step_with_maps_as_a_loss(start, tmp_path, maps):
     assert len(values) > 1 and all(0 < value < 2 for value in values)
 
 
+def test_a_step_with_maps_mixed_in_learns_something_else(start, tmp_path, maps):
+    found = {}
+    for name, losses_of_run in {"plain": {}, "mixed": {"prior_use": "mix", "prior_weight": 0.8}}.items():
+        config = replace(TINY, losses=replace(TINY.losses, **losses_of_run), data=replace(TINY.data, prior=str(maps)))
+        config = config if name == "mixed" else replace(config, data=TINY.data)
+        found[name] = losses(run(config, tmp_path / name, steps=[1], start=start) / "step-1")
+    assert found["mixed"].keys() == found["plain"].keys()
+    assert found["mixed"]["loss/cls"][0] == found["plain"]["loss/cls"][0]
+    assert found["mixed"]["loss/seg"][0] != found["plain"]["loss/seg"][0]
+    no_merge = replace(config, losses=replace(config.losses, merge=False))
+    with pytest.raises(UserError, match=r"prior-use mix needs the merge"):
+        run(no_merge, tmp_path / "none", steps=[1], start=start)
+
+
 def test_missing_and_bad_maps_stop_before_training(start, tmp_path, maps):
     with pytest.raises(UserError, match=r"no such file of maps \((\d+) of \1 images have none\)"):
         one_step("wilson", start, tmp_path / "run", prior=tmp_path)
