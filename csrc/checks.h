@@ -28,6 +28,10 @@ inline std::string shape_text(const Tensor& tensor) { return tuple_text(tensor.s
 // ---------------------------------------------------------------------------------------------------------- one tensor
 
 inline void check_map(const char* op, const char* name, const Tensor& map) {
+  const ScalarType dtype = map.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Half,
+                  op, ": ", name, " must be float64, float32, bfloat16 or float16");
   STD_TORCH_CHECK(map.dim() == 4 && map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, op, ": ", name,
                   " must be (B, C, H, W), empty in its batch only, got ", shape_text(map));
 }
@@ -107,14 +111,21 @@ inline void check_one_versus_rest(const char* op, const Tensor& logits) {
 }
 
 inline void check_pseudo_labels(const char* op, const Tensor& localizer_scores, const Tensor& old_logits,
-                                const Tensor& image_labels) {
+                                const Tensor& image_labels, const std::optional<Tensor>& prior) {
   check_old_logits(op, old_logits, "localizer_scores", localizer_scores);
   check_image_labels(op, image_labels, localizer_scores);
+  if (!prior) return;
+  check_map(op, "prior", *prior);
+  check_same_grid(op, "prior", *prior, "localizer_scores", localizer_scores);
+  STD_TORCH_CHECK(prior->size(1) == localizer_scores.size(1) - old_logits.size(1), op, ": prior must have the ",
+                  localizer_scores.size(1) - old_logits.size(1), " new classes of ", localizer_scores.size(1),
+                  ", of which ", old_logits.size(1), " are old, got ", prior->size(1));
 }
 
 inline void check_pseudo_label_loss(const char* op, const Tensor& logits, const Tensor& localizer_scores,
-                                    const Tensor& old_logits, const Tensor& image_labels) {
-  check_pseudo_labels(op, localizer_scores, old_logits, image_labels);
+                                    const Tensor& old_logits, const Tensor& image_labels,
+                                    const std::optional<Tensor>& prior) {
+  check_pseudo_labels(op, localizer_scores, old_logits, image_labels, prior);
   check_map(op, "logits", logits);
   check_same_shape(op, "localizer_scores", localizer_scores, "logits", logits);
 }

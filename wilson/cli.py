@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "wilson-seg[train]"'
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 PAGE = ("gradio", "starlette")
+PRIOR = ("open_clip", "tokenizers", "transformers")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -88,6 +89,9 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         export,
         options,
         predict,
+        prior_clip,
+        prior_head,
+        prior_names,
         report,
         run,
         save,
@@ -107,6 +111,11 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         Annotated[weights_import.WeightsImport, subcommand("import")],
         Annotated[weights_checksum.WeightsChecksum, subcommand("checksum")],
     ]
+    prior = Union[  # noqa: UP007
+        Annotated[prior_head.PriorHead, subcommand("head")],
+        Annotated[prior_clip.PriorClip, subcommand("clip")],
+        Annotated[prior_names.PriorNames, subcommand("names")],
+    ]
     tree = Union[  # noqa: UP007
         Annotated[demo.Demo, subcommand("demo", default=demo.Demo())],
         Annotated[run.Run, subcommand("run", default=run.Run(config=recipe))],
@@ -120,6 +129,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         Annotated[serve.Serve, subcommand("serve")],
         Annotated[report.Report, subcommand("report")],
         Annotated[data, subcommand("data", description="Check, export or load a data set.")],
+        Annotated[prior, subcommand("prior", description="Make priors of new classes with models from outside.")],
         Annotated[weights, subcommand("weights", description="Import published weights.")],
         Annotated[Ops, subcommand("ops")],
     ]
@@ -159,6 +169,8 @@ def explain(error: Exception) -> str | None:
             return f'the package {error.name} is missing; install what ONNX needs: pip install "wilson-seg[onnx]"'
         if error.name in PAGE:
             return f'the package {error.name} is missing; install what the page needs: pip install "wilson-seg[serve]"'
+        if error.name in PRIOR:
+            return f'the package {error.name} is missing; install what priors need: pip install "wilson-seg[prior]"'
         return f"the package {error.name} is missing; install what training needs: {INSTALL}"
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
         return "out of memory; choose a smaller batch (--base.batch, --step.batch, --batch) or crop (--data.crop)"

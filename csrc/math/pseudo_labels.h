@@ -3,7 +3,8 @@
 //   q = alpha h + (1 - alpha) m
 //   target: min(omega_0, q_0) of the background, omega_c of another old class, q_c of a new one
 // The background may be a mean instead: (1 - b) omega_0 + b q_0 with a background weight b. Old classes may yield:
-// omega_c (1 - M) then stands for omega_c, with M the sum of m over the new classes.
+// omega_c (1 - M) then stands for omega_c, with M the sum of m over the new classes. And m, but not M, may be mixed
+// with a prior p of the new classes, gated as m is: (1 - b) m_n + b p_n and (1 - b) m_0 + b (1 - max_n p_n).
 #pragma once
 
 #include <optional>
@@ -23,6 +24,22 @@ template <class acc>
 WILSON_HOST_DEVICE acc left_to_old(acc gated, acc weight) {
   const acc left = acc(1) - gated * weight;
   return left < acc(0) ? acc(0) : left;  // M passes 1 by rounding; NaN stays
+}
+
+// The larger number, NaN if one of them is.
+template <class acc>
+WILSON_HOST_DEVICE acc highest_of(acc x, acc y) {
+  return x > y || x != x ? x : y;
+}
+
+// (1 - b) m + b p. Rounded in one way everywhere on a device: GPUs compute it twice, and h is where both are equal.
+template <class acc>
+WILSON_HOST_DEVICE acc mixed_with_prior(acc m, acc prior, acc weight) {
+#if defined(__CUDA_ARCH__)
+  return fma(weight, prior, (acc(1) - weight) * m);
+#else
+  return (acc(1) - weight) * m + weight * prior;
+#endif
 }
 
 template <class acc>

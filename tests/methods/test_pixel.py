@@ -234,7 +234,9 @@ def test_old_model_stays_as_it_was(parts):
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"plop"}))
 def test_every_method_but_plop_trains_a_softmax_model_of_another_library(name):
     old = wilson.adapt(Net())
-    method = METHODS[name](old.extended(NEW), old, Settings(warmup=1, localizer_channels=8)).train()
+    similarity = torch.rand(CLASSES + NEW, CLASSES + NEW) + 0.1
+    settings = Settings(warmup=1, localizer_channels=8, similarity=similarity)
+    method = METHODS[name](old.extended(NEW), old, settings).train()
     batch = {
         "image": torch.randn(2, 3, SIDE, SIDE), "rgb": torch.rand(2, 3, SIDE, SIDE),
         "labels": torch.tensor([[0.0] * (CLASSES - 1) + [1, 0], [0.0] * (CLASSES - 1) + [0, 1]]),

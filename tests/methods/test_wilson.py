@@ -135,6 +135,51 @@ def test_paper_mode_follows_the_equations(parts, alpha):
     torch.testing.assert_close(actual, expected)
 
 
+def test_maps_teach_the_localizer_what_the_image_shows(parts):
+    """Weight 1 beside the other terms, at the size of the scores, and nothing for a class without a label."""
+    model, localizer, _, batch = parts
+    for module in (model, localizer):
+        module.eval()  # equal statistics in every call
+    maps = torch.rand(3, NEW, 4, 4)
+    scores = localizer(model(batch["image"]).features)[:, OLD:]
+    target = F.interpolate(maps, size=(8, 8), mode="bilinear", align_corners=False)
+    each = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+    y = batch["labels"][:, OLD - 1 :, None, None]
+    terms = build(Wilson, parts, warmup=1)({**batch, "prior": maps}, 0)
+    assert set(terms) == {"cls", "loc", "maps", "enc"}
+    torch.testing.assert_close(terms["maps"], (y * each).mean())
+    assert "maps" not in build(Wilson, parts, LossConfig(maps=0))({**batch, "prior": maps}, 0)
+    assert "maps" not in build(Wilson, parts)(batch, 0)
+
+
+@pytest.mark.parametrize("mode", ["official", "paper"])
+def test_maps_are_mixed_into_the_pseudo_labels(parts, mode):
+    """Of background and new classes alone, where the image shows the class, in the paper's mode, too."""
+    model, localizer, old, batch = parts
+    for module in (model, localizer):
+        module.eval()  # equal statistics in every call
+    maps, b, alpha = torch.rand(3, NEW, 8, 8), 0.8, 0.6
+    method = build(Wilson, parts, LossConfig(prior_use="mix", prior_weight=b, alpha=alpha, mode=mode)).eval()
+    y = batch["labels"][:, :, None, None]
+    seen = method.look({**batch, "prior": maps})
+    m = seen.eval_scores.softmax(1) * torch.cat([torch.ones(3, OLD, 1, 1), y[:, OLD - 1 :] if mode == "official" else
+                                                 torch.ones(3, NEW, 1, 1)], 1)  # fmt: skip
+    if mode == "official":
+        m[:, 1:OLD] = 0
+    p = maps * y[:, OLD - 1 :]
+    m = torch.cat(
+        [(1 - b) * m[:, :1] + b * (1 - p.amax(1, keepdim=True)), m[:, 1:OLD], (1 - b) * m[:, OLD:] + b * p], 1
+    )
+    q = alpha * F.one_hot(m.argmax(1), OLD + NEW).movedim(-1, 1) + (1 - alpha) * m
+    omega = old(batch["image"]).logits.sigmoid()
+    targets = torch.cat([torch.minimum(omega[:, :1], q[:, :1]), omega[:, 1:], q[:, OLD:]], 1)
+    torch.testing.assert_close(method.targets(seen, batch["labels"]), targets)
+    terms, plain = method({**batch, "prior": maps}, 0), method(batch, 0)
+    assert set(terms) == set(plain) and {name for name in terms if not torch.equal(terms[name], plain[name])} == {"seg"}
+    each = F.binary_cross_entropy_with_logits(seen.logits, targets, reduction="none").sum(1).mean((1, 2))
+    torch.testing.assert_close(terms["seg"], each.sum() / (3 + 1e-5 * (mode == "official")))
+
+
 def test_paper_mode_keeps_an_eps_that_is_given(parts):
     batch = parts[3]
     scores = torch.randn(3, OLD + NEW, 4, 4)
@@ -260,4 +305,4 @@ def test_without_the_merge_pseudo_labels_are_the_localizers(parts, alpha):
 def test_every_method_has_its_option():
     assert get_args(MethodName) == tuple(METHODS)
     weak = {name for name, kind in METHODS.items() if not kind.pixel_supervised}
-    assert weak == {"wilson", "finetune", "cam", "ss", "eps"}
+    assert weak == {"wilson", "rasp", "finetune", "cam", "ss", "eps"}

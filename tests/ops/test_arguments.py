@@ -17,11 +17,16 @@ LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
 COUNTS = torch.zeros(2, 5, dtype=torch.long)
 MANY = torch.zeros(2, 300, 4, 4)
 IMAGE = torch.zeros(2, 3, 4, 4)
+PRIOR = torch.zeros(2, 2, 4, 4)
 SQUARE = torch.ones(5, 5)
 
 
 def by_names(**changes):
     return ops.prior_loss(Z, Y, **{"similarity": SQUARE, "old_logits": OLD} | changes)
+
+
+def mixed(prior, weight=0.5, old=OLD):
+    return ops.merge_pseudo_labels(Z, old, Y, prior=prior, prior_weight=weight)
 
 
 REFUSED = [
@@ -45,6 +50,24 @@ REFUSED = [
     (ValueError, '"min" or a weight', lambda: ops.merge_pseudo_labels(Z, OLD, Y, background="max")),
     (ValueError, "background must be within 0..1", lambda: ops.pseudo_label_loss(Z, Z, OLD, Y, background=2.0)),
     (ValueError, "localizer_scores must have the shape", lambda: ops.pseudo_label_loss(Z, Z[:, :4], OLD, Y[:, :3])),
+    (
+        ValueError,
+        "given together, got prior alone; pass prior_weight",
+        lambda: ops.merge_pseudo_labels(Z, OLD, Y, prior=PRIOR),
+    ),
+    (
+        ValueError,
+        "given together, got prior_weight alone; pass prior",
+        lambda: ops.pseudo_label_loss(Z, Z, OLD, Y, prior_weight=0.5),
+    ),
+    (ValueError, "prior must have the batch, height and width of localizer_scores", lambda: mixed(PRIOR[:1])),
+    (ValueError, "prior must have the batch, height and width of localizer_scores", lambda: mixed(PRIOR[:, :, :2])),
+    (ValueError, "the 2 new classes of 5, of which 3 are old, got 5; leave the old classes out", lambda: mixed(Z)),
+    (ValueError, "the 2 new classes of 5, of which 3 are old, got 1$", lambda: mixed(PRIOR[:, :1])),
+    (ValueError, "the 0 new classes of 5", lambda: mixed(PRIOR, old=Z)),
+    (ValueError, r"prior must be \(B, N, H, W\), got shape \(2, 4, 4\)", lambda: mixed(PRIOR[0])),
+    (TypeError, "prior must be float64, float32, bfloat16 or float16, got torch.int64", lambda: mixed(PRIOR.long())),
+    (ValueError, "prior_weight must be within 0..1, got 1.5", lambda: mixed(PRIOR, 1.5)),
     (ValueError, r"image must be \(B, 3, H, W\)", lambda: ops.pamr(Z, Z)),
     (ValueError, "one batch size", lambda: ops.pamr(IMAGE[:1], Z)),
     (ValueError, "leave the background column out", lambda: ops.pamr(IMAGE, Z, image_labels=torch.ones(Z.shape[:2]))),
@@ -103,7 +126,7 @@ ELSEWHERE = [
     pytest.param(case, key, id=f"{case.op}-{key}")
     for case in cases.every(torch.float32)
     # those that have tensors as options
-    if case.name == "odd" or case.name in ("image_weight", "labelled", "names_odd")
+    if case.name == "odd" or case.name in ("image_weight", "labelled", "names_odd", "prior")
     for key in (tensors_of(case)[1:] if case.name == "odd" else [k for k in tensors_of(case) if isinstance(k, str)])
 ]
 

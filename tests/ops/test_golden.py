@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from wilson import ops
 from wilson.ops import reference
 
-FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
+FILES = sorted(
+    path
+    for path in (Path(__file__).parents[1] / "golden").glob("*.npz")
+    if path.stem != "names_small"  # tests/methods
+)
 MODULES = {"reference": reference, "ops": ops}
 
 

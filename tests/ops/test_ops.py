@@ -318,6 +318,12 @@ def test_fake_results_have_the_dtypes_of_real_ones(op):
         for i, arg in enumerate(narrow.args)
         if isinstance(arg, torch.Tensor) and (arg.is_floating_point() or arg.dtype == torch.bool)
     ]
+    wide += [
+        replace(case, kwargs={**case.kwargs, name: option.double()})
+        for case in EVERY[torch.bfloat16]
+        for name, option in case.kwargs.items()
+        if case.op == op and isinstance(option, torch.Tensor) and option.is_floating_point()
+    ]
     for case in (narrow, of(op, torch.float64), of(op, torch.bfloat16, "many_classes"), *wide):
         for raw, args in raw_calls(case):
             torch.library.opcheck(raw, args, test_utils="test_faketensor")

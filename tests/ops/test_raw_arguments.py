@@ -15,6 +15,7 @@ Y = torch.zeros(2, 4)
 LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
 COUNTS = torch.zeros(2, 5, dtype=torch.long)
 IMAGE = torch.zeros(2, 3, 4, 4)
+PRIOR = torch.zeros(2, 2, 4, 4)
 BC = torch.zeros(2, 5)
 ONE = torch.tensor(1.0)
 
@@ -48,11 +49,27 @@ REFUSED = [
     ),
     (
         r"image_labels must be \(B, C-1\) of a map \(2, 5, 4, 4\), got \(2, 5\)",
-        lambda: RAW.merge_pseudo_labels(Z, OLD, BC, 0.5, None, False),
+        lambda: RAW.merge_pseudo_labels(Z, OLD, BC, 0.5, None, False, None, 0.0),
     ),
     (
         r"localizer_scores must have the classes of logits \(2, 3, 4, 4\), got \(2, 5, 4, 4\)",
-        lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False, False),
+        lambda: RAW.pseudo_label_loss(OLD, Z, OLD, Y, 0.5, None, False, None, 0.0, False),
+    ),
+    (
+        r"prior must have the batch, height and width of localizer_scores \(2, 5, 4, 4\), got \(1, 2, 4, 4\)",
+        lambda: RAW.merge_pseudo_labels(Z, OLD, Y, 0.5, None, False, PRIOR[:1], 0.5),
+    ),
+    (
+        "prior must have the 2 new classes of 5, of which 3 are old, got 1",
+        lambda: RAW.pseudo_label_loss(Z, Z, OLD, Y, 0.5, None, False, PRIOR[:, :1], 0.5, False),
+    ),
+    (
+        "prior must have the 0 new classes of 5, of which 5 are old, got 2",
+        lambda: RAW.merge_pseudo_labels(Z, Z, Y, 0.5, None, False, PRIOR, 0.0),
+    ),
+    (
+        "merge_pseudo_labels: prior must be float64, float32, bfloat16 or float16",
+        lambda: RAW.merge_pseudo_labels(Z, OLD, Y, 0.5, None, False, PRIOR.bool(), 0.5),
     ),
     ("expected either maps, or similarity with old_logits", lambda: RAW.prior_loss(Z, Y, None, None, None)),
     ("expected either maps, or similarity with old_logits", lambda: RAW.prior_loss(Z, Y, Z, None, OLD)),

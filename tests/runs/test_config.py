@@ -48,7 +48,7 @@ HINTS = {
 FREE = {
     "task", "device",
     "data.root", "data.train_split", "data.val_split", "data.step_root", "data.step_train_split",
-    "data.step_val_split", "data.labels", "data.saliency", "data.negatives",
+    "data.step_val_split", "data.labels", "data.saliency", "data.prior", "data.similarity", "data.negatives",
     "model.backbone", "model.weights",
 }  # fmt: skip
 RANGED = {name: limits(hint) for name, hint in HINTS.items() if limits(hint)}
@@ -77,9 +77,10 @@ WRONG = {
     "model.dilations": ((), (1, 0), (-1,)),
     **{f"base.{name}": values for name, values in STEP.items()},
     **{f"step.{name}": values for name, values in STEP.items()},
-    **{f"losses.{name}": RATE for name in ("cls", "loc", "enc", "sss", "seg", "distillation")},
+    **{f"losses.{name}": RATE for name in ("cls", "loc", "enc", "sss", "seg", "maps", "names", "distillation")},
     "losses.alpha": SHARE,
     "losses.background": SHARE,
+    "losses.prior_weight": SHARE,
     "losses.eps": MORE,
     "losses.gamma": (0.5, -1.0, inf, nan),
     "losses.lam": MORE,

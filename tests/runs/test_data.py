@@ -63,6 +63,18 @@ def test_a_single_class_is_refused_without_negatives_only(exported: Path) -> Non
         check_single_class(Experiment.open(configured(*task, *options)), [0, 1])
 
 
+def test_maps_lift_the_refusal_of_a_single_class_with_a_warning(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = ("--data.root", str(exported / "all"), "--task", "1,2,3,4,5/6", "--data.prior", str(exported))
+    check_single_class(Experiment.open(configured(*task)), [0, 1])
+    warning = capsys.readouterr().out
+    assert warning.startswith("warning: step 1 ") and "single class zigzag" in warning and "28.6" in warning
+    for options in (("--method", "finetune"), ("--losses.maps", "0")):
+        with pytest.raises(UserError, match=r"single class zigzag.*--data\.prior"):
+            check_single_class(Experiment.open(configured(*task, *options)), [0, 1])
+
+
 def test_negatives_are_mixed_into_incremental_steps_only(exported: Path) -> None:
     negatives = ("--data.negatives", str(exported / "negatives" / "JPEGImages"))
     experiment = Experiment.open(configured("--task", "1,2,3,4,5/6", *negatives))

@@ -19,6 +19,7 @@ from tests.support.processes import in_processes
 from tests.support.tiny_runs import TINY, checkpoint_of, losses, options
 from wilson import distributed
 from wilson.checkpoint import Checkpoint
+from wilson.data.similarity import write_similarity
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint
 from wilson.methods.base import WeaklySupervised
@@ -114,19 +115,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path):
     assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
 
 
-def step_in_parts(method, out, start):
+def step_in_parts(method, out, start, similarity):
     config = replace(CONFIG, method=method, step=replace(CONFIG.step, epochs=2, warmup=1, accumulate=2))
-    return run(config, out, steps=[1], start=start)
+    return run(replace(config, data=replace(config.data, similarity=str(similarity))), out, steps=[1], start=start)
 
 
 @pytest.mark.parametrize(
-    "method", ["cam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("finetune", "ss", "plop", "mib"))]
+    "method",
+    ["cam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rasp", "finetune", "ss", "plop", "mib"))],
 )
 def test_methods_on_processes_in_parts(alone, tmp_path, method):
     """Two processes that take their share in two parts, through the end of the warm-up."""
-    start = checkpoint_of(alone, 0)
-    expected = step_in_parts(method, tmp_path / "alone", start)
-    in_processes(2, step_in_parts, method, tmp_path / "two", start)
+    start, table = checkpoint_of(alone, 0), tmp_path / "table.npz"
+    classes = Checkpoint(start).task.classes
+    write_similarity(table, classes, 1 / (1 + torch.arange(len(classes) ** 2.0).view(len(classes), -1)))
+    expected = step_in_parts(method, tmp_path / "alone", start, table)
+    in_processes(2, step_in_parts, method, tmp_path / "two", start, table)
     assert_same_course(tmp_path / "two" / "step-1", expected / "step-1")
 
 

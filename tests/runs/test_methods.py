@@ -1,6 +1,7 @@
 """Every method through a tiny real step, and what the training images tell it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from PIL import Image
 
 from tests.support import tiny_runs
-from tests.support.tiny_runs import checkpoint_of, same, weights
+from tests.support.tiny_runs import checkpoint_of, losses, same, weights
+from wilson.data.similarity import write_similarity
+from wilson.data.sources.prior_maps import Maps, write_maps
 from wilson.errors import UserError
-from wilson.methods import METHODS
+from wilson.methods import METHODS, Rasp, Settings, Supervised
+from wilson.models import build_segmenter
 from wilson.runs.experiment import Experiment
 from wilson.runs.run import run
 from wilson.training import loop
@@ -36,8 +40,19 @@ def saliency(tmp_path_factory):
     return folder
 
 
-def one_step(method, start, out, saliency=None):
-    config = replace(TINY, method=method, data=replace(TINY.data, saliency=saliency and str(saliency)))
+@pytest.fixture(scope="module")
+def similarity(tmp_path_factory):
+    """A table between the names of all classes, in another order than the task's."""
+    classes = Experiment.open(TINY).task.classes[::-1]
+    table = torch.rand(len(classes), len(classes), generator=torch.Generator().manual_seed(0)) + 0.1
+    file = tmp_path_factory.mktemp("names") / "table.npz"
+    write_similarity(file, classes, table)
+    return file
+
+
+def one_step(method, start, out, saliency=None, **data):
+    data = {key: str(place) for key, place in {"saliency": saliency, **data}.items() if place}
+    config = replace(TINY, method=method, data=replace(TINY.data, **data))
     out = run(config, out, steps=[1], start=start)
     return json.loads((out / "results.json").read_text())
 
@@ -50,14 +65,16 @@ def test_a_step_of_a_rival_and_of_a_pixel_supervised_method(start, saliency, tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"offline", "eps", "mib"}))
-def test_a_step_of_every_other_method(start, tmp_path, method):
-    results = one_step(method, start, tmp_path / "run")
+def test_a_step_of_every_other_method(start, tmp_path, similarity, method):
+    results = one_step(method, start, tmp_path / "run", similarity=similarity)
     assert results["method"] == method and len(results["steps"]) == 2
 
 
 @pytest.mark.slow
-def test_plop_resumes_with_its_thresholds(start, tmp_path, monkeypatch):
-    whole = run(replace(TINY, method="plop"), tmp_path / "whole", steps=[1], start=start)
+@pytest.mark.parametrize("method", ["plop", "rasp"])
+def test_a_method_resumes_with_what_it_keeps(start, tmp_path, similarity, monkeypatch, method):
+    config = replace(TINY, method=method, data=replace(TINY.data, similarity=str(similarity)))
+    whole = run(config, tmp_path / "whole", steps=[1], start=start)
     original, calls = loop.gradient_norm, []
 
     def interrupting(*arguments):
@@ -68,9 +85,9 @@ def test_plop_resumes_with_its_thresholds(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "gradient_norm", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        run(replace(TINY, method="plop"), tmp_path / "cut", steps=[1], start=start)
+        run(config, tmp_path / "cut", steps=[1], start=start)
     monkeypatch.setattr(loop, "gradient_norm", original)
-    cut = run(replace(TINY, method="plop"), tmp_path / "cut", steps=[1], start=start, resume=True)
+    cut = run(config, tmp_path / "cut", steps=[1], start=start, resume=True)
     assert same(weights(whole, 1), weights(cut, 1))
 
 
@@ -121,6 +138,88 @@ def test_saliency_that_is_missing_or_does_not_fit(start, saliency, tmp_path):
     Image.new("P", (32, 32)).save(tmp_path / f"{name}.png")
     with pytest.raises(UserError, match="expected a grey image"):
         dataset[0]
+
+
+def test_a_step_with_the_names_of_the_classes(start, tmp_path, similarity):
+    one_step("rasp", start, tmp_path / "run", similarity=similarity)
+    names = [value for _, value in losses(tmp_path / "run" / "step-1")["loss/names"]]
+    assert len(names) > 1 and all(0 < value < 2 for value in names)
+
+
+def test_the_table_is_in_the_order_of_the_task(similarity):
+    config = replace(TINY, method="rasp", task="1,2/5,3", data=replace(TINY.data, similarity=str(similarity)))
+    experiment = Experiment.open(config)
+    ours, stored = experiment.similarity, np.load(similarity)["similarity"][::-1, ::-1]
+    assert ours.shape == (5, 5) and ours[3, 0] == stored[5, 0] and ours[4, 2] == stored[3, 2]
+    old = Supervised(build_segmenter("small_resnet", 4, "none", 8, [3], 32, (2,))).model
+    assert torch.equal(Rasp(old.extended(2), old, Settings(similarity=ours)).similarity, ours)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda names, table: (names, table[:-1]), r"expected a table \(9, 9\), a row and a column.*got \(8, 9\)"),
+        (lambda names, table: (names[:-1], table[:-1, :-1]), "lacks the class"),
+        (lambda names, table: (names, table.index_fill(1, torch.tensor(4), float("nan"))), "is nan, expected a finite"),
+        (lambda names, table: (names, 0 * table), "and background is 0.0, expected a positive"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_one_line(start, tmp_path, spoil, text):
+    names = Experiment.open(TINY).task.classes
+    write_similarity(tmp_path / "table.npz", *spoil(names, torch.ones(len(names), len(names))))
+    with pytest.raises(UserError, match=text) as caught:
+        one_step("rasp", start, tmp_path / "run", similarity=tmp_path / "table.npz")
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_rasp_needs_a_table(start, tmp_path):
+    with pytest.raises(UserError, match=r"method rasp learns from the names.*--data\.similarity"):
+        one_step("rasp", start, tmp_path / "run")
+    (tmp_path / "table.npz").write_text("no table")
+    with pytest.raises(UserError, match=r"table\.npz: is no table of similarity: .*wilson prior names"):
+        one_step("rasp", start, tmp_path / "run", similarity=tmp_path / "table.npz")
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    """Maps of all classes for each training image."""
+    folder, experiment = tmp_path_factory.mktemp("maps"), Experiment.open(TINY)
+    rng, classes = np.random.default_rng(0), list(experiment.task.classes[1:])
+    for name in experiment.training.names:
+        write_maps(folder / f"{name}.npz", Maps(rng.integers(0, 256, (len(classes), 8, 8), np.uint8), classes, ""))
+    return folder
+
+
+def test_a_step_with_maps_as_a_loss(start, tmp_path, maps):
+    one_step("wilson", start, tmp_path / "run", prior=maps)
+    values = [value for _, value in losses(tmp_path / "run" / "step-1")["loss/maps"]]
+    assert len(values) > 1 and all(0 < value < 2 for value in values)
+
+
+def test_a_step_with_maps_mixed_in_learns_something_else(start, tmp_path, maps):
+    found = {}
+    for name, losses_of_run in {"plain": {}, "mixed": {"prior_use": "mix", "prior_weight": 0.8}}.items():
+        config = replace(TINY, losses=replace(TINY.losses, **losses_of_run), data=replace(TINY.data, prior=str(maps)))
+        config = config if name == "mixed" else replace(config, data=TINY.data)
+        found[name] = losses(run(config, tmp_path / name, steps=[1], start=start) / "step-1")
+    assert found["mixed"].keys() == found["plain"].keys()
+    assert found["mixed"]["loss/cls"][0] == found["plain"]["loss/cls"][0]
+    assert found["mixed"]["loss/seg"][0] != found["plain"]["loss/seg"][0]
+    no_merge = replace(config, losses=replace(config.losses, merge=False))
+    with pytest.raises(UserError, match=r"prior-use mix needs the merge"):
+        run(no_merge, tmp_path / "none", steps=[1], start=start)
+
+
+def test_missing_and_bad_maps_stop_before_training(start, tmp_path, maps):
+    with pytest.raises(UserError, match=r"no such file of maps \((\d+) of \1 images have none\)"):
+        one_step("wilson", start, tmp_path / "run", prior=tmp_path)
+    shutil.copytree(maps, tmp_path / "maps")
+    dataset = Experiment.open(TINY).training_set(1)
+    bad = tmp_path / "maps" / f"{dataset.source.names[dataset.indices[-1]]}.npz"
+    bad.write_text("no maps")
+    with pytest.raises(UserError, match=f"{bad.name}: is no file of maps"):
+        one_step("wilson", start, tmp_path / "run", prior=tmp_path / "maps")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("warmup", [0, 2])

@@ -207,6 +207,12 @@ class Draw:
         y[:, : s.old - 1] = False
         return y if s.height % 2 else y.to(torch.float32)
 
+    def prior(self) -> Tensor:
+        """Maps of the new classes, in 0..1."""
+        s = self.shape
+        x = torch.rand(s.batch, s.classes - s.old, s.height, s.width, generator=self.generator, dtype=torch.float64)
+        return lay_out(x.to(self.dtype), self.layout)
+
     def label_map(self, scale: float | None = None) -> Tensor:
         """Classes, ignored pixels, and values that are no class."""
         s = self.shape
@@ -395,11 +401,39 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "shares", (*maps, labels * 0.25))  # labels multiply, whatever they are
         many = Draw("many_yield", SHAPES["many_classes"], dtype, "channels_last")
         yield Case(op, "many_yield", inputs(many), yields)
+        yield from _priors(op, dtype)
     yield case("pseudo_label_loss", "many_images", MANY_IMAGES, dtype)
     yield Case("pseudo_label_loss", "weighted_parts", _weighted_parts(dtype), {"alpha": 1.0})
     for name, args in (("never_wins", _never_wins(dtype)), ("wins_late", _wins_late(dtype))):
         yield Case("merge_pseudo_labels", name, args[1:], {"alpha": 1.0})
         yield Case("pseudo_label_loss", name, args, {"alpha": 1.0})
+
+
+def _priors(op: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Localizers mixed with a prior."""
+
+    def mixed(name: str, shape: str = "odd", layout: str = "contiguous", **options: Any) -> Case:
+        draw = Draw(f"{op}{name}", SHAPES[shape], dtype, layout)
+        return Case(op, name, INPUTS[op](draw), {"prior": draw.prior(), "prior_weight": 0.3, **options})
+
+    yield mixed("prior")
+    for layout in LAYOUTS:
+        yield mixed(f"prior_{layout}", layout=layout)
+    for shape in ("long", "one_pixel", "two_classes", "many_classes", "empty_batch"):
+        yield mixed(f"prior_{shape}", shape, "channels_last", old_yields=shape == "many_classes")
+    yield mixed("prior_hard", alpha=1.0, background=0.25, old_yields=True)
+    yield mixed("prior_alone", alpha=0.7, prior_weight=1.0)
+    yield mixed("prior_without_weight", prior_weight=0.0)
+    labelled = mixed("prior_yields", old_yields=True)
+    *maps, labels = labelled.args
+    prior = labelled.kwargs["prior"]
+    yield replace(labelled, args=(*maps, torch.ones_like(labels)))  # old classes are in the arg-max, too
+    yield replace(labelled, name="prior_no_label", args=(*maps, torch.zeros_like(labels)))
+    yield replace(labelled, name="prior_shares", args=(*maps, labels * 0.25))
+    other = torch.float16 if dtype == torch.float32 else torch.float32
+    yield replace(labelled, name="prior_other_dtype", kwargs=labelled.kwargs | {"prior": prior.to(other)})
+    ties = (prior > 0.6).to(dtype) / 2  # 1/2 of several classes, and of the background then
+    yield replace(labelled, name="prior_ties", kwargs={"prior": ties, "prior_weight": 1.0})
 
 
 def _won(draw: Draw, last_first: bool = False) -> tuple[Tensor, Tensor]:

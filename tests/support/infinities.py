@@ -66,6 +66,7 @@ TELLING = {
     "upsampled_argmax": "undefined",
     "prior_loss": "last_ruled_out",
 }
+MIXED = ("merge_pseudo_labels", "pseudo_label_loss")  # take a prior
 MAPS = {"localization_prior_loss": 2, "pseudo_label_loss": 3, "merge_pseudo_labels": 2}  # first arguments; else one
 
 
@@ -87,6 +88,19 @@ def of(op: str, shape: cases.Shape = SHAPE, dtype: torch.dtype = torch.float32) 
                 args[1][:, -1] = 0
                 args[1][0] = 0 if name == "last_ruled_out" else args[1][0]
             yield replace(case, name=f"{name}-{place}", args=tuple(args))
+            if op in MIXED:
+                yield replace(case, name=f"{name}-{place}-prior", args=tuple(args), kwargs=_prior(shape, dtype))
+    if op in MIXED:
+        case = cases.case(op, "prior", shape, dtype)
+        for labels in (torch.zeros, torch.ones):  # which a map takes no part without
+            options = _prior(shape, dtype)
+            _one_pixel_of(NAN)(options["prior"])
+            image_labels = labels(shape.batch, shape.classes - 1)
+            yield replace(case, name="undefined-prior", args=(*case.args[:-1], image_labels), kwargs=options)
+
+
+def _prior(shape: cases.Shape, dtype: torch.dtype) -> dict[str, Any]:
+    return {"prior": cases.Draw("prior", shape, dtype).prior(), "prior_weight": 0.5}
 
 
 def telling(op: str) -> cases.Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +65,12 @@ def soft_margin(blank: Blank) -> Iterator[Call]:
 
 def pseudo_labels(blank: Blank) -> Iterator[Call]:
     z, old, labels = blank.map(), blank.map(blank.old), blank.image_labels()
-    for old_yields in (False, True):
-        yield "merge_pseudo_labels", (z, old, labels, 0.5, 0.25, old_yields)
-        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, True)
-        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, False)
+    new = blank.classes - blank.old
+    priors = [(None, 0.0), (blank.map(new), 0.5)] if new else [(None, 0.0)]  # one class is an old one
+    for old_yields, prior in itertools.product((False, True), priors):
+        yield "merge_pseudo_labels", (z, old, labels, 0.5, 0.25, old_yields, *prior)
+        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, *prior, True)
+        yield "pseudo_label_loss", (z, z, old, labels, 0.5, None, old_yields, *prior, False)
     yield "pseudo_label_loss_backward", (blank.tensor(), blank.tensor(blank.batch), z)
 
 

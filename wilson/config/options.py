@@ -13,11 +13,12 @@ from pydantic.dataclasses import dataclass
 from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
 from .validation import CHECKED, told
 
-ImageLevelMethod: TypeAlias = Literal["wilson", "finetune", "cam", "ss", "eps"]
+ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps"]
 MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline"]
 MethodName: TypeAlias = Literal[ImageLevelMethod, MaskMethod]
 RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc"]
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
+PriorUse: TypeAlias = Literal["loss", "mix"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
 Activation: TypeAlias = Literal["own", "leaky_relu"]
 Optimizer: TypeAlias = Literal["sgd", "adamw"]
@@ -52,6 +53,11 @@ class DataConfig:
     saliency: str | None = None
     """Folder of saliency maps for the method eps: a grey NAME.png for each training image, white where salient. NAME is
     the image's path in its folder, without the extension."""
+    prior: str | None = None
+    """Folder of maps of the new classes for the methods wilson and rasp, as wilson prior head writes them: a NAME.npz
+    for each image of the step, NAME as for saliency. What they are used for: losses.prior_use."""
+    similarity: str | None = None
+    """Table of how near the names of the classes are for the method rasp, as wilson prior names writes it."""
     negatives: str | None = None
     """Folder of images without any class of the step, which then may be a single one; without any class at all with
     --all-labels. Those of the validation list are left out."""
@@ -163,6 +169,17 @@ class LossConfig:
     """Localization prior: loc (Eq. 4); softmax, cross-entropy of the softmax over all classes against the old model's
     softmax; fixed, the old model's logits instead of the localizer's scores of old classes; background, a
     background score of 1 at every pixel; none. With the last three there is no LOC term."""
+    prior_use: PriorUse = "loss"
+    """What the maps of data.prior are used for: loss, as targets of the localizer's scores; mix, mixed into the
+    localizer's probabilities from which the pseudo-labels are made."""
+    prior_weight: Share = 0.5
+    """Share of the maps that are mixed in, 0..1."""
+    maps: NotNegative = 1.0
+    """Maps: localizer against the maps of data.prior, where these are used as a loss."""
+    names: NotNegative = 1.0
+    """Names: localizer against the similarity of the class names (rasp)."""
+    names_pooling: Flag = False
+    """Let the similarity of the class names also weigh the softmax of new classes in the pooling (rasp)."""
     merge: Flag = True
     """Take old classes from the old model in the pseudo-labels; without, all classes from the localizer, only the new
     ones gated by the image-level labels."""
@@ -201,9 +218,10 @@ class Config:
     protocol: ProtocolName = "overlap"
     """Which images belong to a step."""
     method: MethodName = "wilson"
-    """What the incremental steps do. From image-level labels: wilson, finetune, and the two-stage rivals cam, ss and
-    eps, whose localizer learns in the warm-up epochs. From masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib,
-    plop. From all masks: joint, the classes seen so far at each step; offline, all classes at once."""
+    """What the incremental steps do. From image-level labels: wilson; rasp, which adds what the names of the classes
+    tell; finetune; and the two-stage rivals cam, ss and eps, whose localizer learns in the warm-up epochs. From masks
+    of the step: finetune-pixel, lwf, lwf-mc, ilt, mib, plop. From all masks: joint, the classes seen so far at each
+    step; offline, all classes at once."""
     seed: Seed = 0
     """Seed of initialisation, order and augmentation."""
     all_labels: Flag = False

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -17,9 +18,10 @@ from torch.utils.data import Dataset, Sampler
 from wilson.config.masks import BACKGROUND
 from wilson.data.scan import mismatch
 from wilson.data.sources.base import ImageSource
+from wilson.data.sources.prior_maps import PriorMaps
 from wilson.data.sources.saliency import Saliency
 from wilson.data.tasks import Task
-from wilson.data.transforms import Transform
+from wilson.data.transforms import TrainingCrop, Transform
 from wilson.errors import UserError
 
 
@@ -45,13 +47,16 @@ class StepDataset(Dataset[dict[str, Any]]):
             the step's own images, and `len` does not count them.
         negative_share: share of the negatives in each batch, 0..1.
         saliency: folder of saliency maps; samples then carry a map, too.
+        prior: folder of prior maps; samples then carry maps of the step's classes. The negatives, which show none of
+            them, need no files. The transform must be a `TrainingCrop`.
 
     Attributes:
         labels: 1 for a class that an image holds and the step may know, else 0; float32 (N, C - 1), without background.
         absent: names of the step's classes that no image holds.
 
     Raises:
-        UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map.
+        UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map or file
+            of prior maps.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         negatives: ImageSource | None = None,
         negative_share: float = 0.25,
         saliency: Path | None = None,
+        prior: Path | None = None,
     ) -> None:
         if not indices:
             raise UserError(
@@ -85,8 +91,11 @@ class StepDataset(Dataset[dict[str, Any]]):
             )
         self.source, self.indices, self.transform, self.dense, self.seed = source, list(indices), transform, dense, seed
         self.negatives, self.negative_share = negatives, negative_share
-        shown = [source.names[index] for index in indices] + list(negatives.names if negatives else [])
+        own = [source.names[index] for index in indices]
+        shown = own + list(negatives.names if negatives else [])
         self.saliency = None if saliency is None else Saliency(saliency, shown)
+        new = [task.classes[class_id] for class_id in task.new(step)]
+        self.prior = None if prior is None else PriorMaps(prior, own, new)
         self.channels = task.channels(step, ignore=ignore)
         self.mask_channels = self.channels.clone()
         if not old_masks and step > 0:
@@ -116,7 +125,8 @@ class StepDataset(Dataset[dict[str, Any]]):
             image: RGB, uint8 (3, H, W).
             mask: output channels, int64 (H, W); only if `dense`.
             labels: 1 for a class in the image, else 0; float32 (C - 1,), without background.
-            saliency: float32 (H, W) in [0, 1]; only if there is a folder of maps.
+            saliency: float32 (H, W) in [0, 1]; only if there is a folder of them.
+            prior: maps of the step's classes, uint8 (N, h, w); only if there is a folder of them.
             name: name of the image.
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
@@ -128,6 +138,8 @@ class StepDataset(Dataset[dict[str, Any]]):
         if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
             raise UserError(wrong)
         pixels, ids, more = self._cut(image, mask, name, self.source.files(index), self.seed, epoch, index)
+        if self.prior is not None:
+            more["prior"] = self._cut_maps(image, self.prior.read(name, image.size), self.seed, epoch, index)
         sample = {"image": pixels, "labels": self.labels[position], "name": name, **more}
         return sample if ids is None else {**sample, "mask": self.mask_channels[ids.long()]}
 
@@ -136,6 +148,8 @@ class StepDataset(Dataset[dict[str, Any]]):
         image, name = self.negatives.image(index), self.negatives.names[index]
         # the 1 keeps these numbers apart from those of the step's own image of this index
         pixels, _, more = self._cut(image, None, name, self.negatives.files(index), self.seed, epoch, index, 1)
+        if self.prior is not None:
+            more["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
         return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
 
     def _cut(
@@ -149,6 +163,11 @@ class StepDataset(Dataset[dict[str, Any]]):
             _, values = self.transform(image, self.saliency.read(name, image.size, next(iter(files), None)))
         assert values is not None
         return pixels, ids, {"saliency": values.float() / 255}
+
+    def _cut_maps(self, image: Image, maps: NDArray[np.uint8], *key: int) -> Tensor:
+        assert isinstance(self.transform, TrainingCrop)
+        with random_numbers_from(*key):  # those of the image
+            return self.transform.maps(image, maps)
 
     def sampler(self, batch: int) -> EpochSampler:
         """The order of an epoch, with the negatives in their places of each batch.

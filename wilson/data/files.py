@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from wilson.errors import UserError
@@ -93,6 +94,28 @@ def _listed(folder: Path) -> list[Path]:
             return [Path(entry.path) for entry in entries if entry.is_file()]
     except (OSError, ValueError):  # there is none, or its name holds a null byte
         return []
+
+
+def check_beside(names: Sequence[str], file: Callable[[str], Path], what: str, remedy: str) -> None:
+    """Check that each image has a file of its own in a folder beside the data set.
+
+    Args:
+        names: of the images.
+        file: where the file of an image is expected.
+        what: the file is, as in "saliency map".
+        remedy: for missing files.
+
+    Raises:
+        UserError: an image has no file, or two images have the same name.
+    """
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{file(name)}: is the {what} of {times} images named '{name}'; rename one")
+    missing = [name for name in names if not file(name).is_file()]
+    if missing:
+        raise UserError(
+            f"{file(missing[0])}: no such {what} ({len(missing)} of {len(names)} images have none); {remedy}"
+        )
 
 
 def read_lines(path: Path) -> list[str]:

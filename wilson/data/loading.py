@@ -25,12 +25,15 @@ class Batch(TypedDict, total=False):
     labels: Tensor  # (B, C-1), image-level labels without background
     mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels
     saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
+    prior: Tensor  # (B, N, h, w), in [0, 1], maps of the N new classes; only where a folder of them is given
 
 
 def to_batch(loaded: dict[str, Any], device: torch.device, normalization: Normalization) -> Batch:
     """Move a loaded batch to the device and normalise its images there."""
     there = {key: value.to(device, non_blocking=True) for key, value in loaded.items() if isinstance(value, Tensor)}
     rgb = unit_range(there.pop("image")).contiguous(memory_format=torch.channels_last)
+    if "prior" in there:
+        there["prior"] = unit_range(there["prior"])
     return {"image": normalization(rgb), "rgb": rgb, **there}  # type: ignore[typeddict-item]
 
 

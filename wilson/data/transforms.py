@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image as Pillow
 from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -16,6 +19,7 @@ from wilson.errors import UserError
 SCALE = (0.5, 2.0)  # area of a training crop, relative to the image's own
 LONGEST = 6  # a whole image, once resized, has at most the pixels of this many crops: one of 6:1 or less is not touched
 NEEDED = 16  # a crop of the centre is cut from the middle of a longer image than 16:1; the rest does not reach it
+PER_MAP_PIXEL = 4  # pixels of a crop per pixel of its prior maps: the finest stride of this project's networks
 BILINEAR, NEAREST = v2.InterpolationMode.BILINEAR, v2.InterpolationMode.NEAREST
 
 # Masks are resized as PIL images: torchvision's nearest resizing of tensors is up to half a pixel off its bilinear
@@ -62,14 +66,42 @@ class TrainingCrop:
         self.size = square(crop)
 
     def __call__(self, image: Image, mask: Image | None) -> tuple[Tensor, Tensor | None]:
-        box = v2.RandomResizedCrop(self.size, scale=SCALE).make_params([image])
-        flip = torch.rand(()).item() < 0.5
+        box, flip = self._draw(image)
 
         def cut(picture: Image, interpolation: v2.InterpolationMode) -> Image:
             picture = F.resized_crop(picture, **box, size=self.size, interpolation=interpolation)
             return F.horizontal_flip(picture) if flip else picture
 
         return tensors(cut(image, BILINEAR), None if mask is None else cut(mask, NEAREST))
+
+    def maps(self, image: Image, maps: NDArray[np.uint8]) -> Tensor:
+        """Cut maps of the whole image as the same random numbers cut the image.
+
+        Args:
+            image: of the maps.
+            maps: uint8 (N, h, w), of any size.
+
+        Returns:
+            uint8 (N, h', w'), resized bilinearly to a quarter of the crop's sides, rounded up.
+        """
+        box, flip = self._draw(image)
+        height, width = maps.shape[1:]
+        across, down = width / image.width, height / image.height
+        where = (
+            box["left"] * across,
+            box["top"] * down,
+            min((box["left"] + box["width"]) * across, width),  # a rounding error would lead out of the map
+            min((box["top"] + box["height"]) * down, height),
+        )
+        side = -(-self.size[0] // PER_MAP_PIXEL)
+        cut = [Pillow.fromarray(values).resize((side, side), Pillow.Resampling.BILINEAR, where) for values in maps]
+        found = torch.from_numpy(np.stack([np.asarray(picture) for picture in cut]))
+        return found.flip(2) if flip else found
+
+    def _draw(self, image: Image) -> tuple[dict[str, int], bool]:
+        """Where to cut, and whether to flip, from the next random numbers."""
+        box = v2.RandomResizedCrop(self.size, scale=SCALE).make_params([image])
+        return box, torch.rand(()).item() < 0.5
 
 
 class CentreCrop:

@@ -15,6 +15,7 @@ from .lwf import Lwf
 from .lwf_mc import LwfMc
 from .mib import Mib
 from .plop import Plop
+from .rasp import Rasp
 from .ss import SingleStage
 from .supervised import Supervised
 from .two_stage import TwoStage
@@ -22,6 +23,7 @@ from .wilson import Wilson
 
 METHODS: dict[str, type[Method]] = {
     "wilson": Wilson,
+    "rasp": Rasp,
     "finetune": Finetune,
     "cam": Cam,
     "ss": SingleStage,
@@ -48,6 +50,7 @@ __all__ = [
     "Method",
     "Mib",
     "Plop",
+    "Rasp",
     "Settings",
     "SingleStage",
     "Supervised",

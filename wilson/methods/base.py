@@ -33,6 +33,7 @@ class SeenAndRemembered(Seen):
     """The same, with the output of the model before this step."""
 
     old: Prediction
+    maps: Tensor | None = None  # (B, N, h', w') of the new classes in 0..1, where the batch has them
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Settings:
     warmup: int = 0  # epochs before the segmentation model learns from pseudo-labels
     all_labels: bool = False  # image-level labels tell the old classes, too
     localizer_channels: int = 256
+    similarity: Tensor | None = None  # (C, C) between the names of all classes, for rasp
 
 
 class Method(nn.Module):
@@ -139,6 +141,12 @@ class WeaklySupervised(Method):
         """Whether to follow the equations where the published code departs from them."""
         return self.config.mode == "paper"
 
+    @property
+    def eps(self) -> float:
+        """What the pooling adds to the mass of a class."""
+        of_mode = 1e-5 if self.paper else 1.0
+        return of_mode if self.config.eps is None else self.config.eps
+
     def classification(self, scores: Tensor, labels: Tensor) -> Tensor:
         """CLS (Eq. 3): BCE between pooled scores and labels of the new classes, with `all_labels` of all classes.
 
@@ -149,7 +157,10 @@ class WeaklySupervised(Method):
         Returns:
             A scalar, differentiable in `scores`.
         """
-        pooled = self.pooled(scores)
+        return self.compared(self.pooled(scores), labels)
+
+    def compared(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """CLS of scores that are pooled already, (B, C)."""
         old = 1 if self.all_labels else self.old_classes
         return F.binary_cross_entropy_with_logits(pooled[:, old:], labels[:, old - 1 :].to(pooled.dtype))
 
@@ -158,8 +169,7 @@ class WeaklySupervised(Method):
         c = self.config
         if c.pooling == "gap":
             return scores.mean((2, 3))
-        eps = (1e-5 if self.paper else 1.0) if c.eps is None else c.eps
-        return ops.ngwp_focal_pool(scores, eps=eps, gamma=c.gamma, lam=c.lam, focal=c.pooling == "ngwp_focal")
+        return ops.ngwp_focal_pool(scores, eps=self.eps, gamma=c.gamma, lam=c.lam, focal=c.pooling == "ngwp_focal")
 
     def self_supervision(self, scores: Tensor, eval_scores: Tensor, batch: Batch) -> Tensor:
         """SSS: the localizer learns from its own confident pixels, refined by the image's colours (PAMR).

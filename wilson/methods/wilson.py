@@ -20,6 +20,10 @@ class Wilson(WeaklySupervised):
 
     CLS, SSS and ENC are computed on the map of the features, LOC and SEG on that of the logits. The localizer's scores
     are interpolated where a model of another library has finer logits than features.
+
+    Maps of the new classes from outside (`batch["prior"]`) either teach the localizer, too, by binary cross-entropy
+    where the image shows the class (`ops.prior_loss`), or are mixed into what SEG's pseudo-labels are made from
+    (`ops.merge_pseudo_labels`).
     """
 
     remembers: ClassVar[bool] = True
@@ -28,7 +32,7 @@ class Wilson(WeaklySupervised):
         old = self.remember(batch)
         seen = super().look(batch)
         scores, eval_scores = (self.with_prior(z, old.logits) for z in (seen.scores, seen.eval_scores))
-        return SeenAndRemembered(seen.logits, seen.features, scores, eval_scores, old)
+        return SeenAndRemembered(seen.logits, seen.features, scores, eval_scores, old, batch.get("prior"))
 
     def probabilities(self, image: Tensor) -> Tensor:
         scores = self.localizer(self.model(image).features)
@@ -44,13 +48,19 @@ class Wilson(WeaklySupervised):
         return scores
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return self.weighted(**self.terms(self.look(batch), batch, epoch))
+
+    def terms(self, seen: SeenAndRemembered, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The loss terms of a batch, before their weights."""
         c = self.config
-        seen = self.look(batch)
         terms = {}
         if c.cls:
-            terms["cls"] = self.classification(seen.scores, batch["labels"])
+            terms["cls"] = self.classified(seen, batch["labels"])
         if c.loc and c.prior in ("loc", "softmax"):
             terms["loc"] = self.localization_prior(at_size_of(seen.scores, seen.old.logits), seen.old.logits)
+        if c.maps and c.prior_use == "loss" and seen.maps is not None:
+            maps = at_size_of(seen.maps, seen.scores)
+            terms["maps"] = ops.prior_loss(seen.scores, batch["labels"], maps=maps)
         if c.enc:
             channels = seen.features.shape[1] if self.paper else 1
             terms["enc"] = channels * F.mse_loss(seen.features, seen.old.features)
@@ -58,7 +68,11 @@ class Wilson(WeaklySupervised):
             terms["sss"] = self.self_supervision(seen.scores, seen.eval_scores, batch)
         if c.seg and epoch >= self.warmup:
             terms["seg"] = self.segmentation(seen, batch["labels"])
-        return self.weighted(**terms)
+        return terms
+
+    def classified(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
+        """CLS (Eq. 3) of the localizer's scores."""
+        return self.classification(seen.scores, labels)
 
     def localization_prior(self, scores: Tensor, old_logits: Tensor) -> Tensor:
         """LOC (Eq. 4), or cross-entropy between the old model's softmax and the localizer's over all classes."""
@@ -72,7 +86,8 @@ class Wilson(WeaklySupervised):
         if self.paper or not self.config.merge:
             return ops.soft_margin_loss(self.odds(seen.logits), self.targets(seen, labels))
         scores, old_logits = at_size_of(seen.eval_scores, seen.logits), self.odds(seen.old.logits)
-        return self.pseudo_label_loss(self.odds(seen.logits), scores, old_logits, labels, **self._smoothing)
+        settings = self._smoothing(seen, labels)
+        return self.pseudo_label_loss(self.odds(seen.logits), scores, old_logits, labels, **settings)
 
     def targets(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """The merged pseudo-labels (Eq. 5, 6); in the paper's mode, the image-level labels do not gate them.
@@ -80,7 +95,7 @@ class Wilson(WeaklySupervised):
         Without the merge, the localizer labels all classes: the background is the only "old" class and takes the
         localizer's weight 1, and the other old classes pass the gate unless their labels are known.
         """
-        gate, old_logits, settings = labels, self.odds(seen.old.logits), self._smoothing
+        gate, old_logits, settings = labels, self.odds(seen.old.logits), self._smoothing(seen, labels)
         scores = at_size_of(seen.eval_scores, seen.logits)
         if not self.config.merge:
             old_logits, settings = scores[:, :1], {**settings, "background": 1.0, "old_yields": False}
@@ -90,11 +105,18 @@ class Wilson(WeaklySupervised):
         gate = torch.ones_like(labels) if self.paper else gate
         return ops.merge_pseudo_labels(scores, old_logits, gate, **settings)[0]
 
-    @property
-    def _smoothing(self) -> dict[str, Any]:
+    def _smoothing(self, seen: SeenAndRemembered, labels: Tensor) -> dict[str, Any]:
         c = self.config
         yields = self.model.softmax if c.old_yields is None else c.old_yields
-        return {"alpha": c.alpha, "background": "min" if c.background is None else c.background, "old_yields": yields}
+        settings = {
+            "alpha": c.alpha,
+            "background": "min" if c.background is None else c.background,
+            "old_yields": yields,
+        }
+        if c.prior_use == "loss" or seen.maps is None:
+            return settings
+        shown = labels[:, self.old_classes - 1 :, None, None]  # the gate of the paper's mode is open for all classes
+        return {**settings, "prior": shown * at_size_of(seen.maps, seen.logits), "prior_weight": c.prior_weight}
 
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:

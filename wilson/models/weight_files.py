@@ -36,6 +36,11 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
             f"weights {path} were trained with the activation {trained_with}, the backbone has {activation}; "
             f"use --model.activation {trained_with}"
         )
+    take_weights(model, state, path)
+
+
+def take_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load the state dict of a file into a model, as :func:`load_weights` does."""
     wanted = model.state_dict()
     wrong = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
     wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]

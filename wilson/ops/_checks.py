@@ -70,6 +70,27 @@ def old_logits(op: str, value: Tensor, like_name: str, like: Tensor) -> None:
         )
 
 
+def prior(
+    op: str, value: Tensor | None, weight: float | None, old_logits: Tensor, like_name: str, like: Tensor
+) -> None:
+    """(B, N, H, W) on the grid of `like`, of the N = C - O new classes, and its weight within 0..1; or neither."""
+    if value is None or weight is None:
+        if value is not weight:
+            alone, lacking = ("prior", "prior_weight") if weight is None else ("prior_weight", "prior")
+            raise ValueError(f"{op}: prior and prior_weight must be given together, got {alone} alone; pass {lacking}")
+        return
+    scores(op, "prior", value, layout="(B, N, H, W)")
+    same_grid(op, "prior", value, like_name, like)
+    classes, old = like.shape[1], old_logits.shape[1]
+    if value.shape[1] != classes - old:
+        hint = "; leave the old classes out" if value.shape[1] == classes else ""
+        raise ValueError(
+            f"{op}: prior must have the {classes - old} new classes of {classes}, of which {old} are old, "
+            f"got {value.shape[1]}{hint}"
+        )
+    unit(op, "prior_weight", weight)
+
+
 def image_labels(op: str, value: Tensor, batch: int, classes: int) -> None:
     """(B, C-1), no background column; bool, integer or floating 0/1."""
     tensor(op, "image_labels", value)

@@ -13,6 +13,7 @@ What infinite and undefined numbers mean, here as in every kernel:
 - Upsampling gives -inf where a pixel of -inf has a share above 0, as where a number under 2^-40 of the lowest results.
 - The arg-max is that of `torch.argmax`: the first NaN, else the first of the highest.
 - A class with a NaN or +inf in an image claims no pixel there.
+- A NaN in the prior of a labelled class makes its target and that of the background NaN; it has no hard label there.
 - The one-versus-rest logit of a class ruled out is -inf, that of the only one left +inf; NaN where the softmax is.
 
 A gradient is defined where the loss is finite. `pamr` makes no promise: infinite and undefined numbers spread to the
@@ -141,23 +142,28 @@ def merge_pseudo_labels(
     alpha: float = 0.5,
     background: float | str = "min",
     old_yields: bool = False,
+    prior: Tensor | None = None,
+    prior_weight: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Smoothed, gated pseudo-labels for background and new classes, the old model's output for old ones (Eq. 5, 6).
 
     The gate (image-level labels) comes before the arg-max, and the background is the minimum of both, as in the
     published code. `old_yields`: the old model's output times 1 minus what the localizer gives to new classes.
+    `prior`: what the arg-max is taken of is mixed with these maps of the new classes.
     """
-    dtype = accumulate(localizer_scores, old_logits, image_labels)
+    dtype = accumulate(localizer_scores, old_logits, image_labels, prior)
     old = old_logits.shape[1]
     labels = image_labels.detach().to(dtype)
     m = localizer_scores.detach().to(dtype).softmax(1)
-    m = torch.cat([m[:, :1], m[:, 1:] * labels[:, :, None, None]], 1)
+    m = gated = torch.cat([m[:, :1], m[:, 1:] * labels[:, :, None, None]], 1)
+    if prior is not None and prior_weight is not None:
+        m = mixed_with_prior(m, prior.detach().to(dtype), labels[:, old - 1 :, None, None], float(prior_weight))
     hard = (m == m.amax(1, keepdim=True)).to(dtype)  # every class of a tie gets 1
     q = alpha * hard + (1 - alpha) * m
 
     omega = old_logits.detach().to(dtype).sigmoid()
     if old_yields:
-        omega = omega * (1 - m[:, old:].sum(1, keepdim=True)).clamp(min=0)  # the sum can pass 1 by rounding
+        omega = omega * (1 - gated[:, old:].sum(1, keepdim=True)).clamp(min=0)  # the sum can pass 1 by rounding
     if background == "min":
         merged = torch.minimum(omega[:, :1], q[:, :1])
     else:
@@ -169,6 +175,18 @@ def merge_pseudo_labels(
     return targets, image_weight
 
 
+def mixed_with_prior(m: Tensor, prior: Tensor, labels: Tensor, weight: float) -> Tensor:
+    """(1 - b) m_n + b p_n y_n of new classes, (1 - b) m_0 + b (1 - max_n p_n y_n) of the background; others as m.
+
+    The prior of a class without a label counts as 0, whatever it holds.
+    """
+    p = torch.where(labels == 0, 0, prior * labels)  # (B, N, H, W)
+    share = torch.cat([1 - p.amax(1, keepdim=True), p], 1)
+    old = m.shape[1] - p.shape[1]
+    mixed = (1 - weight) * torch.cat([m[:, :1], m[:, old:]], 1) + weight * share
+    return torch.cat([mixed[:, :1], m[:, 1:old], mixed[:, 1:]], 1)
+
+
 def pseudo_label_loss(
     logits: Tensor,
     localizer_scores: Tensor,
@@ -178,12 +196,14 @@ def pseudo_label_loss(
     alpha: float = 0.5,
     background: float | str = "min",
     old_yields: bool = False,
+    prior: Tensor | None = None,
+    prior_weight: float | None = None,
 ) -> Tensor:
     """:func:`soft_margin_loss` against :func:`merge_pseudo_labels` (SEG, Eq. 5 to 7)."""
-    dtype = accumulate(logits, localizer_scores, old_logits, image_labels)
+    dtype = accumulate(logits, localizer_scores, old_logits, image_labels, prior)
     targets, image_weight = merge_pseudo_labels(
         localizer_scores.to(dtype), old_logits, image_labels,
-        alpha=alpha, background=background, old_yields=old_yields,
+        alpha=alpha, background=background, old_yields=old_yields, prior=prior, prior_weight=prior_weight,
     )  # fmt: skip
     return soft_margin_loss(logits, targets, image_weight=image_weight)
 

@@ -14,6 +14,7 @@ from wilson.report.text import DASH, percent, short_task
 
 _WHAT = {
     "wilson": "Learns the new classes from image-level labels alone; old model and localizer label the pixels.",
+    "rasp": "Like wilson, and expects new classes where the old model sees classes of like names.",
     "finetune": "Learns the new classes from the same image-level labels; nothing preserves the old ones.",
     "cam": "Learns the new classes from hard labels, which a localizer makes from activation maps.",
     "ss": "Learns the new classes from hard labels of a single-stage localizer, refined by the image's colours.",

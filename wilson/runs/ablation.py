@@ -29,7 +29,7 @@ from wilson.errors import UserError
 from wilson.report.grid import TABLE, Outcome, write
 from wilson.run_folder import RunFolder
 
-from .checks import check_batch, check_classes, check_single_class
+from .checks import check_batch, check_classes, check_maps, check_single_class
 from .experiment import Experiment
 from .folder import claimed
 from .run import run
@@ -109,6 +109,7 @@ def check(row: Row) -> list[int]:
             dataset = experiment.training_set(step)
             check_batch(step, dataset, row.config.for_step(step))
             check_classes(experiment, step, dataset)
+            check_maps(dataset)
     except UserError as error:
         raise UserError(f"row '{row.name}': {error}") from error
     if not steps:

@@ -5,15 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from wilson import distributed
 from wilson.checkpoint import Checkpoint
 from wilson.config import StepConfig
 from wilson.data.dataset import StepDataset
+from wilson.data.sources.base import image_size
 from wilson.errors import UserError
 from wilson.methods import METHODS
 from wilson.run_folder import CHECKPOINT
 
-from .experiment import Experiment
+from .experiment import Experiment, prior_maps
+
+# What a step with one class, of photographs of horses, was seen to end with
+SINGLE = (
+    "only the maps tell where it is not. In a trial on photographs, horse alone without negatives, the mIoU of all "
+    "classes was 0.6 without maps, 23.7 with maps as a loss, 28.6 with maps mixed in by 0.8, and 27.8 for the model "
+    "before the step. Images without the class help, too (--data.negatives)"
+)
 
 
 def check_start(experiment: Experiment, steps: list[int], start: Path | None) -> Checkpoint | None:
@@ -71,18 +81,30 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
 
 
 def check_single_class(experiment: Experiment, steps: list[int]) -> None:
-    """Raise a UserError for a step that adds a single class and has no negative examples of it."""
+    """Raise a UserError for a step that adds a single class without negative examples of it; with maps, warn."""
     config, task = experiment.config, experiment.task
     if METHODS[config.method].pixel_supervised or config.all_labels:
         return
     for step in steps:
-        if step and len(task.new(step)) == 1 and experiment.negatives_of(step) is None:
+        if not step or len(task.new(step)) > 1 or experiment.negatives_of(step) is not None:
+            continue
+        adds = f"step {step} of task {task.name} adds the single class {task.class_names(step)[-1]}"
+        if prior_maps(config) is None:
             raise UserError(
-                f"step {step} of task {task.name} adds the single class {task.class_names(step)[-1]}: its image-level "
-                "labels alone give no negative examples, so it cannot be learned; add images without it "
-                "(--data.negatives FOLDER, without a class in --data.labels, or --data.find-negatives), labels of all "
-                "classes (--all-labels) or classes to the step"
+                f"{adds}: its image-level labels alone give no negative examples, so it cannot be learned; add images "
+                "without it (--data.negatives FOLDER, without a class in --data.labels, or --data.find-negatives), "
+                "labels of all classes (--all-labels), maps of it (--data.prior) or classes to the step"
             )
+        if distributed.is_main():
+            print(f"warning: {adds} and has no negatives: {SINGLE}", flush=True)
+
+
+def check_maps(dataset: StepDataset) -> None:
+    """Read all prior maps of a step once; UserError for the first file that is broken or does not fit."""
+    if dataset.prior is None or not distributed.is_main():
+        return
+    for index in tqdm(dataset.indices, desc="Reading maps", unit="file"):
+        dataset.prior.read(dataset.source.names[index], image_size(dataset.source, index))
 
 
 def check_classes(experiment: Experiment, step: int, dataset: StepDataset) -> None:

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from wilson.checkpoint import Checkpoint
 from wilson.config import Config
 from wilson.config.masks import VOID
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
+from wilson.data.similarity import read_similarity
 from wilson.data.sources.base import ImageSource, class_sets, fingerprint
 from wilson.data.sources.views import Chosen, Joined
 from wilson.data.tasks import Task, drawn, select, without_classes
 from wilson.data.transforms import Normalization, TrainingCrop
 from wilson.distributed import choose_device
 from wilson.errors import UserError
-from wilson.methods import METHODS, FinetunePixel, Method, Settings, Supervised, TwoStage
+from wilson.methods import METHODS, FinetunePixel, Method, Rasp, Settings, Supervised, TwoStage, Wilson
 from wilson.models import image_statistics, new_model
 
 
@@ -36,6 +38,7 @@ class Experiment:
     step_validation: ImageSource | None
     device: torch.device
     normalization: Normalization
+    similarity: Tensor | None = None  # between the names of all classes of the task, for the method rasp
 
     @classmethod
     def open(cls, config: Config) -> Experiment:
@@ -59,6 +62,7 @@ class Experiment:
             step_validation,
             choose_device(config.device),
             Normalization(*image_statistics(config)),
+            similarity_of(config, task),
         )
 
     def data(self) -> dict[str, Any]:
@@ -106,6 +110,7 @@ class Experiment:
             negatives=None if dense else self.negatives_of(step),
             negative_share=config.data.negative_share,
             saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
+            prior=prior_maps(config) if step else None,
         )
 
     def negatives_of(self, step: int) -> ImageSource | None:
@@ -147,7 +152,14 @@ class Experiment:
             )
             return FinetunePixel(model) if kind.softmax else Supervised(model)
         previous = old.model()
-        settings = Settings(config.losses, config.warmup(step), config.all_labels, config.model.localizer_channels)
+        classes = len(self.task.seen(step))
+        settings = Settings(
+            config.losses,
+            config.warmup(step),
+            config.all_labels,
+            config.model.localizer_channels,
+            None if self.similarity is None else self.similarity[:classes, :classes],
+        )
         return kind(previous.extended(len(self.task.new(step))), previous, settings)
 
 
@@ -161,3 +173,30 @@ def check_method(config: Config) -> None:
         )
     if config.method == "eps" and config.data.saliency is None:
         raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")
+    if issubclass(kind, Rasp) and config.data.similarity is None:
+        raise UserError(
+            "method rasp learns from the names of the classes; give a table of their similarity with --data.similarity "
+            "(wilson prior names writes it)"
+        )
+    if issubclass(kind, Rasp) and config.losses.names_pooling and config.losses.pooling == "gap":
+        raise UserError(
+            "--losses.names-pooling weighs a softmax, which --losses.pooling gap has not; choose another one"
+        )
+    if prior_maps(config) and config.losses.prior_use == "mix" and not config.losses.merge:
+        raise UserError(
+            "--losses.prior-use mix needs the merge; leave out --losses.no-merge, or use the maps as a loss"
+        )
+
+
+def prior_maps(config: Config) -> Path | None:
+    """The folder of prior maps, if the method uses any."""
+    c = config.losses
+    used = issubclass(METHODS[config.method], Wilson) and (c.maps if c.prior_use == "loss" else c.prior_weight) > 0
+    return Path(config.data.prior) if used and config.data.prior is not None else None
+
+
+def similarity_of(config: Config, task: Task) -> Tensor | None:
+    """The table of the similarity of names (C, C) in the order of the output channels; None for methods without one."""
+    if config.data.similarity is None or not issubclass(METHODS[config.method], Rasp):
+        return None
+    return read_similarity(Path(config.data.similarity), task.class_names(len(task.steps) - 1))

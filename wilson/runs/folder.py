@@ -26,7 +26,10 @@ LONGEST = 60  # letters of a task in the name of a folder
 # On resuming, these may differ, as they do not change what is learned,
 MAY_DIFFER = ("device", "data.workers", "evaluate_every")
 # and these, as they only say where something is.
-PLACES = ("data.root", "data.step_root", "data.labels", "data.saliency", "data.negatives", "model.weights")
+PLACES = (
+    "data.root", "data.step_root", "data.labels", "data.saliency", "data.prior", "data.similarity", "data.negatives",
+    "model.weights",
+)  # fmt: skip
 RESTART = 60.0  # seconds in which a process that torchrun has replaced lets go of the folder
 
 

@@ -29,7 +29,7 @@ from wilson.training.loop import fit
 from wilson.training.merging import merge_weights
 
 from . import examples
-from .checks import check_batch, check_classes, check_single_class, check_start
+from .checks import check_batch, check_classes, check_maps, check_single_class, check_start
 from .experiment import Experiment
 from .folder import prepared, write_results
 
@@ -73,6 +73,7 @@ def run(
             for step, dataset in datasets.items():
                 check_batch(step, dataset, config.for_step(step))
                 check_classes(experiment, step, dataset)
+                check_maps(dataset)
             if old is None and not (resume and folder.step(chosen[0]).checkpoint.exists()):
                 experiment.build_method(chosen[0], None)  # weights that cannot be fetched or do not fit are told here
             if distributed.is_main():

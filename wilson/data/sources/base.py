@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from wilson.data.images import header
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -47,6 +49,12 @@ class ImageSource(Protocol):
     def drawn_from(self, index: int) -> str:
         """What the mask is drawn from besides these files, as text; empty if nothing."""
         return ""
+
+
+def image_size(source: ImageSource, index: int) -> tuple[int, int]:
+    """Width and height of an upright image, from the header of its file if it has one."""
+    files = source.files(index)
+    return header(files[0]).upright if files else source.image(index).size
 
 
 def class_sets(source: ImageSource) -> list[frozenset[int]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL.Image import Image
 
+from wilson.data.files import check_beside
 from wilson.data.images import read_mask
 from wilson.data.scan import mismatch
 from wilson.errors import UserError
@@ -26,15 +26,8 @@ class Saliency:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
-        name, times = Counter(names).most_common(1)[0]
-        if times > 1:
-            raise UserError(f"{self._file(name)}: is the saliency map of {times} images named '{name}'; rename one")
-        missing = [name for name in names if not self._file(name).is_file()]
-        if missing:
-            raise UserError(
-                f"{self._file(missing[0])}: no such saliency map ({len(missing)} of {len(names)} images have none); "
-                "give a folder with a grey NAME.png for each training image (--data.saliency)"
-            )
+        remedy = "give a folder with a grey NAME.png for each training image (--data.saliency)"
+        check_beside(names, self._file, "saliency map", remedy)
 
     def read(self, name: str, size: tuple[int, int], file: Path | None = None) -> Image:
         """Read the map, mode L, of an image.
