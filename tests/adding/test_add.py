@@ -31,7 +31,7 @@ from wilson.adding.add import _known, make_plan
 from wilson.adding.photographs import open_photographs
 from wilson.adding.subject import open_subject
 from wilson.cli import main
-from wilson.data.dataset import EpochSampler
+from wilson.data.dataset import EpochSampler, MixedIn
 from wilson.data.sources.base import class_sets
 from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
@@ -501,7 +501,7 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
     small = choose(Net(), batch=4)
     assert small.config.step.freeze_norm and small.config.step.batch == 4
     for batch in range(3, 14):
-        sampler = EpochSampler(len(found.training.names), 0, batch, round(choices.NEGATIVES * batch), 3)
+        sampler = EpochSampler(len(found.training.names), 0, batch, [MixedIn(round(choices.NEGATIVES * batch), 3)])
         assert f"of {choices.counted(len(sampler) // batch, 'iteration')}" in " ".join(
             choose(Net(), batch=batch).reasons
         )

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.support.data_sets import CLASSES, mask_of, write_image, write_labels, write_voc
-from wilson.data.dataset import EpochSampler, StepDataset
+from wilson.data.dataset import EpochSampler, MixedIn, StepDataset
 from wilson.data.sources.base import class_sets
 from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
@@ -189,7 +189,7 @@ def keys(sampler: EpochSampler, epoch: int, batch: int) -> list[list[int]]:
 
 
 def test_negatives_stand_in_the_last_places_of_every_batch() -> None:
-    sampler = EpochSampler(20, seed=1, batch=8, places=2, negatives=5)
+    sampler = EpochSampler(20, seed=1, batch=8, mixed_in=[MixedIn(2, 5)])
     batches = keys(sampler, 0, 8)
     assert len(batches) == 3, "20 images in batches with 6 of them"
     own = [position for batch in batches for position in batch[:6]]
@@ -197,8 +197,8 @@ def test_negatives_stand_in_the_last_places_of_every_batch() -> None:
     mixed_in = [position for batch in batches for position in batch[6:]]
     assert set(mixed_in[:5]) == set(range(20, 25)), "each comes before one comes again"
     assert keys(sampler, 0, 8) == batches != keys(sampler, 1, 8)
-    assert keys(EpochSampler(20, seed=2, batch=8, places=2, negatives=5), 0, 8) != batches
-    assert keys(EpochSampler(5, seed=1, batch=8, places=2, negatives=5), 0, 8) == []
+    assert keys(EpochSampler(20, seed=2, batch=8, mixed_in=[MixedIn(2, 5)]), 0, 8) != batches
+    assert keys(EpochSampler(5, seed=1, batch=8, mixed_in=[MixedIn(2, 5)]), 0, 8) == []
 
 
 def test_order_without_negatives_is_as_it_was() -> None:

@@ -80,6 +80,10 @@ class DataConfig:
     """Mean of the image channels, RGB in 0..1; None for that of the backbone's weights."""
     std: tuple[Positive, Positive, Positive] | None = None
     """Standard deviation of the image channels; None for that of the backbone's weights."""
+    replay: CountOrZero = 0
+    """Images of the base step that wilson and rasp see again in later steps, with their masks, the classes in turn."""
+    replay_share: Share = 0.25
+    """Share of each batch that replayed images take."""
     shots: Count | None = None
     """Few-shot learning: so many training images of each class of an incremental step, drawn by the seed; None for
     all."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from wilson.config.masks import BACKGROUND
+from wilson.config.masks import BACKGROUND, VOID
+from wilson.data.replay import Replay
 from wilson.data.scan import mismatch
 from wilson.data.sources.base import ImageSource
 from wilson.data.sources.prior_maps import PriorMaps
@@ -76,6 +77,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         negative_share: float = 0.25,
         saliency: Path | None = None,
         prior: Path | None = None,
+        replay: Replay | None = None,
     ) -> None:
         if not indices:
             raise UserError(
@@ -90,7 +92,7 @@ class StepDataset(Dataset[dict[str, Any]]):
                 f"({len(unmasked)} of {len(indices)} have none); add them, or list only images with masks"
             )
         self.source, self.indices, self.transform, self.dense, self.seed = source, list(indices), transform, dense, seed
-        self.negatives, self.negative_share = negatives, negative_share
+        self.negatives, self.negative_share, self.replay = negatives, negative_share, replay
         own = [source.names[index] for index in indices]
         shown = own + list(negatives.names if negatives else [])
         self.saliency = None if saliency is None else Saliency(saliency, shown)
@@ -123,15 +125,31 @@ class StepDataset(Dataset[dict[str, Any]]):
 
         Returns:
             image: RGB, uint8 (3, H, W).
-            mask: output channels, int64 (H, W); only if `dense`.
+            mask: output channels, int64 (H, W); only if `dense` or if images are replayed.
             labels: 1 for a class in the image, else 0; float32 (C - 1,), without background.
+            replayed: whether the image is one of the base step, with its mask, where the mask of the others is all 255;
+                only if there are such images.
             saliency: float32 (H, W) in [0, 1]; only if there is a folder of them.
             prior: maps of the step's classes, uint8 (N, h, w); only if there is a folder of them.
             name: name of the image.
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
-        if position >= len(self):
-            return self._negative(epoch, position - len(self))
+        if position < len(self):
+            sample = self._own(epoch, position)
+        elif (extra := position - len(self)) < self._negatives:
+            sample = self._negative(epoch, extra)
+        else:
+            return self._replayed(epoch, extra - self._negatives)
+        if self.replay is not None:  # the samples of a batch have the same parts
+            nothing = torch.full(sample["image"].shape[1:], VOID, dtype=torch.int64)
+            sample |= {"mask": nothing, "replayed": torch.tensor(False)}
+        return sample
+
+    @property
+    def _negatives(self) -> int:
+        return len(self.negatives.names) if self.negatives else 0
+
+    def _own(self, epoch: int, position: int) -> dict[str, Any]:
         index = self.indices[position]
         name = self.source.names[index]
         image, mask = self.source.image(index), self.source.mask(index) if self.dense else None
@@ -152,6 +170,26 @@ class StepDataset(Dataset[dict[str, Any]]):
             more["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
         return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
 
+    def _replayed(self, epoch: int, position: int) -> dict[str, Any]:
+        assert self.replay is not None
+        source, index = self.replay.source, self.replay.indices[position]
+        image, mask, name = source.image(index), source.mask(index), source.names[index]
+        if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
+            raise UserError(wrong)
+        # the 2 keeps these numbers apart from those of the other images of this index
+        pixels, ids, more = self._cut(image, mask, name, source.files(index), self.seed, epoch, index, 2)
+        assert ids is not None
+        if self.prior is not None:
+            more["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
+        return {
+            "image": pixels,
+            "labels": torch.zeros_like(self.labels[0]),
+            "name": name,
+            "mask": self.replay.channels[ids.long()],
+            "replayed": torch.tensor(True),
+            **more,
+        }
+
     def _cut(
         self, image: Image, mask: Image | None, name: str, files: Sequence[Path], *key: int
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
@@ -170,66 +208,96 @@ class StepDataset(Dataset[dict[str, Any]]):
             return self.transform.maps(image, maps)
 
     def sampler(self, batch: int) -> EpochSampler:
-        """The order of an epoch, with the negatives in their places of each batch.
+        """The order of an epoch, with negatives and replayed images in their places of each batch.
 
         Args:
-            batch: images of a batch over all processes, negatives included.
+            batch: images of a batch over all processes, negatives and replayed images included.
 
         Raises:
-            UserError: the share of negatives leaves no place for them, or none for the step's own images.
+            UserError: a share leaves no place for these, or none for the step's own images.
         """
-        if self.negatives is None:
-            return EpochSampler(len(self), self.seed)
-        places = round(self.negative_share * batch)
-        if not 0 < places < batch:
+        places = self.places(batch)
+        mixed_in = []
+        if self.negatives is not None:
+            mixed_in.append(MixedIn(places["negatives"], self._negatives))
+        if self.replay is not None:
+            mixed_in.append(MixedIn(places["replayed"], len(self.replay.indices)))
+        if sum(extra.places for extra in mixed_in) >= batch:
             raise UserError(
-                f"a share of {self.negative_share} negatives makes {places} of a batch of {batch}; expected 1 to "
-                f"{batch - 1}: choose another --data.negative-share or a larger batch"
+                f"negatives and replayed images take all places of a batch of {batch}; choose a smaller "
+                "--data.negative-share or --data.replay-share, or a larger batch"
             )
-        return EpochSampler(len(self), self.seed, batch, places, len(self.negatives.names))
+        return EpochSampler(len(self), self.seed, batch, mixed_in)
+
+    def places(self, batch: int) -> dict[str, int]:
+        """How many places of a batch negatives and replayed images take; 0 where there are none."""
+        negatives = places_of(self.negative_share, batch, "negatives", "negative-share") if self.negatives else 0
+        replayed = places_of(self.replay.share, batch, "replayed images", "replay-share") if self.replay else 0
+        return {"negatives": negatives, "replayed": replayed}
+
+
+def places_of(share: float, batch: int, what: str, option: str) -> int:
+    """The places that a share of a batch makes; a UserError if these are none or all."""
+    places = round(share * batch)
+    if not 0 < places < batch:
+        raise UserError(
+            f"a share of {share} {what} makes {places} of a batch of {batch}; expected 1 to {batch - 1}: choose "
+            f"another --data.{option} or a larger batch"
+        )
+    return places
+
+
+class MixedIn(NamedTuple):
+    """Images that are mixed into the batches beside the step's own."""
+
+    places: int  # in each batch
+    images: int
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield (epoch, position): every position once, in an order that derives from (seed, epoch) alone.
 
-    With negatives, the sampler yields whole batches only, and the negatives take the last places of each. No negative
-    comes again before all have come once.
+    With images mixed in, the sampler yields whole batches only, and these take the last places of each, one kind after
+    the other. None of them comes again before all of its kind have come once.
 
     Args:
         length: number of the step's own positions.
         seed: of the order, at least 0.
-        batch: positions in a batch, negatives included; not used without negatives.
-        places: number of negatives in a batch.
-        negatives: number of negatives; their positions follow the step's own.
+        batch: positions in a batch, all kinds included; not used if nothing is mixed in.
+        mixed_in: the other kinds; their positions follow the step's own.
     """
 
-    def __init__(self, length: int, seed: int, batch: int = 1, places: int = 0, negatives: int = 0) -> None:
+    def __init__(self, length: int, seed: int, batch: int = 1, mixed_in: Sequence[MixedIn] = ()) -> None:
         self.length, self.seed, self.epoch = length, seed, 0
-        self.batch, self.places, self.negatives = batch, places, negatives
+        self.batch, self.mixed_in = batch, tuple(mixed_in)
+        self.own = batch - sum(extra.places for extra in mixed_in)  # places of the step's own images
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._batches * self.batch if self.places else self.length
+        return self._batches * self.batch if self.mixed_in else self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         with random_numbers_from(self.seed, self.epoch):
             order = torch.randperm(self.length)
-            if self.places:
+            if self.mixed_in:
                 order = self._mixed(order)
         return iter([(self.epoch, position) for position in order.tolist()])
 
     @property
     def _batches(self) -> int:
-        return self.length // (self.batch - self.places)
+        return self.length // self.own
 
     def _mixed(self, order: Tensor) -> Tensor:
-        batches, own = self._batches, self.batch - self.places
-        rounds = [torch.randperm(self.negatives) for _ in range(math.ceil(batches * self.places / self.negatives))]
-        mixed_in = self.length + torch.cat([*rounds, order[:0]])[: batches * self.places]
-        return torch.cat([order[: batches * own].view(batches, own), mixed_in.view(batches, self.places)], 1).flatten()
+        batches, first = self._batches, self.length
+        parts = [order[: batches * self.own].view(batches, self.own)]
+        for places, images in self.mixed_in:
+            rounds = [torch.randperm(images) for _ in range(math.ceil(batches * places / images))]
+            parts.append(first + torch.cat([*rounds, order[:0]])[: batches * places].view(batches, places))
+            first += images
+        return torch.cat(parts, 1).flatten()
 
 
 @contextmanager

@@ -23,18 +23,21 @@ class Batch(TypedDict, total=False):
     image: Tensor  # (B, 3, H, W), normalised
     rgb: Tensor  # (B, 3, H, W), the same in [0, 1]
     labels: Tensor  # (B, C-1), image-level labels without background
-    mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels
+    mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels, and of replayed images
+    own: int  # images of the step, the first ones; those behind it are replayed. Only where images are replayed
     saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
     prior: Tensor  # (B, N, h, w), in [0, 1], maps of the N new classes; only where a folder of them is given
 
 
 def to_batch(loaded: dict[str, Any], device: torch.device, normalization: Normalization) -> Batch:
     """Move a loaded batch to the device and normalise its images there."""
+    replayed = loaded.pop("replayed", None)  # is counted here, without waiting for the device
     there = {key: value.to(device, non_blocking=True) for key, value in loaded.items() if isinstance(value, Tensor)}
     rgb = unit_range(there.pop("image")).contiguous(memory_format=torch.channels_last)
     if "prior" in there:
         there["prior"] = unit_range(there["prior"])
-    return {"image": normalization(rgb), "rgb": rgb, **there}  # type: ignore[typeddict-item]
+    batch: Batch = {"image": normalization(rgb), "rgb": rgb, **there}  # type: ignore[typeddict-item]
+    return batch if replayed is None else {**batch, "own": int((~replayed).sum())}
 
 
 def batches(loader: Iterable[dict[str, Any]], device: torch.device, normalization: Normalization) -> Iterator[Batch]:

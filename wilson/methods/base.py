@@ -35,6 +35,13 @@ class SeenAndRemembered(Seen):
     old: Prediction
     maps: Tensor | None = None  # (B, N, h', w') of the new classes in 0..1, where the batch has them
 
+    def first(self, images: int) -> SeenAndRemembered:
+        """The outputs for the first images of the batch."""
+        old = Prediction(self.old.logits[:images], self.old.features[:images])
+        maps = None if self.maps is None else self.maps[:images]
+        seen = (t[:images] for t in (self.logits, self.features, self.scores, self.eval_scores))
+        return SeenAndRemembered(*seen, old, maps)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -45,6 +52,7 @@ class Settings:
     all_labels: bool = False  # image-level labels tell the old classes, too
     localizer_channels: int = 256
     similarity: Tensor | None = None  # (C, C) between the names of all classes, for rasp
+    replayed: float = 0.0  # share of a batch that replayed images take
 
 
 class Method(nn.Module):

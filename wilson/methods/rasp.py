@@ -36,10 +36,10 @@ class Rasp(Wilson):
             raise ValueError(f"Rasp: settings.similarity must be (C, C) with C = {model.classes}, got {found}")
         self.register_buffer("similarity", similarity)
 
-    def terms(self, seen: SeenAndRemembered, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        terms = super().terms(seen, batch, epoch)
+    def terms(self, seen: SeenAndRemembered, of_step: SeenAndRemembered, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        terms = super().terms(seen, of_step, batch, epoch)
         if self.config.names:
-            scores, old_logits = at_size_of(seen.scores, seen.old.logits), seen.old.logits
+            scores, old_logits = at_size_of(of_step.scores, of_step.old.logits), of_step.old.logits
             # Of the old model the arg-max alone counts, which is the same for logits of a softmax
             terms["names"] = ops.prior_loss(scores, batch["labels"], similarity=self.similarity, old_logits=old_logits)
         return terms

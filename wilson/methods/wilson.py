@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from wilson import ops
 from wilson.data.loading import Batch
+from wilson.models import SegmentationModel
 
-from .base import SeenAndRemembered, WeaklySupervised
+from .base import SeenAndRemembered, Settings, WeaklySupervised
 from .upsampling import at_size_of
 
 
@@ -24,9 +25,17 @@ class Wilson(WeaklySupervised):
     Maps of the new classes from outside (`batch["prior"]`) either teach the localizer, too, by binary cross-entropy
     where the image shows the class (`ops.prior_loss`), or are mixed into what SEG's pseudo-labels are made from
     (`ops.merge_pseudo_labels`).
+
+    Images of the base step that are replayed (those from `batch["own"]` on) add the base step's loss of their masks
+    beside SEG, for background and old classes, with the weight of SEG. CLS, SSS and SEG are of the step's images alone.
     """
 
     remembers: ClassVar[bool] = True
+    of_all: ClassVar[tuple[str, ...]] = ("loc", "enc")  # terms that are of replayed images, too
+
+    def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
+        super().__init__(model, old, settings)
+        self.replayed = (settings or Settings()).replayed
 
     def look(self, batch: Batch) -> SeenAndRemembered:
         old = self.remember(batch)
@@ -48,26 +57,50 @@ class Wilson(WeaklySupervised):
         return scores
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return self.weighted(**self.terms(self.look(batch), batch, epoch))
+        seen = self.look(batch)
+        if "own" not in batch:
+            return self.weighted(**self.terms(seen, seen, batch, epoch))
+        own, images = batch["own"], len(seen.logits)
+        of_step = {key: value[:own] for key, value in batch.items() if isinstance(value, Tensor)}
+        terms = self.terms(seen, seen.first(own), of_step, epoch)  # type: ignore[arg-type]
+        # The loop takes a term for the mean over this part's images; these are means over some of them.
+        share = own / images / (1 - self.replayed)
+        terms = {name: term if name in self.of_all else share * term for name, term in terms.items()}
+        terms = self.weighted(**terms)
+        if self.config.seg and epoch >= self.warmup:
+            share = (images - own) / images / self.replayed
+            terms["replay"] = self.config.seg * share * self.replay(seen.logits[own:], batch["mask"][own:])
+        return terms
 
-    def terms(self, seen: SeenAndRemembered, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The loss terms of a batch, before their weights."""
+    def replay(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """The loss of the base step on the replayed images: old classes and background against their masks."""
+        return ops.upsampled_soft_margin_loss(self.odds(logits)[:, : self.old_classes], masks)
+
+    def terms(self, seen: SeenAndRemembered, of_step: SeenAndRemembered, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The loss terms, before their weights.
+
+        Args:
+            seen: the outputs for all images, which LOC and ENC (`of_all`) are of.
+            of_step: the same without replayed images.
+            batch: the images of the step.
+            epoch: from 0.
+        """
         c = self.config
         terms = {}
         if c.cls:
-            terms["cls"] = self.classified(seen, batch["labels"])
+            terms["cls"] = self.classified(of_step, batch["labels"])
         if c.loc and c.prior in ("loc", "softmax"):
             terms["loc"] = self.localization_prior(at_size_of(seen.scores, seen.old.logits), seen.old.logits)
-        if c.maps and c.prior_use == "loss" and seen.maps is not None:
-            maps = at_size_of(seen.maps, seen.scores)
-            terms["maps"] = ops.prior_loss(seen.scores, batch["labels"], maps=maps)
+        if c.maps and c.prior_use == "loss" and of_step.maps is not None:
+            maps = at_size_of(of_step.maps, of_step.scores)
+            terms["maps"] = ops.prior_loss(of_step.scores, batch["labels"], maps=maps)
         if c.enc:
             channels = seen.features.shape[1] if self.paper else 1
             terms["enc"] = channels * F.mse_loss(seen.features, seen.old.features)
         if c.sss and epoch >= self.warmup:
-            terms["sss"] = self.self_supervision(seen.scores, seen.eval_scores, batch)
+            terms["sss"] = self.self_supervision(of_step.scores, of_step.eval_scores, batch)
         if c.seg and epoch >= self.warmup:
-            terms["seg"] = self.segmentation(seen, batch["labels"])
+            terms["seg"] = self.segmentation(of_step, batch["labels"])
         return terms
 
     def classified(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:

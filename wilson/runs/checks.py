@@ -73,6 +73,12 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
             f"step {step}: a batch of {batch} images cannot be shared out to {distributed.processes()} processes in "
             f"{parts} parts each; choose a larger batch, or fewer processes or parts (--step.accumulate)"
         )
+    shares = parts * distributed.processes()
+    if (replayed := dataset.places(batch)["replayed"]) and batch // shares <= replayed:
+        raise UserError(
+            f"step {step}: {replayed} replayed images fill one of the {shares} parts of a batch of {batch}; choose a "
+            "smaller --data.replay-share, a larger batch, or fewer processes or parts"
+        )
     if batch // parts < 2 and not settings.freeze_norm:
         raise UserError(
             f"step {step}: a batch of {batch} in {parts} parts leaves single images to batch-norm, which needs two or "

@@ -14,6 +14,7 @@ from wilson.config import Config
 from wilson.config.masks import VOID
 from wilson.data import opening
 from wilson.data.dataset import StepDataset
+from wilson.data.replay import Replay
 from wilson.data.similarity import read_similarity
 from wilson.data.sources.base import ImageSource, class_sets, fingerprint
 from wilson.data.sources.views import Chosen, Joined
@@ -111,7 +112,14 @@ class Experiment:
             negative_share=config.data.negative_share,
             saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
             prior=prior_maps(config) if step else None,
+            replay=self.replay() if step and config.data.replay else None,
         )
+
+    def replay(self) -> Replay:
+        """The images of the base step that later steps see again."""
+        config = self.config
+        images, share = config.data.replay, config.data.replay_share
+        return Replay.of(self.training, self.task, config.protocol, images, config.seed, share)
 
     def negatives_of(self, step: int) -> ImageSource | None:
         """The negatives of a step that learns from image-level labels: those given, then those found; None for none."""
@@ -159,6 +167,7 @@ class Experiment:
             config.all_labels,
             config.model.localizer_channels,
             None if self.similarity is None else self.similarity[:classes, :classes],
+            round(config.data.replay_share * config.step.batch) / config.step.batch if config.data.replay else 0.0,
         )
         return kind(previous.extended(len(self.task.new(step))), previous, settings)
 
@@ -182,6 +191,8 @@ def check_method(config: Config) -> None:
         raise UserError(
             "--losses.names-pooling weighs a softmax, which --losses.pooling gap has not; choose another one"
         )
+    if config.data.replay and not issubclass(kind, Wilson):
+        raise UserError(f"--data.replay works with the methods wilson and rasp, not {config.method}; leave it out")
     if prior_maps(config) and config.losses.prior_use == "mix" and not config.losses.merge:
         raise UserError(
             "--losses.prior-use mix needs the merge; leave out --losses.no-merge, or use the maps as a loss"

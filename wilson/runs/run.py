@@ -161,7 +161,7 @@ def train_step(
     entry["training"] = {
         "images": len(dataset),
         "negatives": len(dataset.negatives.names) if dataset.negatives else 0,
-        "negatives_in_batch": dataset.sampler(settings.batch).places,
+        "negatives_in_batch": dataset.places(settings.batch)["negatives"],
         "absent": dataset.absent,
     }
     if config.data.skip_corrupt:
@@ -180,10 +180,13 @@ def train_step(
 
 def learned_from(dataset: StepDataset, batch: int) -> str:
     """The numbers of a step's images in words."""
-    if dataset.negatives is None:
-        return f"{len(dataset)} images"
-    places = dataset.sampler(batch).places
-    return f"{len(dataset)} images and {len(dataset.negatives.names)} negatives ({places} in each batch of {batch})"
+    places = dataset.places(batch)
+    words = [f"{len(dataset)} images"]
+    if dataset.negatives is not None:
+        words.append(f"{len(dataset.negatives.names)} negatives ({places['negatives']} in each batch of {batch})")
+    if dataset.replay is not None:
+        words.append(f"{len(dataset.replay.indices)} replayed images ({places['replayed']} in each batch of {batch})")
+    return " and ".join(words)
 
 
 def mean_iou(evaluated: tuple[dict[str, Any], Tensor]) -> float:
