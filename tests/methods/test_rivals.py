@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from wilson.config import LossConfig
-from wilson.methods import Cam, Eps, Settings, SingleStage
+from wilson.methods import Cam, Eps, Seam, Settings, SingleStage
 from wilson.methods.eps import saliency_loss
 from wilson.models import build_segmenter
 from wilson.training.loop import fill_gradients
@@ -35,7 +35,7 @@ def learned(module):
     return any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("kind", [*RIVALS, Seam])
 def test_first_the_localizer_learns_then_the_model(parts, kind):
     model, old, batch = parts
     method = build(kind, parts)
@@ -51,7 +51,7 @@ def test_first_the_localizer_learns_then_the_model(parts, kind):
     assert all(torch.equal(a[k], b[k]) for a, b in zip(frozen, after, strict=True) for k in a)  # statistics, too
 
 
-@pytest.mark.parametrize("kind", RIVALS)
+@pytest.mark.parametrize("kind", [*RIVALS, Seam])
 def test_who_does_not_learn_does_not_decay(parts, kind):
     model, _, batch = parts
     method = build(kind, parts)

@@ -305,4 +305,4 @@ def test_without_the_merge_pseudo_labels_are_the_localizers(parts, alpha):
 def test_every_method_has_its_option():
     assert get_args(MethodName) == tuple(METHODS)
     weak = {name for name, kind in METHODS.items() if not kind.pixel_supervised}
-    assert weak == {"wilson", "rasp", "finetune", "cam", "ss", "eps"}
+    assert weak == {"wilson", "rasp", "finetune", "cam", "ss", "eps", "seam"}

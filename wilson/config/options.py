@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
 from .validation import CHECKED, told
 
-ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps"]
+ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps", "seam"]
 MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline"]
 MethodName: TypeAlias = Literal[ImageLevelMethod, MaskMethod]
 RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc"]
@@ -223,9 +223,9 @@ class Config:
     """Which images belong to a step."""
     method: MethodName = "wilson"
     """What the incremental steps do. From image-level labels: wilson; rasp, which adds what the names of the classes
-    tell; finetune; and the two-stage rivals cam, ss and eps, whose localizer learns in the warm-up epochs. From masks
-    of the step: finetune-pixel, lwf, lwf-mc, ilt, mib, plop. From all masks: joint, the classes seen so far at each
-    step; offline, all classes at once."""
+    tell; finetune; and the two-stage rivals cam, ss, eps and seam, whose localizer learns in the warm-up epochs. From
+    masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib, plop. From all masks: joint, the classes seen so far at
+    each step; offline, all classes at once."""
     seed: Seed = 0
     """Seed of initialisation, order and augmentation."""
     all_labels: Flag = False

@@ -16,6 +16,7 @@ from .lwf_mc import LwfMc
 from .mib import Mib
 from .plop import Plop
 from .rasp import Rasp
+from .seam import Seam
 from .ss import SingleStage
 from .supervised import Supervised
 from .two_stage import TwoStage
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "cam": Cam,
     "ss": SingleStage,
     "eps": Eps,
+    "seam": Seam,
     "finetune-pixel": FinetunePixel,
     "lwf": Lwf,
     "lwf-mc": LwfMc,
@@ -51,6 +53,7 @@ __all__ = [
     "Mib",
     "Plop",
     "Rasp",
+    "Seam",
     "Settings",
     "SingleStage",
     "Supervised",

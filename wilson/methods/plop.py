@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wilson import distributed
@@ -17,6 +16,7 @@ from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
 
 from .base import Method, Settings
+from .hooks import outputs
 from .upsampling import upsample
 
 SCALES = (1, 2, 4)  # number of pooling cells per side
@@ -123,15 +123,3 @@ def strips(features: Tensor) -> Tensor:
         cells = features[:, :, : h * s, : w * s].square().reshape(batch, channels, s, h, s, w)
         found += [cells.mean(5).flatten(1), cells.mean(3).flatten(1)] if h and w else []
     return torch.cat(found, 1)
-
-
-@contextmanager
-def outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """A list that the block fills with the outputs of the modules, in the order of their calls."""
-    found: list[Tensor] = []
-    hooks = [module.register_forward_hook(lambda _module, _inputs, out: found.append(out)) for module in modules]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,4 +1,4 @@
-"""What the rivals cam, ss and eps share: a frozen localizer makes the labels."""
+"""What the rivals cam, ss, eps and seam share: a frozen localizer makes the labels."""
 
 from __future__ import annotations
 
@@ -52,18 +52,24 @@ class TwoStage(WeaklySupervised):
         return self.model.parameters()
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        labelling = epoch >= self.warmup
-        if labelling:
-            self.encoder.eval()
-        if not labelling:
-            return self.localization(*self.localize(batch), batch, epoch)
+        if epoch < self.warmup:
+            return self.learn_to_localize(batch, epoch)
+        self.encoder.eval()
         with torch.no_grad():
-            eval_scores = self.visible(self.localizer.eval_scores(self.encoder(batch["image"])))
+            eval_scores = self.label(batch)
         targets = self.targets(eval_scores, self.remember(batch).logits, batch["labels"])
         return self.weighted(seg=ops.soft_margin_loss(self.odds(self.model(batch["image"]).logits), targets))
 
+    def learn_to_localize(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The weighted loss terms of the localizer for a batch in the warm-up epochs."""
+        return self.localization(*self.localize(batch), batch, epoch)
+
+    def label(self, batch: Batch) -> Tensor:
+        """What the frozen localizer, in eval mode, says of a batch: (B, C, h, w), as `confidence` takes it."""
+        return self.visible(self.localizer.eval_scores(self.encoder(batch["image"])))
+
     def localization(self, scores: Tensor, eval_scores: Tensor, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        """The weighted loss terms of the localizer in the warm-up epochs."""
+        """The same from its scores."""
         return self.weighted(cls=self.classification(scores, batch["labels"]))
 
     def localize(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ _WHAT = {
     "finetune": "Learns the new classes from the same image-level labels; nothing preserves the old ones.",
     "cam": "Learns the new classes from hard labels, which a localizer makes from activation maps.",
     "ss": "Learns the new classes from hard labels of a single-stage localizer, refined by the image's colours.",
+    "seam": "Learns the new classes from hard labels of a localizer that sees two sizes of each image alike.",
     "eps": "Learns the new classes from hard labels of a localizer that learned from saliency maps.",
     "finetune-pixel": "Learns the new classes from their masks; nothing preserves the old ones.",
     "lwf": "Learns the new classes from their masks, and keeps the old model's probabilities of the old classes.",

@@ -119,7 +119,7 @@ class Adapted(SegmentationModel):
         return _Features(self)
 
     def stages(self) -> list[nn.Module]:
-        raise UserError("the stages of another library's model are not known, so plop cannot compare them; use wilson")
+        raise UserError("the stages of another library's model are not known, which plop and seam look at; use wilson")
 
     def extended(self, new: int) -> Adapted:
         """A copy with `new` more classes after the others, their weights fresh; the old outputs are unchanged.
