@@ -73,7 +73,7 @@ def test_refused(source: VOCFolder, tmp_path: Path) -> None:
         Replay.of(source, TASK, "overlap", 4, 0, 0.25)
     with pytest.raises(UserError, match=r"0\.1 replayed images makes 0 of a batch of 4.*--data.replay-share"):
         replaying(source, 2, share=0.1).sampler(4)
-    bare = VOCFolder(write_voc(tmp_path / "bare", MASKS, with_masks=False))
+    write_voc(tmp_path / "bare", MASKS, with_masks=False)
     write_labels(tmp_path / "bare", ["a 4 2", "b 1 3 4", "c 5 1", "d 2"])
     with pytest.raises(UserError, match="image 'a' of the base step has no mask"):
-        Replay.of(VOCFolder(bare.root), TASK, "overlap", 2, 0, 0.25)
+        Replay.of(VOCFolder(tmp_path / "bare"), TASK, "overlap", 2, 0, 0.25)
