@@ -68,6 +68,8 @@ WRONG = {
     "data.workers": (-1,),
     "data.mean": ((0.5, 0.5, 1.5), (123.7, 116.8, 103.9), (0.5, nan, 0.5)),
     "data.std": ((0.2, 0.0, 0.2), (0.2, 0.2, -1.0)),
+    "data.replay": (-1,),
+    "data.replay_share": SHARE,
     "data.shots": COUNT,
     "data.train_images": COUNT,
     "data.val_images": COUNT,
