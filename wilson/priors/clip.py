@@ -60,8 +60,8 @@ class Clip:
     ) -> None:
         import open_clip
 
-        self.model = open_model(model, weights).to(device)
-        self.visual: Any = self.model.visual
+        self.model: Any = open_model(model, weights).to(device)
+        self.visual = self.model.visual
         self.size, self.device, self.count = size or min(self.visual.image_size), device, len(classes)
         config = open_clip.get_model_preprocess_cfg(self.model)
         self.normalization = Normalization(tuple(config["mean"]), tuple(config["std"]))
@@ -73,8 +73,7 @@ class Clip:
         (patch, _) = self.visual.patch_size
         pixels = resized(image, self.size, patch, self.normalization).to(self.device)
         likeness = torch.einsum("dhw,cd->chw", dense_features(self.visual, pixels)[0], self.texts)
-        scale: Any = self.model.logit_scale
-        return (scale.exp() * likeness).softmax(0)[: self.count]
+        return (self.model.logit_scale.exp() * likeness).softmax(0)[: self.count]
 
 
 def open_model(name: str, weights: Path) -> nn.Module:

@@ -56,15 +56,15 @@ class Head:
         if size < LEAST:
             raise UserError(f"--size: expected at least {LEAST}, got {size}; smaller images give maps of little use")
         assert kind in get_args(Kind)
-        self.model = open_classifier(model, weights).to(device)
+        self.model: Any = open_classifier(model, weights).to(device)
         self.members, self.kind, self.size, self.device = members, kind, size, device
-        config: Any = self.model.pretrained_cfg
+        config = self.model.pretrained_cfg
         self.normalization = Normalization(tuple(config["mean"]), tuple(config["std"]))
 
     @torch.no_grad()
     def __call__(self, image: Image) -> Tensor:
         """Maps (N, h, w) in 0..1 of an upright RGB image."""
-        stride = self.model.feature_info[-1]["reduction"]  # type: ignore[index]
+        stride = self.model.feature_info[-1]["reduction"]
         pixels = resized(image, self.size, stride, self.normalization).to(self.device)
         return class_maps(dense_logits(self.model, pixels)[0], self.members, self.kind)
 
