@@ -142,6 +142,13 @@ def test_the_command_fills_a_folder_and_goes_on(root: Path, weights: Path, capsy
     assert (root / "maps" / "a.npz").stat().st_mtime_ns == kept and (root / "maps" / "b.npz").is_file()
 
 
+def test_images_that_cannot_be_read_are_counted(root: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "JPEGImages" / "a.jpg").write_text("no image")
+    assert main(command(root, weights)) == 0
+    assert "no maps of 1 images, as they cannot be read; the first: " in capsys.readouterr().out
+    assert [path.name for path in (root / "maps").iterdir()] == ["b.npz"]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
