@@ -146,6 +146,19 @@ def test_a_step_with_the_names_of_the_classes(start, tmp_path, similarity):
     assert len(names) > 1 and all(0 < value < 2 for value in names)
 
 
+@pytest.mark.slow
+def test_several_steps_with_names_and_maps(tmp_path, similarity, maps):
+    """Each step takes the part of the table for its classes, and the maps of its new ones."""
+    places = {"similarity": str(similarity), "prior": str(maps)}
+    config = replace(TINY, method="rasp", task="1,2,3,4/5,6/7,8", data=replace(TINY.data, **places))
+    config = replace(config, losses=replace(config.losses, names_pooling=True))
+    out = run(config, tmp_path / "run")
+    for step in (1, 2):
+        curves = losses(out / f"step-{step}")
+        assert {"loss/names", "loss/maps"} <= curves.keys()
+    assert len(json.loads((out / "results.json").read_text())["steps"]) == 3
+
+
 def test_the_table_is_in_the_order_of_the_task(similarity):
     config = replace(TINY, method="rasp", task="1,2/5,3", data=replace(TINY.data, similarity=str(similarity)))
     experiment = Experiment.open(config)
