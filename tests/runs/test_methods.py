@@ -149,9 +149,9 @@ def test_a_step_with_the_names_of_the_classes(start, tmp_path, similarity):
 @pytest.mark.slow
 def test_several_steps_with_names_and_maps(tmp_path, similarity, maps):
     """Each step takes the part of the table for its classes, and the maps of its new ones."""
-    places = {"similarity": str(similarity), "prior": str(maps)}
-    config = replace(TINY, method="rasp", task="1,2,3,4/5,6/7,8", data=replace(TINY.data, **places))
-    config = replace(config, losses=replace(config.losses, names_pooling=True))
+    data = replace(TINY.data, similarity=str(similarity), prior=str(maps))
+    weighing = replace(TINY.losses, names_pooling=True)
+    config = replace(TINY, method="rasp", task="1,2,3,4/5,6/7,8", data=data, losses=weighing)
     out = run(config, tmp_path / "run")
     for step in (1, 2):
         curves = losses(out / f"step-{step}")
