@@ -27,9 +27,9 @@ SIMILARITY = torch.exp(-5 * (1 - torch.tensor([
 def parts():
     torch.manual_seed(0)
     old = build_segmenter("small_resnet", 4, "none", 16, [OLD], 32, (1, 2, 3)).eval()
-    with torch.no_grad():  # so that the old model sees each of its classes somewhere
-        old.classifiers[0].weight.mul_(20)
     image = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():  # so that the old model sees each of its classes somewhere
+        old.classifiers[0].get_parameter("bias").sub_(old(image).logits.mean((0, 2, 3)))
     labels = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 1, 1]]).float()
     return old, {"image": image, "rgb": torch.rand_like(image), "labels": labels}
 

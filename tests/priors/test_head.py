@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,19 +24,23 @@ from wilson.priors.hyponyms import hyponyms, numbers
 MODEL = "test_efficientnet.r160_in1k"  # of timm, made for tests: 0.4 million weights
 
 
+def classifier(name: str) -> Any:
+    """A model with random weights, the same in every call."""
+    torch.manual_seed(0)
+    return timm.create_model(name).eval()
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / "head.pth"
-    torch.save(timm.create_model(MODEL).state_dict(), file)
+    torch.save(classifier(MODEL).state_dict(), file)
     return file
 
 
 @pytest.mark.parametrize("name", [MODEL, "test_resnet.r160_in1k", "test_convnext.r160_in1k", "mobilenetv3_small_050"])
 def test_the_head_at_every_position(name: str) -> None:
     """Of an image of one position the logits are the model's own, whatever its head does after pooling."""
-    torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = classifier(name)
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert model.forward_features(image).shape[2:] == (1, 1)
@@ -44,8 +49,7 @@ def test_the_head_at_every_position(name: str) -> None:
 
 def test_logits_are_not_pooled() -> None:
     """The head of this model is linear, so the mean of its logits over positions is that of the pooled features."""
-    torch.manual_seed(0)
-    model = timm.create_model(MODEL).eval()
+    model = classifier(MODEL)
     image = torch.randn(1, 3, 96, 64)
     with torch.no_grad():
         logits = dense_logits(model, image)
@@ -138,6 +142,13 @@ def test_the_command_fills_a_folder_and_goes_on(root: Path, weights: Path, capsy
     assert (root / "maps" / "a.npz").stat().st_mtime_ns == kept and (root / "maps" / "b.npz").is_file()
 
 
+def test_images_that_cannot_be_read_are_counted(root: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "JPEGImages" / "a.jpg").write_text("no image")
+    assert main(command(root, weights)) == 0
+    assert "no maps of 1 images, as they cannot be read; the first: " in capsys.readouterr().out
+    assert [path.name for path in (root / "maps").iterdir()] == ["b.npz"]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -161,7 +172,7 @@ def test_a_mistake_is_one_line(
 
 
 def test_a_network_without_maps_is_refused(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(timm.create_model("test_vit.r160_in1k").state_dict(), tmp_path / "vit.pth")
+    torch.save(classifier("test_vit.r160_in1k").state_dict(), tmp_path / "vit.pth")
     options = ["--out", str(tmp_path / "maps"), "--root", str(root), "--split", "train"]
     assert (
         main(["prior", "head", *options, "--model", "test_vit.r160_in1k", "--weights", str(tmp_path / "vit.pth")]) == 2

@@ -41,8 +41,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bert")
     save_tokenizer(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(folder)
     return folder
 
 
@@ -138,7 +140,7 @@ def test_vectors_of_ones_own(root: Path) -> None:
 def test_a_bad_file_of_vectors_is_one_line(
     root: Path, capsys: pytest.CaptureFixture[str], values: dict[str, np.ndarray], text: str
 ) -> None:
-    np.savez(root / "vectors.npz", **values)
+    np.savez(root / "vectors.npz", **values)  # type: ignore[arg-type]
     assert main(command(root, "--vectors", str(root / "vectors.npz"))) == 2
     assert f"vectors.npz: {text}" in one_line(capsys) and not (root / "table.npz").exists()
 

@@ -60,7 +60,7 @@ def test_grid_is_read(tmp_path):
         ({"rows": {"a": {"losses": 3}}}, "expected options"),
         ({"rows": {"a": {"all_labels": "yes"}}}, "all_labels: expected true or false"),
         ({"rows": {"a": {"step": {"epochs": 1.5}}}}, "epochs: expected a whole number"),
-        ({"rows": {"a": {"method": "best"}}}, "method: expected wilson, finetune.*got 'best'"),
+        ({"rows": {"a": {"method": "best"}}}, "method: expected wilson, rasp, finetune.*got 'best'"),
         ({"rows": {"a": {"model": {"stride": 8}}}}, "model is that of the base step"),
         ({"rows": {"a": {"seeds": [1]}}}, "1 is that of the base step"),
         ({"rows": {"a b": {}, "a_b": {}}}, "two rows.*a_b-seed0"),

@@ -146,10 +146,24 @@ def test_a_step_with_the_names_of_the_classes(start, tmp_path, similarity):
     assert len(names) > 1 and all(0 < value < 2 for value in names)
 
 
+@pytest.mark.slow
+def test_several_steps_with_names_and_maps(tmp_path, similarity, maps):
+    """Each step takes the part of the table for its classes, and the maps of its new ones."""
+    data = replace(TINY.data, similarity=str(similarity), prior=str(maps))
+    weighing = replace(TINY.losses, names_pooling=True)
+    config = replace(TINY, method="rasp", task="1,2,3,4/5,6/7,8", data=data, losses=weighing)
+    out = run(config, tmp_path / "run")
+    for step in (1, 2):
+        curves = losses(out / f"step-{step}")
+        assert {"loss/names", "loss/maps"} <= curves.keys()
+    assert len(json.loads((out / "results.json").read_text())["steps"]) == 3
+
+
 def test_the_table_is_in_the_order_of_the_task(similarity):
     config = replace(TINY, method="rasp", task="1,2/5,3", data=replace(TINY.data, similarity=str(similarity)))
     experiment = Experiment.open(config)
     ours, stored = experiment.similarity, np.load(similarity)["similarity"][::-1, ::-1]
+    assert ours is not None
     assert ours.shape == (5, 5) and ours[3, 0] == stored[5, 0] and ours[4, 2] == stored[3, 2]
     old = Supervised(build_segmenter("small_resnet", 4, "none", 8, [3], 32, (2,))).model
     assert torch.equal(Rasp(old.extended(2), old, Settings(similarity=ours)).similarity, ours)
@@ -197,15 +211,16 @@ def test_a_step_with_maps_as_a_loss(start, tmp_path, maps):
 
 
 def test_a_step_with_maps_mixed_in_learns_something_else(start, tmp_path, maps):
-    found = {}
-    for name, losses_of_run in {"plain": {}, "mixed": {"prior_use": "mix", "prior_weight": 0.8}}.items():
-        config = replace(TINY, losses=replace(TINY.losses, **losses_of_run), data=replace(TINY.data, prior=str(maps)))
-        config = config if name == "mixed" else replace(config, data=TINY.data)
-        found[name] = losses(run(config, tmp_path / name, steps=[1], start=start) / "step-1")
+    mixing = replace(TINY.losses, prior_use="mix", prior_weight=0.8)
+    config = replace(TINY, losses=mixing, data=replace(TINY.data, prior=str(maps)))
+    found = {
+        name: losses(run(changed, tmp_path / name, steps=[1], start=start) / "step-1")
+        for name, changed in {"plain": TINY, "mixed": config}.items()
+    }
     assert found["mixed"].keys() == found["plain"].keys()
     assert found["mixed"]["loss/cls"][0] == found["plain"]["loss/cls"][0]
     assert found["mixed"]["loss/seg"][0] != found["plain"]["loss/seg"][0]
-    no_merge = replace(config, losses=replace(config.losses, merge=False))
+    no_merge = replace(config, losses=replace(mixing, merge=False))
     with pytest.raises(UserError, match=r"prior-use mix needs the merge"):
         run(no_merge, tmp_path / "none", steps=[1], start=start)
 

@@ -1,4 +1,4 @@
-"""What several commands share: the options of a configuration, and where a run writes."""
+"""What several commands share: the options of a configuration, where a run writes, and what maps are made of."""
 
 from __future__ import annotations
 
@@ -76,3 +76,24 @@ class Where:
 
 
 Folder = Annotated[Where, arg(name="")]
+
+
+@dataclass(frozen=True)
+class MapsOf:
+    """The images that maps are made of, and where the maps go."""
+
+    out: Path
+    """Folder of the maps, a NAME.npz for each image; what is there already is kept."""
+    root: str = "data/voc"
+    """Folder in the layout of VOC or COCO, or synthetic for the built-in data set."""
+    split: str = "train_aug"
+    """Name of the list of images (COCO: train2017, built-in data set: train)."""
+    labels: str | None = None
+    """Images with labels, as in --data.labels, instead of those of the list."""
+    classes: str | None = None
+    """Names or ids of the classes, with commas; None for all of the data set."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+Images = Annotated[MapsOf, arg(name="")]

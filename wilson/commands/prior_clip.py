@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from tyro.conf import arg
-
-from .prior_head import MapsOf
+from .options import Images
 
 
 @dataclass(frozen=True)
 class PriorClip:
     """Make maps with an image-text model (CLIP), read at every position."""
 
-    where: Annotated[MapsOf, arg(name="")]
+    where: Images
     weights: Path
     """Weights of the model, a local .safetensors or .pt file."""
     model: str = "ViT-B-16"

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import arg
-
-
-@dataclass(frozen=True)
-class MapsOf:
-    """The images that maps are made of, and where the maps go."""
-
-    out: Path
-    """Folder of the maps, a NAME.npz for each image; what is there already is kept."""
-    root: str = "data/voc"
-    """Folder in the layout of VOC or COCO, or synthetic for the built-in data set."""
-    split: str = "train_aug"
-    """Name of the list of images (COCO: train2017, built-in data set: train)."""
-    labels: str | None = None
-    """Images with labels, as in --data.labels, instead of those of the list."""
-    classes: str | None = None
-    """Names or ids of the classes, with commas; None for all of the data set."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+from .options import Images
 
 
 @dataclass(frozen=True)
 class PriorHead:
     """Make maps with a frozen ImageNet classifier, its head applied at every position."""
 
-    where: Annotated[MapsOf, arg(name="")]
+    where: Images
     weights: Path
     """Weights of the model with their head of 1000 outputs, a local .safetensors or .pth file."""
     model: str = "tf_efficientnet_lite0"
@@ -39,8 +21,8 @@ class PriorHead:
     size: int = 224
     """Short side that the images are resized to, in pixels (at least 224)."""
     kind: Literal["odds", "min-max"] = "odds"
-    """odds: the odds of the class against all others, the same for every image; min-max: its highest logit, scaled to
-    0..1 within the image."""
+    """odds: of the class against all others, comparable between images; min-max: its highest logit, scaled to 0..1
+    within the image."""
     hyponyms: Path | None = None
     """File of lines NAME: ImageNet classes (numbers, ranges as in 151-268, names), for classes that are not VOC's."""
 

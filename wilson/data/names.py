@@ -65,6 +65,12 @@ def find(name: str, classes: Sequence[str]) -> int | None:
     return None
 
 
+def find_all(names: Sequence[str], classes: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The mask ids of classes by their names in either data set, and the names without one."""
+    found = {name: find(name, classes) for name in names}
+    return [where for where in found.values() if where is not None], [name for name in names if found[name] is None]
+
+
 def find_id(word: str, classes: Sequence[str]) -> int | None:
     """The mask id that a word stands for; None for an unknown class.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wilson.atomic import replacing
-from wilson.data.names import find
+from wilson.data.names import find_all
 from wilson.errors import UserError, first_line
 
 
@@ -40,11 +40,10 @@ def read_similarity(file: Path, names: Sequence[str]) -> Tensor:
             f"{file}: expected a table ({len(classes)}, {len(classes)}), a row and a column for each of its classes, "
             f"got {table.shape}; wilson prior names writes one"
         )
-    found = [find(name, classes) for name in names]
-    if None in found:
+    found, missing = find_all(names, classes)
+    if missing:
         raise UserError(
-            f"{file}: lacks the class {names[found.index(None)]}; make the table of all classes of the task anew "
-            "(wilson prior names)"
+            f"{file}: lacks the class {missing[0]}; make the table of all classes of the task anew (wilson prior names)"
         )
     table = table[np.ix_(found, found)]
     for wrong, what in ((~np.isfinite(table), "a finite"), (table[:, :1] <= 0, "a positive")):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wilson.data.transforms import Normalization
@@ -61,7 +61,7 @@ class Clip:
         import open_clip
 
         self.model = open_model(model, weights).to(device)
-        self.visual: Any = self.model.visual
+        self.visual = self.model.visual
         self.size, self.device, self.count = size or min(self.visual.image_size), device, len(classes)
         config = open_clip.get_model_preprocess_cfg(self.model)
         self.normalization = Normalization(tuple(config["mean"]), tuple(config["std"]))
@@ -73,23 +73,23 @@ class Clip:
         (patch, _) = self.visual.patch_size
         pixels = resized(image, self.size, patch, self.normalization).to(self.device)
         likeness = torch.einsum("dhw,cd->chw", dense_features(self.visual, pixels)[0], self.texts)
-        scale: Any = self.model.logit_scale
-        return (scale.exp() * likeness).softmax(0)[: self.count]
+        maps: Tensor = (self.model.logit_scale.exp() * likeness).softmax(0)
+        return maps[: self.count]
 
 
-def open_model(name: str, weights: Path) -> nn.Module:
+def open_model(name: str, weights: Path) -> Any:
     """An open_clip model with local weights, in eval mode; UserError if there is none of the kind."""
     import open_clip
 
     if name not in open_clip.list_models():
         raise UserError(f"--model {name}: open_clip has no such model; give one such as ViT-B-16")
     try:
-        model: nn.Module = open_clip.create_model(name, load_weights=False)
+        model = open_clip.create_model(name, load_weights=False)
     except Exception as error:  # parts of other libraries that are missing, and files that would be fetched
         raise UserError(
             f"--model {name}: cannot be made: {first_line(error)}; give another, such as ViT-B-16"
         ) from error
-    visual: Any = model.visual
+    visual = model.visual
     if type(visual) is not open_clip.transformer.VisionTransformer or visual.attn_pool is not None:
         raise UserError(f"--model {name}: has no plain vision transformer; give one such as ViT-B-16")
     load_weights(model, weights)
@@ -97,12 +97,12 @@ def open_model(name: str, weights: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def embed_words(model: nn.Module, tokenizer: Any, words: Sequence[str], device: torch.device | None = None) -> Tensor:
+def embed_words(model: Any, tokenizer: Any, words: Sequence[str], device: torch.device | None = None) -> Tensor:
     """The unit mean of the unit text embeddings of each word in the templates, (words, D)."""
     found = []
     for word in words:
         tokens = tokenizer([template.format(word) for template in TEMPLATES]).to(device)
-        embedded = F.normalize(model.encode_text(tokens), dim=-1)  # type: ignore[operator]
+        embedded = F.normalize(model.encode_text(tokens), dim=-1)
         found.append(F.normalize(embedded.mean(0), dim=0))
     return torch.stack(found)
 

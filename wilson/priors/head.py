@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from wilson.data.transforms import Normalization
 from wilson.errors import UserError, first_line
@@ -58,23 +58,23 @@ class Head:
         assert kind in get_args(Kind)
         self.model = open_classifier(model, weights).to(device)
         self.members, self.kind, self.size, self.device = members, kind, size, device
-        config: Any = self.model.pretrained_cfg
+        config = self.model.pretrained_cfg
         self.normalization = Normalization(tuple(config["mean"]), tuple(config["std"]))
 
     @torch.no_grad()
     def __call__(self, image: Image) -> Tensor:
         """Maps (N, h, w) in 0..1 of an upright RGB image."""
-        stride = self.model.feature_info[-1]["reduction"]  # type: ignore[index]
+        stride = self.model.feature_info[-1]["reduction"]
         pixels = resized(image, self.size, stride, self.normalization).to(self.device)
         return class_maps(dense_logits(self.model, pixels)[0], self.members, self.kind)
 
 
-def open_classifier(name: str, weights: Path) -> nn.Module:
+def open_classifier(name: str, weights: Path) -> Any:
     """A timm model with 1000 outputs and local weights, in eval mode; UserError if there is none of the kind."""
     import timm
 
     try:
-        model: nn.Module = timm.create_model(name, pretrained=False)
+        model = timm.create_model(name, pretrained=False)
     except Exception as error:  # of several kinds for a name that it does not know
         raise UserError(
             f"--model {name}: {first_line(error)}; give a timm model such as tf_efficientnet_lite0"
@@ -93,19 +93,19 @@ def renamed(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Te
     return {name: state[other] for name, other in zip(names, given, strict=True)} if set(given) != set(names) else state
 
 
-def dense_logits(model: nn.Module, images: Tensor) -> Tensor:
+def dense_logits(model: Any, images: Tensor) -> Tensor:
     """The logits of every position: images (B, 3, H, W) -> (B, 1000, h, w).
 
     Each position goes through the head as a map of one pixel, which pooling leaves as it is.
     """
-    features = model.forward_features(images)  # type: ignore[operator]
+    features = model.forward_features(images)
     if features.dim() != 4 or features.shape[1] != model.num_features:
         raise UserError(
             "--model: expected a network of maps (B, C, h, w); choose a convolutional one, such as resnet50"
         )
     batch, channels, height, width = features.shape
     positions = features.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
-    logits = model.forward_head(positions)  # type: ignore[operator]
+    logits: Tensor = model.forward_head(positions)
     return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 

@@ -46,9 +46,12 @@ def fill(out: Path, source: ImageSource, classes: Sequence[str], made: str, look
         made: says how the maps are made; kept in each file.
         look: makes the maps.
 
+    Images that cannot be read get no file; how many is printed at the end.
+
     Raises:
-        UserError: a file there is broken or of other maps, or an image cannot be read.
+        UserError: a file there is broken or of other maps.
     """
+    unread: list[str] = []
     for index, name in enumerate(tqdm(source.names, desc="Making maps", unit="image")):
         file = out / f"{name}.npz"
         if file.exists():
@@ -59,8 +62,15 @@ def fill(out: Path, source: ImageSource, classes: Sequence[str], made: str, look
                     f"made by '{made}'; give another --out, or remove the folder"
                 )
             continue
-        maps = (look(source.image(index)) * 255).round().to(torch.uint8)
+        try:
+            image = source.image(index)
+        except UserError as error:
+            unread.append(str(error))
+            continue
+        maps = (look(image) * 255).round().to(torch.uint8)
         write_maps(file, Maps(maps.cpu().numpy(), list(classes), made))
+    if unread:
+        print(f"no maps of {len(unread)} images, as they cannot be read; the first: {unread[0]}", flush=True)
 
 
 def resized(image: Image, short_side: int, multiple: int, normalization: Normalization) -> Tensor:

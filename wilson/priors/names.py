@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wilson.data.names import find
+from wilson.data.names import find_all
 from wilson.errors import UserError, first_line
 
 SHARPNESS = 5.0
@@ -54,13 +54,10 @@ def read_vectors(file: Path, names: Sequence[str]) -> Tensor:
         raise UserError(
             f"{file}: is no file of vectors: {first_line(error)}; give a .npz with classes, M names, and vectors (M, D)"
         ) from error
-    found = [find(name, classes) for name in names]
-    if found[0] is None and UNKNOWN in classes:
-        found[0] = classes.index(UNKNOWN)
-    if None in found:
-        raise UserError(
-            f"{file}: lacks a vector of {names[found.index(None)]}; add one for each class and the background"
-        )
+    renamed = [names[0] if name == UNKNOWN and names[0] not in classes else name for name in classes]
+    found, missing = find_all(names, renamed)
+    if missing:
+        raise UserError(f"{file}: lacks a vector of {missing[0]}; add one for each class and the background")
     chosen = vectors[found]
     for name, vector in zip(names, chosen, strict=True):
         if not vector.isfinite().all() or not vector.any():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wilson.atomic import replacing
 from wilson.data.files import check_beside
-from wilson.data.names import find
+from wilson.data.names import find_all
 from wilson.errors import UserError, first_line
 
 
@@ -52,11 +52,11 @@ class PriorMaps:
         """
         file = self._file(name)
         maps, classes, _ = read_maps(file)
-        found = [find(wanted, classes) for wanted in self.classes]
-        if None in found:
+        found, missing = find_all(self.classes, classes)
+        if missing:
             others = ", ".join(classes[:6]) + (" and more" if len(classes) > 6 else "")
             raise UserError(
-                f"{file}: holds no map of {self.classes[found.index(None)]}, but of {others or 'nothing'}; make the "
+                f"{file}: holds no map of {missing[0]}, but of {others or 'nothing'}; make the "
                 "folder anew, with maps of each class of the step"
             )
         (width, height), (rows, columns) = size, maps.shape[1:]
