@@ -8,7 +8,6 @@
 #include <numeric>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -171,7 +170,7 @@ WILSON_INLINE void label_tile_with_prior(const Tile<const acc>& z, const TileRea
 }
 
 // The targets of a tile, row by row into scratch.targets.
-template <bool kOldYields, bool kPrior, class acc>
+template <bool kOldYields, class acc>
 WILSON_INLINE void merge_tile(const Sources& from, const Options<acc>& options, int64_t b, int64_t first, int64_t count,
                               Scratch<acc>& scratch) {
   const int64_t C = options.classes, O = options.old;
@@ -193,7 +192,7 @@ WILSON_INLINE void merge_tile(const Sources& from, const Options<acc>& options, 
 #pragma omp simd
     for (int64_t j = 0; j < kTile; ++j) left[j] = left_to_old(left[j], acc(1) / sum[j]);
   }
-  if constexpr (kPrior) {
+  if (from.prior) {
     const TileReader<acc> prior(*from.prior, b, first, count, scratch.prior.data());
     label_tile_with_prior(z, prior, peak, sum, options, b, count, scratch);
   } else {
@@ -219,13 +218,13 @@ WILSON_INLINE void merge_tile(const Sources& from, const Options<acc>& options, 
   }
 }
 
-template <bool kOldYields, bool kPrior, class acc>
+template <bool kOldYields, class acc>
 WILSON_CPU_LEVELS void merge_pseudo_labels_fwd_chunk(const Sources& from, const AnyMap& targets,
                                                      const Options<acc>& options, const Chunk& chunk,
                                                      Scratch<acc>& scratch) {
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    merge_tile<kOldYields, kPrior>(from, options, chunk.image, first, count, scratch);
+    merge_tile<kOldYields>(from, options, chunk.image, first, count, scratch);
     const TileWriter<acc> out(targets, chunk.image, first, count, scratch.targets.data());
     for (int64_t c = 0; c < options.classes; ++c) {
       std::copy_n(scratch.targets[c].value, kTile, out.row(c));
@@ -236,14 +235,14 @@ WILSON_CPU_LEVELS void merge_pseudo_labels_fwd_chunk(const Sources& from, const 
 }
 
 // Sum over classes and pixels of the loss; sigmoid(s) - q goes to `derivative` if there is one.
-template <bool kOldYields, bool kPrior, class acc>
+template <bool kOldYields, class acc>
 WILSON_CPU_LEVELS double pseudo_label_loss_fwd_chunk(const AnyMap& logits, const Sources& from,
                                                      const AnyMap* derivative, const Options<acc>& options,
                                                      const Chunk& chunk, Scratch<acc>& scratch) {
   double total = 0;
   for (int64_t first = chunk.begin; first < chunk.end; first += kTile) {
     const int64_t count = std::min(kTile, chunk.end - first);
-    merge_tile<kOldYields, kPrior>(from, options, chunk.image, first, count, scratch);
+    merge_tile<kOldYields>(from, options, chunk.image, first, count, scratch);
     const TileReader<acc> s(logits, chunk.image, first, count, scratch.logits.data());
     alignas(64) acc loss[kTile] = {}, product[kTile] = {};
     const TileWriter<acc> out(derivative ? *derivative : logits, chunk.image, first, count, scratch.scores.data());
@@ -320,13 +319,6 @@ std::vector<acc> image_weights(const Sources& from, const Options<acc>& options,
   return weight;
 }
 
-// Calls body(old yields, prior) with both as compile-time constants.
-template <class Body>
-auto with_flags(bool old_yields, bool prior, Body body) {
-  if (old_yields) return prior ? body(std::true_type(), std::true_type()) : body(std::true_type(), std::false_type());
-  return prior ? body(std::false_type(), std::true_type()) : body(std::false_type(), std::false_type());
-}
-
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
                                                std::optional<double> background_weight, bool old_yields,
@@ -341,9 +333,8 @@ std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, c
     const AnyMap out = any_map(targets);
     const auto options = options_of<acc>(from, image_labels, alpha, background_weight, prior_weight);
     const auto weights = image_weights(from, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
-      with_flags(old_yields, from.prior.has_value(), [&](auto yields, auto mixes) {
-        merge_pseudo_labels_fwd_chunk<yields, mixes>(from, out, options, chunk, scratch);
-      });
+      if (old_yields) return merge_pseudo_labels_fwd_chunk<true>(from, out, options, chunk, scratch);
+      merge_pseudo_labels_fwd_chunk<false>(from, out, options, chunk, scratch);
     });
     std::copy(weights.begin(), weights.end(), mutable_data<acc>(weight));
   });
@@ -370,9 +361,8 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
     std::vector<double> chunk_loss(B * chunks_of(s.pixels));
     const auto weights = image_weights(from, options, [&](const Chunk& chunk, Scratch<acc>& scratch) {
       const AnyMap* to = out ? &*out : nullptr;
-      chunk_loss[chunk.index] = with_flags(old_yields, from.prior.has_value(), [&](auto yields, auto mixes) {
-        return pseudo_label_loss_fwd_chunk<yields, mixes>(s, from, to, options, chunk, scratch);
-      });
+      chunk_loss[chunk.index] = old_yields ? pseudo_label_loss_fwd_chunk<true>(s, from, to, options, chunk, scratch)
+                                           : pseudo_label_loss_fwd_chunk<false>(s, from, to, options, chunk, scratch);
     });
     const acc sum = std::accumulate(weights.begin(), weights.end(), acc(0));
     acc* factors = mutable_data<acc>(factor);

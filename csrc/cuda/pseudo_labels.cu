@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "checks.h"
 #include "cuda/common/launch.h"
@@ -26,16 +27,26 @@ struct Options {
   BackgroundMerge<acc> background;
   AnyMatrix image_labels;  // (B, C-1)
   int64_t classes, old;    // C and O
+  acc prior_weight;
 
   __device__ acc gate(int64_t b, int64_t c) const { return c == 0 ? acc(1) : image_labels.at<acc>(b, c - 1); }
 };
 
+// Stands for the pixels of a prior where there is none.
+struct NoPrior {
+  __device__ NoPrior(const AnyMap&, Place, int&) {}
+  __device__ void fetch() const {}
+};
+template <class Moves, bool kPrior>
+using Prior = std::conditional_t<kPrior, Pixels<Moves>, NoPrior>;
+
 // Calls visit(c, q) for the classes c of this warp, where q are the targets of the thread's pixels. `found`,
 // (B, C - O, tiles), gets 1 where a new class has a target above 0. Shared memory: what across_warps takes, then the
 // gates (C), then the scores of the tile if there is room.
-template <class Moves, bool kOldYields, class Visit>
-__device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place place,
-                           const Options<typename Moves::acc>& options, unsigned tiles, uint8_t* found, Visit visit) {
+template <class Moves, bool kOldYields, bool kPrior, class Visit>
+__device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, const Prior<Moves, kPrior>& prior,
+                           Place place, const Options<typename Moves::acc>& options, unsigned tiles, uint8_t* found,
+                           Visit visit) {
   using acc = typename Moves::acc;
   constexpr int n = Moves::n;
   const int64_t b = place.b;
@@ -44,6 +55,7 @@ __device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place
   for (int c = threadIdx.y * kLanes + threadIdx.x; c < classes; c += kLanes * blockDim.y) gate[c] = options.gate(b, c);
 
   acc peak[n], sum[n] = {}, best[n] = {}, left[n] = {};  // left: to old classes by the new ones, if they yield
+  acc highest[n] = {};                                   // of the gated prior
 #pragma unroll
   for (int i = 0; i < n; ++i) peak[i] = -std::numeric_limits<acc>::infinity();
 #pragma unroll 1
@@ -53,6 +65,15 @@ __device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place
     for (int i = 0; i < n; ++i) peak[i] = max(peak[i], static_cast<acc>(pack.value[i]));
   }
   across_warps(peak, [](acc x, acc y) { return max(x, y); });  // its barrier also publishes the gates
+  // The prior of a new class, times its label: where that is 0, it is not read.
+  [[maybe_unused]] const auto load_prior = [&](int c, acc(&p)[n]) {
+    if constexpr (kPrior) {
+      if (gate[c] == acc(0)) return;
+      const auto pack = prior.load(c - old);
+#pragma unroll
+      for (int i = 0; i < n; ++i) p[i] = static_cast<acc>(pack.value[i]) * gate[c];
+    }
+  };
 #pragma unroll 1
   for (int c = threadIdx.y; c < classes; c += blockDim.y) {
     const auto pack = z.again(c);
@@ -60,18 +81,50 @@ __device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place
     for (int i = 0; i < n; ++i) {
       const acc e = exp(static_cast<acc>(pack.value[i]) - peak[i]);
       sum[i] += e;
-      best[i] = max(best[i], e * gate[c]);
+      if (!kPrior) best[i] = max(best[i], e * gate[c]);
       if (kOldYields && c >= old) left[i] += e * gate[c];
+    }
+    if (kPrior && c >= old) {
+      acc p[n] = {};
+      load_prior(c, p);
+#pragma unroll
+      for (int i = 0; i < n; ++i) highest[i] = highest_of(highest[i], p[i]);
     }
   }
   across_warps(sum, [](acc x, acc y) { return x + y; });
-  across_warps(best, [](acc x, acc y) { return max(x, y); });
+  if constexpr (kPrior) {
+    across_warps(highest, [](acc x, acc y) { return highest_of(x, y); });
+  } else {
+    across_warps(best, [](acc x, acc y) { return max(x, y); });
+  }
 #pragma unroll
   for (int i = 0; i < n; ++i) sum[i] = acc(1) / sum[i];
   if constexpr (kOldYields) {
     across_warps(left, [](acc x, acc y) { return x + y; });
 #pragma unroll
     for (int i = 0; i < n; ++i) left[i] = left_to_old(left[i], sum[i]);
+  }
+  // m of class c, mixed with the prior; computed twice, in the same way, as the hard label is where it is highest.
+  [[maybe_unused]] const auto mixed = [&](int c, acc(&m)[n]) {
+    const auto pack = z.again(c);
+    acc p[n] = {};
+    if (c >= old) load_prior(c, p);
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      m[i] = exp(static_cast<acc>(pack.value[i]) - peak[i]) * gate[c] * sum[i];
+      if (c == 0 || c >= old) m[i] = mixed_with_prior(m[i], c == 0 ? acc(1) - highest[i] : p[i], options.prior_weight);
+    }
+  };
+  if constexpr (kPrior) {
+#pragma unroll 1
+    for (int c = threadIdx.y; c < classes; c += blockDim.y) {
+      if (gate[c] == acc(0)) continue;
+      acc m[n];
+      mixed(c, m);
+#pragma unroll
+      for (int i = 0; i < n; ++i) best[i] = highest_of(best[i], m[i]);
+    }
+    across_warps(best, [](acc x, acc y) { return highest_of(x, y); });
   }
 
 #pragma unroll 1
@@ -86,7 +139,13 @@ __device__ void merge_tile(const Scores<Moves>& z, const Pixels<Moves>& o, Place
         if (kOldYields) omega[i] *= left[i];
       }
     }
-    if (c == 0 || c >= old) {
+    if (kPrior && (c == 0 || c >= old)) {
+      mixed(c, q);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        q[i] = pseudo_label((acc(1) - options.alpha) * q[i], q[i] == best[i], options.alpha);
+      }
+    } else if (c == 0 || c >= old) {
       const auto pack = z.again(c);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
@@ -139,34 +198,37 @@ class Targets {
   int left_;  // pixels of the image, from the thread's on
 };
 
-template <class Moves, bool kOldYields>
+template <class Moves, bool kOldYields, bool kPrior>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    merge_pseudo_labels_fwd_kernel(AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options, int offset,
-                                   unsigned tiles, typename Moves::acc* __restrict__ targets,
+    merge_pseudo_labels_fwd_kernel(AnyMap scores, AnyMap old_logits, AnyMap prior, Options<typename Moves::acc> options,
+                                   int offset, unsigned tiles, typename Moves::acc* __restrict__ targets,
                                    uint8_t* __restrict__ found) {
   using acc = typename Moves::acc;
   const Place place = place_of(tiles);
   const Targets<Moves> out(targets, scores, place);
   const Scores<Moves> z(scores, place, offset);
   const Pixels<Moves> o(old_logits, place, offset);
-  fetch<Moves>(z, o);
-  merge_tile<Moves, kOldYields>(z, o, place, options, tiles, found,
-                                [&](int c, const acc(&q)[Moves::n]) { out.store(c, q); });
+  const Prior<Moves, kPrior> p(prior, place, offset);
+  fetch<Moves>(z, o, p);
+  merge_tile<Moves, kOldYields, kPrior>(z, o, p, place, options, tiles, found,
+                                        [&](int c, const acc(&q)[Moves::n]) { out.store(c, q); });
 }
 
 // sums: (B, tiles). derivative: sigmoid(s) - q, if with_derivative.
-template <class Moves, bool kOldYields>
+template <class Moves, bool kOldYields, bool kPrior>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    pseudo_label_loss_fwd_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, Options<typename Moves::acc> options,
-                                 int offset, unsigned tiles, AnyMap derivative, bool with_derivative,
-                                 uint8_t* __restrict__ found, typename Moves::acc* __restrict__ sums) {
+    pseudo_label_loss_fwd_kernel(AnyMap logits, AnyMap scores, AnyMap old_logits, AnyMap prior,
+                                 Options<typename Moves::acc> options, int offset, unsigned tiles, AnyMap derivative,
+                                 bool with_derivative, uint8_t* __restrict__ found,
+                                 typename Moves::acc* __restrict__ sums) {
   using acc = typename Moves::acc;
   const Place place = place_of(tiles);
   const Scores<Moves> z(scores, place, offset);
   const Pixels<Moves> o(old_logits, place, offset), s(logits, place, offset), out(derivative, place, offset);
-  fetch<Moves>(z, o, s);
+  const Prior<Moves, kPrior> p(prior, place, offset);
+  fetch<Moves>(z, o, s, p);
   LogisticSum<acc> loss;
-  merge_tile<Moves, kOldYields>(z, o, place, options, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
+  merge_tile<Moves, kOldYields, kPrior>(z, o, p, place, options, tiles, found, [&](int c, const acc(&q)[Moves::n]) {
     const auto pack = s.load(c);
     acc value[Moves::n];
 #pragma unroll
@@ -260,16 +322,35 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 
 template <class acc>
 Options<acc> options_of(const Tensor& scores, const Tensor& old_logits, const Tensor& image_labels, double alpha,
-                        std::optional<double> background_weight) {
+                        std::optional<double> background_weight, double prior_weight) {
   return {static_cast<acc>(alpha), BackgroundMerge<acc>(background_weight), any_matrix(image_labels), scores.size(1),
-          old_logits.size(1)};
+          old_logits.size(1),      static_cast<acc>(prior_weight)};
+}
+
+// A prior without weight is none.
+std::optional<AnyMap> map_of_prior(const std::optional<Tensor>& prior, double weight) {
+  return prior && weight != 0 ? std::optional(any_map(*prior)) : std::nullopt;
+}
+
+// with_moves of maps and of the prior, if there is one.
+template <class Run, class... Maps>
+void with_moves_and_prior(ScalarType acc_type, Run run, const std::optional<AnyMap>& prior, const Maps&... maps) {
+  return prior ? with_moves(acc_type, run, maps..., *prior) : with_moves(acc_type, run, maps...);
+}
+
+// Calls body with two flags as constants of their types, and returns what it does.
+template <class Body>
+auto with_flags(bool first, bool second, Body body) {
+  if (first) return second ? body(std::true_type(), std::true_type()) : body(std::true_type(), std::false_type());
+  return second ? body(std::false_type(), std::true_type()) : body(std::false_type(), std::false_type());
 }
 
 // The exchange of across_warps, the gates and the scores.
 template <class Moves, class... Maps>
-Room room_of(const Launch& launch, const AnyMap& scores, const Maps&... maps) {
+Room room_of(const Launch& launch, const std::optional<AnyMap>& prior, const AnyMap& scores, const Maps&... maps) {
   const size_t taken = launch.exchange_bytes + scores.classes * sizeof(typename Moves::acc);
-  return room_to_keep<Moves>(scores.classes, taken, scores, maps...);
+  return prior ? room_to_keep<Moves>(scores.classes, taken, scores, maps..., *prior)
+               : room_to_keep<Moves>(scores.classes, taken, scores, maps...);
 }
 
 Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles) {
@@ -279,48 +360,55 @@ Tensor empty_found(const Tensor& scores, const Tensor& old_logits, int64_t tiles
 
 std::tuple<Tensor, Tensor> merge_pseudo_labels(const Tensor& localizer_scores, const Tensor& old_logits,
                                                const Tensor& image_labels, double alpha,
-                                               std::optional<double> background_weight, bool old_yields) {
-  check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels);
+                                               std::optional<double> background_weight, bool old_yields,
+                                               std::optional<Tensor> prior, double prior_weight) {
+  check_pseudo_labels("merge_pseudo_labels", localizer_scores, old_logits, image_labels, prior);
   const torch::stable::accelerator::DeviceGuard guard(localizer_scores.get_device_index());
   const cudaStream_t stream = current_stream(localizer_scores);
-  const ScalarType dtype = acc_dtype(localizer_scores, old_logits, image_labels);
+  const ScalarType dtype = acc_dtype(localizer_scores, old_logits, image_labels, prior ? *prior : localizer_scores);
   const int64_t B = localizer_scores.size(0);
   Tensor targets = torch::stable::new_empty(localizer_scores, localizer_scores.sizes(), dtype);
   Tensor weight = torch::stable::new_empty(localizer_scores, {B}, dtype);
   if (B == 0) return {targets, weight};
   const AnyMap scores = any_map(localizer_scores), old = any_map(old_logits);
-  with_moves(
+  const std::optional<AnyMap> mixes = map_of_prior(prior, prior_weight);
+  with_moves_and_prior(
       dtype,
       [&](auto moves) {
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(scores.pixels, scores.classes);
-        const Room room = room_of<Moves>(launch, scores, old);
-        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
+        const Room room = room_of<Moves>(launch, mixes, scores, old);
+        const auto options =
+            options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight, prior_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles);
-        const auto kernel =
-            old_yields ? merge_pseudo_labels_fwd_kernel<Moves, true> : merge_pseudo_labels_fwd_kernel<Moves, false>;
+        const auto kernel = with_flags(old_yields, mixes.has_value(), [](auto yields, auto mixed) {
+          return merge_pseudo_labels_fwd_kernel<Moves, yields, mixed>;
+        });
         allow_shared(kernel, room.bytes);
         kernel<<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
-            scores, old, options, room.offset, launch.tiles, mutable_data<acc>(targets), mutable_data<uint8_t>(found));
+            scores, old, mixes.value_or(AnyMap{}), options, room.offset, launch.tiles, mutable_data<acc>(targets),
+            mutable_data<uint8_t>(found));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
         merge_pseudo_labels_finish_kernel<acc>
             <<<(B + kFinishWarps - 1) / kFinishWarps, dim3(kLanes, kFinishWarps), 0, stream>>>(
                 options, B, launch.tiles, const_data<uint8_t>(found), mutable_data<acc>(weight));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
-      scores, old);
+      mixes, scores, old);
   return {targets, weight};
 }
 
 std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const Tensor& localizer_scores,
                                                      const Tensor& old_logits, const Tensor& image_labels, double alpha,
                                                      std::optional<double> background_weight, bool old_yields,
+                                                     std::optional<Tensor> prior, double prior_weight,
                                                      bool with_derivative) {
-  check_pseudo_label_loss("pseudo_label_loss", logits, localizer_scores, old_logits, image_labels);
+  check_pseudo_label_loss("pseudo_label_loss", logits, localizer_scores, old_logits, image_labels, prior);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const cudaStream_t stream = current_stream(logits);
-  const ScalarType dtype = acc_dtype(logits, localizer_scores, old_logits, image_labels);
+  const ScalarType dtype =
+      acc_dtype(logits, localizer_scores, old_logits, image_labels, prior ? *prior : localizer_scores);
   const int64_t B = logits.size(0);
   Tensor loss = torch::stable::new_empty(logits, {}, dtype), factor = torch::stable::new_empty(logits, {B}, dtype),
          image_loss = torch::stable::new_empty(logits, {B}, dtype),
@@ -328,23 +416,26 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
              with_derivative ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, {0}, dtype);
   const AnyMap s = any_map(logits), scores = any_map(localizer_scores), old = any_map(old_logits),
                out = with_derivative ? any_map(derivative) : s;
-  with_moves(
+  const std::optional<AnyMap> mixes = map_of_prior(prior, prior_weight);
+  with_moves_and_prior(
       dtype,
       [&](auto moves) {
         using Moves = decltype(moves);
         using acc = typename Moves::acc;
         const Launch launch = launch_for<Moves>(s.pixels, s.classes);
-        const Room room = room_of<Moves>(launch, scores, old, s, out);
-        const auto options = options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight);
+        const Room room = room_of<Moves>(launch, mixes, scores, old, s, out);
+        const auto options =
+            options_of<acc>(localizer_scores, old_logits, image_labels, alpha, background_weight, prior_weight);
         Tensor found = empty_found(localizer_scores, old_logits, launch.tiles),
                sums = torch::stable::new_empty(logits, {B, launch.tiles}, dtype);
         if (B > 0) {
-          const auto kernel =
-              old_yields ? pseudo_label_loss_fwd_kernel<Moves, true> : pseudo_label_loss_fwd_kernel<Moves, false>;
+          const auto kernel = with_flags(old_yields, mixes.has_value(), [](auto yields, auto mixed) {
+            return pseudo_label_loss_fwd_kernel<Moves, yields, mixed>;
+          });
           allow_shared(kernel, room.bytes);
           kernel<<<B * launch.tiles, launch.threads, room.bytes, stream>>>(
-              s, scores, old, options, room.offset, launch.tiles, out, with_derivative, mutable_data<uint8_t>(found),
-              mutable_data<acc>(sums));
+              s, scores, old, mixes.value_or(AnyMap{}), options, room.offset, launch.tiles, out, with_derivative,
+              mutable_data<uint8_t>(found), mutable_data<acc>(sums));
           STD_CUDA_KERNEL_LAUNCH_CHECK();
         }
         pseudo_label_loss_finish_kernel<acc><<<1, dim3(kLanes, kFinishWarps), 0, stream>>>(
@@ -352,7 +443,7 @@ std::tuple<Tensor, Tensor, Tensor> pseudo_label_loss(const Tensor& logits, const
             mutable_data<acc>(image_loss), mutable_data<acc>(factor), mutable_data<acc>(loss));
         STD_CUDA_KERNEL_LAUNCH_CHECK();
       },
-      s, scores, old, out);
+      mixes, s, scores, old, out);
   return {loss, factor, derivative};
 }
 

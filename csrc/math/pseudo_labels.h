@@ -32,7 +32,7 @@ WILSON_HOST_DEVICE acc highest_of(acc x, acc y) {
   return x > y || x != x ? x : y;
 }
 
-// (1 - b) m + b p. Rounded in one way everywhere on a device: GPUs compute it twice, and h is where both are equal.
+// (1 - b) m + b p. On a GPU, where it is computed twice and h is where both are equal, it is rounded in one way.
 template <class acc>
 WILSON_HOST_DEVICE acc mixed_with_prior(acc m, acc prior, acc weight) {
 #if defined(__CUDA_ARCH__)

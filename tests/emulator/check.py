@@ -83,10 +83,19 @@ AXES_OF = {1: AXES[:1], 2: AXES[:2], 3: ("images", "rows", "columns"), 4: AXES} 
 FAR = 2**30  # elements; two of these are beyond 31 bits
 
 
-def far_apart(provider: str, op: str, axis: str, layout: str = "contiguous", width: int = 5) -> None:
+MIXED = infinities.MIXED  # take a prior, which the following put into their cases if asked to
+
+
+def _case(op: str, name: str, shape: cases.Shape, layout: str, prior: bool) -> cases.Case:
+    return (cases.mixed if prior else cases.case)(op, name, shape, torch.bfloat16, layout=layout)
+
+
+def far_apart(
+    provider: str, op: str, axis: str, layout: str = "contiguous", width: int = 5, *, prior: bool = False
+) -> None:
     """Tensors that are far apart along an axis: each stride has 31 bits, the offset of the last index needs more."""
-    case = cases.case(op, "far", cases.Shape(3, 4, 4, width, old=3, scale=2), torch.bfloat16, layout=layout)
-    agrees(provider, case.changed(lambda near: _spread(near, axis)))
+    shape = cases.Shape(3, 5, 4, width, old=3, scale=2) if prior else cases.Shape(3, 4, 4, width, old=3, scale=2)
+    agrees(provider, _case(op, "far", shape, layout, prior).changed(lambda near: _spread(near, axis)))
 
 
 def _spread(near: torch.Tensor, axis: str) -> torch.Tensor:
@@ -102,9 +111,11 @@ def _spread(near: torch.Tensor, axis: str) -> torch.Tensor:
     return storage.as_strided(near.shape, strides).copy_(near)
 
 
-def shifted(provider: str, op: str, numbers: int) -> None:
+def shifted(provider: str, op: str, numbers: int, *, prior: bool = False) -> None:
     """Channels-last maps whose pixels are whole pieces of 32 bytes, so many numbers behind a multiple of them."""
     case = cases.case(op, "shifted", cases.Shape(2, 32, 5, 7, old=16, scale=1), torch.bfloat16, layout="channels_last")
+    agrees(provider, case.changed(lambda a: _shift(a, numbers) if a.dim() == 4 else a))
+    case = _case(op, "shifted", cases.Shape(2, 32, 5, 7, old=16, scale=1), "channels_last", prior)
     agrees(provider, case.changed(lambda a: _shift(a, numbers) if a.dim() == 4 else a))
 
 

@@ -11,7 +11,9 @@ from tests.support import cases, infinities
 PROVIDER = "cuda"
 # All of float32 that is quick; of bfloat16, whose loads and stores differ, the layouts that choose other kernels
 SLOW = {("pamr", "long"), ("pamr", "many_classes")}
-QUICK_BFLOAT16 = {"odd", "channels_last", "two_classes", "wide", "many_classes"}
+QUICK_BFLOAT16 = {
+    "odd", "channels_last", "two_classes", "wide", "many_classes", "prior_aligned", "prior_channels_last",
+}  # fmt: skip
 
 
 def every(*dtypes: torch.dtype) -> list[cases.Case]:
@@ -96,10 +98,28 @@ def test_images_apart_that_are_moved_16_bytes_at_a_time(op, layout):
     check.far_apart(PROVIDER, op, "images", layout, width=8)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("axis", "width"), [*((axis, 5) for axis in check.AXES), ("images", 8)])
+@pytest.mark.parametrize("op", check.MIXED)
+def test_priors_beyond_31_bits(op, axis, width, layout):
+    check.far_apart(PROVIDER, op, axis, layout, width, prior=True)
+
+
 @pytest.mark.parametrize("numbers", [0, 3])
 @pytest.mark.parametrize("op", check.CHANNELS_LAST)
 def test_channels_last_maps_that_begin_anywhere(op, numbers):
     check.shifted(PROVIDER, op, numbers)
+
+
+@pytest.mark.parametrize("numbers", [0, 3])
+@pytest.mark.parametrize("op", check.MIXED)
+def test_channels_last_priors_that_begin_anywhere(op, numbers):
+    check.shifted(PROVIDER, op, numbers, prior=True)
+
+
+@pytest.mark.parametrize("op", check.MIXED)
+def test_same_bits_in_any_order_with_a_prior(op):
+    check.same_bits_in_any_order(PROVIDER, next(c for c in BOTH if c.op == op and c.name == "prior_long"))
 
 
 @pytest.mark.parametrize("op", check.FAMILY)
@@ -121,6 +141,11 @@ def test_launches():
 @pytest.mark.parametrize("op", check.FAMILY)
 def test_bytes(op):
     check.few_bytes(PROVIDER, traffic.example(op))
+
+
+@pytest.mark.parametrize("op", check.MIXED)
+def test_bytes_with_a_prior(op):
+    check.few_bytes(PROVIDER, cases.mixed(op, "traffic", traffic.SHAPE, torch.float32))
 
 
 @pytest.mark.parametrize("op", check.CHANNELS_LAST)

@@ -91,6 +91,7 @@ NEVER_WINS = Shape(35, 36, 6, 7, old=2)
 WINS_LATE = Shape(1, 33, 46, 46)
 MANY_PIXELS = Shape(2, 3, 91, 91)
 NEVER_FOUND = Shape(131, 130, 1, 2)
+ALIGNED = Shape(2, 7, 8, 8, old=4)
 PEAKS = Shape(16, 2, 16, 32)
 PARTS = Shape(2, 3, 35, 33)
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
@@ -409,29 +410,36 @@ def pseudo_labels(dtype: torch.dtype) -> Iterator[Case]:
         yield Case("pseudo_label_loss", name, args, {"alpha": 1.0})
 
 
+def mixed(op: str, name: str, shape: Shape, dtype: torch.dtype, layout: str = "contiguous", **options: Any) -> Case:
+    """One case of an op that takes a prior, with one; `options` are keywords of the op."""
+    draw = Draw(f"{op}{name}", shape, dtype, layout)
+    return Case(op, name, INPUTS[op](draw), {"prior": draw.prior(), "prior_weight": 0.3, **options})
+
+
 def _priors(op: str, dtype: torch.dtype) -> Iterator[Case]:
-    """Localizers mixed with a prior."""
-
-    def mixed(name: str, shape: str = "odd", layout: str = "contiguous", **options: Any) -> Case:
-        draw = Draw(f"{op}{name}", SHAPES[shape], dtype, layout)
-        return Case(op, name, INPUTS[op](draw), {"prior": draw.prior(), "prior_weight": 0.3, **options})
-
-    yield mixed("prior")
+    odd = SHAPES["odd"]
+    yield mixed(op, "prior", odd, dtype)
     for layout in LAYOUTS:
-        yield mixed(f"prior_{layout}", layout=layout)
+        yield mixed(op, f"prior_{layout}", odd, dtype, layout)
     for shape in ("long", "one_pixel", "two_classes", "many_classes", "empty_batch"):
-        yield mixed(f"prior_{shape}", shape, "channels_last", old_yields=shape == "many_classes")
-    yield mixed("prior_hard", alpha=1.0, background=0.25, old_yields=True)
-    yield mixed("prior_alone", alpha=0.7, prior_weight=1.0)
-    yield mixed("prior_without_weight", prior_weight=0.0)
-    labelled = mixed("prior_yields", old_yields=True)
+        old_yields = shape == "many_classes"
+        yield mixed(op, f"prior_{shape}", SHAPES[shape], dtype, "channels_last", old_yields=old_yields)
+    yield mixed(op, "prior_hard", odd, dtype, alpha=1.0, background=0.25, old_yields=True)
+    yield mixed(op, "prior_alone", odd, dtype, alpha=0.7, prior_weight=1.0)
+    yield mixed(op, "prior_without_weight", odd, dtype, prior_weight=0.0)
+    labelled = mixed(op, "prior_yields", odd, dtype, old_yields=True)
     *maps, labels = labelled.args
     prior = labelled.kwargs["prior"]
     yield replace(labelled, args=(*maps, torch.ones_like(labels)))  # old classes are in the arg-max, too
     yield replace(labelled, name="prior_no_label", args=(*maps, torch.zeros_like(labels)))
     yield replace(labelled, name="prior_shares", args=(*maps, labels * 0.25))
-    other = torch.float16 if dtype == torch.float32 else torch.float32
-    yield replace(labelled, name="prior_other_dtype", kwargs=labelled.kwargs | {"prior": prior.to(other)})
+    # maps that are moved many numbers at a time: with the prior, and but for the prior
+    aligned = mixed(op, "prior_aligned", ALIGNED, dtype)
+    other = aligned.kwargs["prior"].to(torch.float16 if dtype == torch.float32 else torch.float32)
+    yield aligned
+    yield replace(aligned, name="prior_of_other_dtype", kwargs=aligned.kwargs | {"prior": other})
+    aligned = mixed(op, "prior_of_other_layout", ALIGNED, dtype, "channels_last")
+    yield replace(aligned, kwargs=aligned.kwargs | {"prior": aligned.kwargs["prior"].contiguous()})
     ties = (prior > 0.6).to(dtype) / 2  # 1/2 of several classes, and of the background then
     yield replace(labelled, name="prior_ties", kwargs={"prior": ties, "prior_weight": 1.0})
 
