@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     [
         ("resnet0815", 16, "none", "knows no such model"),
         ("resnet18", 5, "none", "stride"),
-        ("vit_tiny_patch16_224", 16, "none", "stride 16"),
+        ("vit_tiny_patch16_224", 8, "none", "stride 16"),
         ("small_resnet", 16, "none", "stride 4"),
         ("small_resnet", 4, "hub", "no pretrained weights"),
         ("wide_resnet38_a2", 16, "none", "stride 8"),

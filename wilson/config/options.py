@@ -104,17 +104,21 @@ class ModelConfig:
     """The network."""
 
     backbone: str = "resnet101"
-    """A timm model with features, wide_resnet38_a2, or small_resnet."""
+    """A timm model with features (resnet101, vit_small_patch14_dinov2), SegFormer's mit_b0 to mit_b5, wide_resnet38_a2,
+    or small_resnet."""
     weights: str = "hub"
-    """hub for timm's pretrained weights, none, or a local .safetensors or .pth file, such as one of weights import."""
+    """hub for timm's pretrained weights (mit: segmentation_models.pytorch's), none, or a local .safetensors or .pth
+    file, such as one of weights import."""
     stride: Count = 16
-    """Pixels of the image per pixel of the features: 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4)."""
+    """Pixels of the image per pixel of the features: 8 or 16 (plain vision transformers: the side of their patches,
+    swin, pvt and mit: 4 to 32, wide_resnet38_a2: 8, small_resnet: 4)."""
     head_channels: Count = 256
     """Channels of the decoder."""
     localizer_channels: Count = 256
     """Channels of the localizer."""
     dilations: Counts | None = None
-    """Dilations of the decoder; None for 6, 12, 18 at stride 16 and 12, 24, 32 at stride 8."""
+    """Dilations of the decoder; None for 6, 12, 18 at stride 16, 12, 24, 32 at stride 8, and those that reach as far at
+    another stride."""
     activation: Activation = "own"
     """Activation of a timm backbone: own, or leaky_relu (slope 0.01) as weights trained with in-place ABN need it."""
 

@@ -19,6 +19,7 @@ from wilson.inference.exported import KEY, LEAST, ONNX, PROGRAM, Description, Ex
 from wilson.models import SegmentationModel, Segmenter
 from wilson.models.backbone import TimmBackbone
 from wilson.models.decoder import DeepLabV3Head
+from wilson.models.transformer import Transformer
 
 TOLERANCE = 1e-4  # allowed difference of a logit, relative to the largest logit; rounding stays well below
 
@@ -95,6 +96,11 @@ def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
     """
     example = torch.zeros(2, 3, crop + LEAST + 1, crop + LEAST + 3)
     if isinstance(model, Segmenter):
+        if isinstance(model.backbone, Transformer) and not model.backbone.plain:
+            raise UserError(
+                f"torch.export takes minutes and more to follow the windows of {model.backbone.name} for images of any "
+                "size; use the checkpoint itself, or a plain transformer such as vit_small_patch14_dinov2"
+            )
         network: nn.Module = AnySize(model)
         sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
     else:
@@ -104,11 +110,12 @@ def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
         with torch.no_grad():
             return torch.export.export(network, (example,), dynamic_shapes=shapes)
     except Exception as error:  # torch has many kinds for code that it cannot follow
-        if isinstance(model, Segmenter):
-            raise
+        instead = (
+            "checkpoint itself" if isinstance(model, Segmenter) else "model in its own library, or export it there"
+        )
         raise UserError(
-            f"torch.export cannot follow the model's code for images of any size: {first_line(error)}; use the model "
-            "in its own library, or export it there"
+            f"torch.export cannot follow the model's code for images of any size: {first_line(error)}; "
+            f"use the {instead}"
         ) from error
 
 

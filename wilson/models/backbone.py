@@ -1,4 +1,4 @@
-"""Backbones: any timm model with features, the wide residual network, or the demo's small one."""
+"""Backbones: any timm model with features, SegFormer's, the wide residual network, or the demo's small one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from wilson.config import Activation, Config
@@ -13,6 +14,7 @@ from wilson.errors import UserError, first_line
 
 from .layers import LEAKY_SLOPE
 from .small import SmallResNet
+from .transformer import MIT, Transformer
 from .weight_files import load_weights
 from .wide_resnet import WideResNet
 
@@ -21,8 +23,12 @@ OWN: dict[str, type[SmallResNet | WideResNet]] = {SMALL: SmallResNet, WIDE: Wide
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+class CannotDilateError(Exception):
+    """A timm model whose constructor takes no output stride."""
+
+
 class TimmBackbone(nn.Module):
-    """The last feature map of a timm model: (B, 3, H, W) -> (B, channels, H/stride, W/stride).
+    """The last feature map of a timm model that can be dilated: (B, 3, H, W) -> (B, channels, H/stride, W/stride).
 
     Args:
         name: of the timm model.
@@ -32,12 +38,14 @@ class TimmBackbone(nn.Module):
 
     Raises:
         UserError: the model has no features at this stride, or does not take the activation.
+        CannotDilateError: it takes no stride at all.
     """
 
     def __init__(self, name: str, stride: int, pretrained: bool = False, activation: Activation = "own") -> None:
         import timm
 
         super().__init__()
+        self.name = name
         options: Any = (
             {"act_layer": partial(nn.LeakyReLU, negative_slope=LEAKY_SLOPE)} if activation == "leaky_relu" else {}
         )
@@ -46,6 +54,8 @@ class TimmBackbone(nn.Module):
                 name, features_only=True, out_indices=(-1,), output_stride=stride, pretrained=pretrained, **options
             )
         except (NotImplementedError, TypeError, AssertionError, AttributeError) as error:
+            if isinstance(error, TypeError) and not options:
+                raise CannotDilateError(name) from error
             raise UserError(
                 f"backbone {name} cannot give features at stride {stride} with activation {activation}: {error}; "
                 "choose stride 8 or 16 and a convolutional model, such as resnet101 or tf_efficientnet_lite0"
@@ -67,8 +77,23 @@ class TimmBackbone(nn.Module):
         found = [parts[name if name in parts else name.replace(".", "_")] for name in names]
         return [part for part in found if list(part.parameters())]
 
+    def layers(self) -> list[list[nn.Parameter]] | None:
+        """The parameters of each layer, from the first to the last, as timm numbers them; None if it does not."""
+        import timm
+        from timm.models import group_with_matcher
 
-Backbone: TypeAlias = TimmBackbone | SmallResNet | WideResNet
+        with torch.device("meta"):
+            whole = timm.create_model(self.name, num_classes=0)
+        if not hasattr(whole, "group_matcher"):
+            return None
+        # The extractor of features flattens some names, such as stages.0 to stages_0
+        names = {name.replace(".", "_"): name for name, _ in whole.named_parameters()}
+        named = ((names[name.replace(".", "_")], parameter) for name, parameter in self.body.named_parameters())
+        layers = group_with_matcher(named, whole.group_matcher(coarse=False), return_values=True)
+        return [layers[number] for number in sorted(layers)]
+
+
+Backbone: TypeAlias = TimmBackbone | Transformer | SmallResNet | WideResNet
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:
@@ -89,12 +114,16 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
     """Build a feature extractor with the attributes `channels` and `stride`.
 
     Args:
-        name: a timm model with features ("resnet101", "tf_efficientnet_lite0", ...), "wide_resnet38_a2", or
-            "small_resnet".
-        stride: pixels of the image per pixel of the features, 8 or 16 (wide_resnet38_a2: 8, small_resnet: 4).
-        weights: "hub" for timm's pretrained weights, "none" for random ones, or a local .safetensors or .pth file. Its
-            tensors must have the model's names: timm's, or those that `wilson weights import` writes.
-        activation: of a timm model, "own" or "leaky_relu" (slope 0.01); the other two always use leaky ReLU.
+        name: a timm model with features ("resnet101", "vit_small_patch14_dinov2", ...), "mit_b0" to "mit_b5",
+            "wide_resnet38_a2", or "small_resnet".
+        stride: pixels of the image per pixel of the features. Models that can be dilated have 8 or 16, plain vision
+            transformers the side of their patches, others those of their stages, "wide_resnet38_a2" 8, "small_resnet"
+            4.
+        weights: "hub" for the pretrained weights of timm (mit: of segmentation_models.pytorch), "none" for random ones,
+            or a local .safetensors or .pth file. Its tensors must have the model's names: timm's, or those that
+            `wilson weights import` writes.
+        activation: of a timm model that can be dilated, "own" or "leaky_relu" (slope 0.01); the last two above always
+            use leaky ReLU.
 
     Returns:
         A module from images (B, 3, H, W) to features (B, channels, H/stride, W/stride).
@@ -115,7 +144,7 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
         if weights == "hub":
             _check_hub(name)
         try:
-            backbone = TimmBackbone(name, stride, weights == "hub", activation)
+            backbone = _open(name, stride, weights == "hub", activation)
         except (OSError, RuntimeError) as error:
             if weights != "hub":
                 raise
@@ -128,9 +157,21 @@ def build_backbone(name: str, stride: int, weights: str = "none", activation: Ac
     return backbone
 
 
+def _open(name: str, stride: int, pretrained: bool, activation: Activation) -> TimmBackbone | Transformer:
+    """Dilate a timm model if it can be dilated; else take its maps as they are."""
+    try:
+        if name not in MIT:
+            return TimmBackbone(name, stride, pretrained, activation)
+    except CannotDilateError:
+        pass
+    if activation != "own":
+        raise UserError(f"backbone {name} has an activation of its own, got {activation}; use --model.activation own")
+    return Transformer(name, stride, pretrained)
+
+
 def body(backbone: Backbone) -> nn.Module:
     """The module whose state dict a file of weights holds."""
-    return backbone.body if isinstance(backbone, TimmBackbone) else backbone
+    return backbone.body if isinstance(backbone, (TimmBackbone, Transformer)) else backbone
 
 
 def image_statistics(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -145,7 +186,7 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of a backbone's training images, per channel, for RGB in 0..1."""
     if name == SMALL:
         return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    if name == WIDE:
+    if name == WIDE or name in MIT:
         return IMAGENET_MEAN, IMAGENET_STD
     import timm
 
@@ -159,10 +200,15 @@ def _check_hub(name: str) -> None:
     import timm
     from huggingface_hub import constants, get_session, try_to_load_from_cache
 
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None or not cfg.hf_hub_id:
+    cfg = None if name in MIT else timm.get_pretrained_cfg(name)
+    if name in MIT:
+        repository = f"smp-hub/{name}.imagenet"
+    elif cfg is None or not cfg.hf_hub_id:
         return
-    repository = cfg.hf_hub_id if not cfg.hf_hub_id.endswith("/") else f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}"
+    elif cfg.hf_hub_id.endswith("/"):
+        repository = f"{cfg.hf_hub_id}{cfg.architecture}.{cfg.tag}"
+    else:
+        repository = cfg.hf_hub_id
     files = ("model.safetensors", "pytorch_model.bin")
     if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
         return
@@ -179,6 +225,8 @@ def _check_hub(name: str) -> None:
 def _check_name(name: str) -> None:
     import timm
 
+    if name in MIT:
+        return
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name[:6]}*")[:5]
         hint = f"; close: {', '.join(near)}" if near else ""

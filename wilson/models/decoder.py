@@ -13,6 +13,11 @@ from .layers import LEAKY_SLOPE, NormAct
 DILATIONS = {8: (12, 24, 32), 16: (6, 12, 18)}  # by stride, as published
 
 
+def usual_dilations(stride: int) -> tuple[int, ...]:
+    """The published dilations of a stride; of another stride, those that reach as far in the image as at 16."""
+    return DILATIONS.get(stride) or tuple(max(1, round(16 * d / stride)) for d in DILATIONS[16])
+
+
 class DeepLabV3Head(nn.Module):
     """Atrous spatial pyramid pooling: (B, C_in, H, W) -> (B, channels, H, W).
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wilson.config import Activation, ModelConfig
 
 from .backbone import Backbone, build_backbone
-from .decoder import DILATIONS, DeepLabV3Head
+from .decoder import DeepLabV3Head, usual_dilations
 from .protocol import Prediction, SegmentationModel
 
 
@@ -23,8 +23,8 @@ class Segmenter(SegmentationModel):
         backbone: with `channels` and `stride`.
         head_channels: channels of the decoder, 256 as published.
         classes: number of output channels that each step adds; the first number includes the background.
-        window: the training crop over the stride, for the decoder's global branch in eval mode.
-        dilations: of the decoder; None for the published ones of the stride.
+        window: the training crop over the stride, rounded up, for the decoder's global branch in eval mode.
+        dilations: of the decoder; None for the usual ones of the stride.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Segmenter(SegmentationModel):
         dilations: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        dilations = DILATIONS[backbone.stride] if dilations is None else dilations
+        dilations = usual_dilations(backbone.stride) if dilations is None else dilations
         self.backbone = backbone
         self.head = DeepLabV3Head(backbone.channels, head_channels, dilations, window)
         self.classifiers = nn.ModuleList([nn.Conv2d(head_channels, count, 1) for count in classes])
@@ -114,7 +114,7 @@ def build_segmenter(
         crop: side of the training crops in pixels.
     """
     features = build_backbone(backbone, stride, weights, activation)
-    return Segmenter(features, head_channels, classes, max(1, crop // stride), dilations)
+    return Segmenter(features, head_channels, classes, -(-crop // stride), dilations)
 
 
 def new_model(config: ModelConfig, classes: Sequence[int], crop: int, weights: str) -> Segmenter:

@@ -42,6 +42,9 @@ def load_weights(model: nn.Module, path: Path, activation: Activation = "own") -
 def take_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load the state dict of a file into a model, as :func:`load_weights` does."""
     wanted = model.state_dict()
+    # timm flattens some names where it takes features from a model, such as stages.0 to stages_0
+    whole = {name.replace(".", "_"): value for name, value in state.items()}
+    state = {name: whole[flat] for name in wanted if (flat := name.replace(".", "_")) in whole}
     wrong = [k for k, v in wanted.items() if k not in state or state[k].shape != v.shape]
     wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
     if wrong:
@@ -50,7 +53,7 @@ def take_weights(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
             f"shape, the first {wrong[0]}; give weights of the same model "
             "(published in-place-ABN weights: see wilson weights import)"
         )
-    model.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+    nn.Module.load_state_dict(model, state, strict=False)  # SegFormer's encoder has another one of its own
     if name := not_finite(model.state_dict()):
         raise UserError(f"weights {path}: {name} holds values that are no finite numbers; give weights without any")
 
