@@ -87,6 +87,24 @@ def left_to_old(new):
 
 
 @triton.jit
+def highest_of(x, y):
+    """The larger number, NaN if one of them is."""
+    return tl.where((x > y) | (x != x), x, y)
+
+
+@triton.jit
+def mixed_with_prior(m, prior, highest, c, old, PRIOR_WEIGHT: tl.constexpr):
+    """m of classes and pixels, mixed with the gated prior of the new classes, of which `highest` is the highest.
+
+    (1 - b) m_n + b p_n of a new class, (1 - b) m_0 + b (1 - highest) of the background, m of an old class. Rounded in
+    one way everywhere: a kernel computes it twice, and the hard label is where both are equal.
+    """
+    share = tl.where((c == 0)[:, None], 1.0 - highest[None, :], prior)
+    mixed = tl.fma(share, tl.full(m.shape, PRIOR_WEIGHT, m.dtype), (1.0 - PRIOR_WEIGHT) * m)
+    return tl.where(((c == 0) | (c >= old))[:, None], mixed, m)
+
+
+@triton.jit
 def merged_targets(omega, q, c, old, BACKGROUND_WEIGHT: tl.constexpr):
     """Targets (classes, pixels) of the old model's sigmoid and the pseudo-label q.
 

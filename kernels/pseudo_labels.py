@@ -5,7 +5,8 @@ of the old model's logits::
 
     q = alpha h + (1 - alpha) m        target: min(omega_0, q_0), omega_c for old c, q_c for new c
 
-Old classes may yield: omega is multiplied by 1 less the sum of m over the new classes.
+Old classes may yield: omega is multiplied by 1 less the sum of m over the new classes. And m may be mixed with a prior
+of the new classes, after that sum and before h.
 
 One pass over the inputs gives the targets, the loss and its derivative. An image's weight is known once all of its
 tiles have said which new classes they found.
@@ -19,7 +20,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, linear, map_of, matrix_of, on_device_of, tile_for
-from ._math import IMAGE_WEIGHT_EPS, left_to_old, merged_targets, pseudo_label, sigmoid, soft_margin
+from ._math import (
+    IMAGE_WEIGHT_EPS,
+    highest_of,
+    left_to_old,
+    merged_targets,
+    mixed_with_prior,
+    pseudo_label,
+    sigmoid,
+    soft_margin,
+)
 from ._tiles import (
     BLOCK_IMAGES,
     exp_scores,
@@ -45,10 +55,18 @@ WEIGHT_TILES = 64
 
 
 @triton.jit
+def load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR: tl.constexpr, ACC: tl.constexpr):
+    """A tile of the prior times the image-level labels; 0, and not read, for old classes and where a label is 0."""
+    new = tl.where((c >= old) & (gate != 0), c - old, C - old)
+    return load_tile(prior, b, new, C - old, p, P, width, LINEAR, ACC) * gate[:, None]
+
+
+@triton.jit
 def _pseudo_label_loss_fwd_kernel(
     logits,  # (B, C, H, W), any strides, as scores and out; or None
     scores,  # (B, C, H, W)
     old_logits,  # (B, old, H, W), any strides
+    prior,  # (B, C - old, H, W), any strides; or None
     image_labels,  # (B, C-1), any strides
     sums,  # (B, tiles): the loss of a tile, if there are logits
     found,  # (B, tiles, C): whether a new class has a target above 0 in a tile
@@ -61,6 +79,7 @@ def _pseudo_label_loss_fwd_kernel(
     ALPHA: tl.constexpr,
     BACKGROUND_WEIGHT: tl.constexpr,
     OLD_YIELDS: tl.constexpr,
+    PRIOR_WEIGHT: tl.constexpr,
     LINEAR: tl.constexpr,
     HELD: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -75,7 +94,8 @@ def _pseudo_label_loss_fwd_kernel(
         z = load_tile(scores, b, first, C, p, P, width, LINEAR, ACC)
         gated = exp_scores(z, peak_of(z, first, C), first, C)
         norm = tl.sum(gated, axis=0)
-        gated *= load_gates(image_labels, b, first, C, ACC)[:, None]
+        gate = load_gates(image_labels, b, first, C, ACC)
+        gated *= gate[:, None]
         best = tl.max(gated, axis=0)
         if OLD_YIELDS:
             new = tl.sum(tl.where((first >= old)[:, None], gated, 0.0), axis=0)
@@ -95,16 +115,40 @@ def _pseudo_label_loss_fwd_kernel(
     weight = 1.0 / norm
     if OLD_YIELDS:
         left = left_to_old(new * weight)
+    if prior is not None:
+        highest = tl.zeros((BLOCK_P,), ACC)
+        best = tl.zeros((BLOCK_P,), ACC)  # of what is mixed
+        for block in range(0, C, BLOCK_C):
+            c = block + first
+            if not HELD:
+                gate = load_gates(image_labels, b, c, C, ACC)
+            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+            highest = highest_of(highest, tl.reduce(of_prior, 0, highest_of))
+        for block in range(0, C, BLOCK_C):
+            c = block + first
+            if not HELD:
+                z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+                gate = load_gates(image_labels, b, c, C, ACC)
+                gated = exp_scores(z, peak, c, C) * gate[:, None]
+            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+            m = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
+            best = highest_of(best, tl.reduce(m, 0, highest_of))
     loss = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):  # once if HELD
         c = block + first
         if not HELD:
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
-            gated = exp_scores(z, peak, c, C) * load_gates(image_labels, b, c, C, ACC)[:, None]
+            gate = load_gates(image_labels, b, c, C, ACC)
+            gated = exp_scores(z, peak, c, C) * gate[:, None]
         omega = sigmoid(load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC))
         if OLD_YIELDS:
             omega *= left[None, :]
-        q = pseudo_label(gated * weight[None, :], gated == best[None, :], ALPHA)
+        if prior is not None:
+            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+            m = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
+            q = pseudo_label(m, m == best[None, :], ALPHA)
+        else:
+            q = pseudo_label(gated * weight[None, :], gated == best[None, :], ALPHA)
         q = merged_targets(omega, q, c, old, BACKGROUND_WEIGHT)
         inside = (c < C)[:, None] & (p < P)[None, :]
         there = tl.max((inside & (q > 0)).to(tl.int32), axis=1)
@@ -213,6 +257,8 @@ def _run(
     alpha: float,
     background_weight: float | None,
     old_yields: bool,
+    prior: Tensor | None,
+    prior_weight: float,
 ) -> Tensor | None:
     """Fills `out`, if any, and `image_weight`; returns the loss of each image (B,), if there are logits."""
     batch, classes, height, width = localizer_scores.shape
@@ -222,14 +268,17 @@ def _run(
     found = torch.empty((batch, tiles, classes), dtype=torch.int8, device=localizer_scores.device)
     sums = None if logits is None else image_weight.new_empty((batch, tiles))
     image_loss = None if logits is None else torch.empty_like(image_weight)
+    if prior_weight == 0:
+        prior = None
     z, o = map_of(localizer_scores), map_of(old_logits)
-    s, to = (None if m is None else map_of(m) for m in (logits, out))
-    maps = [m for m in (s, z, o, to) if m is not None]
+    s, to, mixed = (None if m is None else map_of(m) for m in (logits, out, prior))
+    maps = [m for m in (s, z, o, to, mixed) if m is not None]
     labels = matrix_of(image_labels)
     with on_device_of(localizer_scores):
         _pseudo_label_loss_fwd_kernel[(batch * tiles,)](
-            s, z, o, labels, sums, found, to, classes, old, pixels, tiles, width,
+            s, z, o, mixed, labels, sums, found, to, classes, old, pixels, tiles, width,
             ALPHA=alpha, BACKGROUND_WEIGHT=background_weight, OLD_YIELDS=old_yields,
+            PRIOR_WEIGHT=None if prior is None else prior_weight,
             LINEAR=linear(*maps), HELD=classes <= MAX_HELD_CLASSES, ACC=acc, **tile,
         )  # fmt: skip
         _merge_pseudo_labels_finish_kernel[(batch,)](
@@ -246,14 +295,17 @@ def merge_pseudo_labels(
     alpha: float,
     background_weight: float | None,
     old_yields: bool,
+    prior: Tensor | None,
+    prior_weight: float,
 ) -> tuple[Tensor, Tensor]:
     """Targets (B, C, H, W) and image weights (B,) in the accumulation dtype."""
-    dtype, acc = accumulator(localizer_scores, old_logits, image_labels)
+    dtype, acc = accumulator(localizer_scores, old_logits, image_labels, prior)
     targets = localizer_scores.new_empty(localizer_scores.shape, dtype=dtype)
     weight = localizer_scores.new_empty(localizer_scores.shape[0], dtype=dtype)
     if len(weight):
         _run(
-            None, localizer_scores, old_logits, image_labels, targets, weight, acc, alpha, background_weight, old_yields
+            None, localizer_scores, old_logits, image_labels, targets, weight, acc,
+            alpha, background_weight, old_yields, prior, prior_weight,
         )  # fmt: skip
     return targets, weight
 
@@ -266,11 +318,13 @@ def pseudo_label_loss(
     alpha: float,
     background_weight: float | None,
     old_yields: bool,
+    prior: Tensor | None,
+    prior_weight: float,
     with_derivative: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; g_b / (sum g + 1e-5) / P of each image (B,); and sigmoid(s) - q^ as the logits are, if asked."""
     batch, _, height, width = logits.shape
-    dtype, acc = accumulator(logits, localizer_scores, old_logits, image_labels)
+    dtype, acc = accumulator(logits, localizer_scores, old_logits, image_labels, prior)
     derivative = torch.empty_like(logits) if with_derivative else None
     empty = logits.new_empty(0, dtype=dtype)
     weight, factor = (logits.new_empty(batch, dtype=dtype) for _ in range(2))
@@ -278,7 +332,7 @@ def pseudo_label_loss(
     if batch:
         image_loss = _run(
             logits, localizer_scores, old_logits, image_labels, derivative, weight, acc,
-            alpha, background_weight, old_yields,
+            alpha, background_weight, old_yields, prior, prior_weight,
         )  # fmt: skip
         with on_device_of(logits):
             _pseudo_label_loss_finish_kernel[(1,)](

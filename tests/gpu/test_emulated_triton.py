@@ -13,7 +13,7 @@ PROVIDER = "triton"
 QUICK = {
     torch.float32: {
         "odd", "channels_last", "empty_batch", "extreme", "flat", "image_weight", "resized", "smaller", "old_yields",
-        "many_images", "never_wins", "wins_late", "peaks_apart", "never_found", "many_pixels",
+        "prior", "prior_yields", "many_images", "never_wins", "wins_late", "peaks_apart", "never_found", "many_pixels",
     },
     torch.bfloat16: {"odd"},
     torch.float64: {"tiles"},
@@ -26,7 +26,8 @@ MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # hav
 BRANCHES = {
     ("ngwp_focal_pool", "no_focal"), ("ngwp_focal_pool", "options"), ("ngwp_focal_pool", "gamma_one"),
     ("merge_pseudo_labels", "weighted_background"), ("merge_pseudo_labels", "many_yield"),
-    ("merge_pseudo_labels", "shares"), ("confident_labels", "shares"), ("balanced_cross_entropy", "many_classes"),
+    ("merge_pseudo_labels", "shares"), ("merge_pseudo_labels", "prior_many_classes"), ("confident_labels", "shares"),
+    ("balanced_cross_entropy", "many_classes"),
 }  # fmt: skip
 
 
