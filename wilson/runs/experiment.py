@@ -159,3 +159,8 @@ def check_method(config: Config) -> None:
         )
     if config.method == "eps" and config.data.saliency is None:
         raise UserError("method eps learns from saliency maps; give a folder of them with --data.saliency")
+    if config.compile and kind.inner:
+        raise UserError(
+            f"method {config.method} compares the outputs of inner layers, which torch.compile does not show; leave "
+            "--compile out"
+        )
