@@ -135,7 +135,9 @@ def training_step(images: int, side: int = 512) -> Callable[[], Any]:
     from wilson.data.loading import Batch
     from wilson.methods import Settings, Wilson
     from wilson.models import new_model
-    from wilson.training.loop import autocast_dtype, backward, gradient_norm, make_optimizer
+    from wilson.training.computing import autocast_dtype
+    from wilson.training.loop import backward, gradient_norm
+    from wilson.training.optimizer import make_optimizer
 
     device, draw = measure.DEVICE, torch.Generator().manual_seed(0)
     previous = new_model(ModelConfig(weights="none"), [16], side, weights="none")

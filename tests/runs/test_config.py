@@ -57,6 +57,7 @@ COUNT, RATE, SHARE, MORE = (0, -1), (-0.1, inf, nan), (-0.1, 1.5, nan), (0.0, -1
 STEP = {
     "epochs": COUNT, "batch": COUNT, "lr_encoder": RATE, "lr_head": RATE, "warmup": (-1,), "power": RATE,
     "momentum": (-0.1, 1.0, nan), "weight_decay": RATE, "accumulate": COUNT,
+    "layer_decay": (0.0, -0.1, 1.5, nan),
 }  # fmt: skip
 WRONG = {
     "seed": (-1, 2**53, 2**63),

@@ -27,6 +27,7 @@ from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint, evaluate_step
 from wilson.evaluation.metrics import confusion_matrices, scalars, scores, summary
 from wilson.evaluation.segment import localize, segment
+from wilson.evaluation.windows import Window, sliding
 from wilson.inference.exported import Description
 from wilson.inference.predict import Predictor
 from wilson.methods import Finetune, Settings, Supervised
@@ -71,6 +72,59 @@ def test_the_softmax_of_all_views_is_averaged(scales, flip, views):
         alone = straightforward(model, image, (33, 47), [(1, False)])
     assert torch.equal(found.long(), expected)
     assert len(views) == 1 or not torch.equal(expected, alone)  # the views matter
+
+
+class Counting(Convolution):
+    """The same model; it keeps the shapes that it saw."""
+
+    classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.saw = []
+
+    def forward(self, image):
+        self.saw.append(tuple(image.shape))
+        return super().forward(image)
+
+
+@torch.no_grad()
+def test_the_logits_of_windows_are_averaged_where_they_overlap():
+    model, image = Counting(), torch.randn(2, 3, 20, 27)
+    total, count = torch.zeros(2, 4, 20, 27), torch.zeros(20, 27)
+    for top in (0, 6, 8):  # 12 pixels every 6; the last one ends at the border
+        for left in (0, 6, 12, 15):
+            rows, columns = slice(top, top + 12), slice(left, left + 12)
+            logits = model(image[:, :, rows, columns]).logits
+            total[:, :, rows, columns] += F.interpolate(logits, size=(12, 12), mode="bilinear")
+            count[rows, columns] += 1
+    assert count.min() == 1 and count.max() > 4
+    model.saw.clear()
+    torch.testing.assert_close(sliding(model, image, Window(12, 6)), total / count)
+    assert model.saw == [(2, 3, 12, 12)] * 12  # two windows at once
+    mask = torch.zeros(2, 40, 54)
+    expected = F.interpolate(total / count, size=(40, 54), mode="bilinear").argmax(1)
+    found = segment(model, image, mask, window=Window(12, 6))
+    assert (found == expected).double().mean() > 0.999  # rounding
+    assert (found != segment(model, image, mask)).any()
+
+
+@torch.no_grad()
+def test_a_window_larger_than_the_image_sees_all_of_it():
+    model, image = Counting(), torch.randn(1, 3, 16, 40)
+    for window, shapes in ((Window(64, 32), [(1, 3, 16, 40)]), (Window(24, 24), [(1, 3, 16, 24)] * 2)):
+        model.saw.clear()
+        sliding(model, image, window)
+        assert model.saw == shapes
+
+
+@torch.no_grad()
+def test_windows_slide_over_every_view():
+    model, image, mask = Counting(), torch.randn(1, 3, 16, 24), torch.zeros(1, 16, 24)
+    segment(model, image, mask, scales=(0.5, 1.0), flip=True, window=Window(12, 12))
+    assert model.saw == [(1, 3, 8, 12)] * 2 + [(1, 3, 12, 12)] * 8
+    found, expected = (segment(model, image, mask, flip=True, window=each) for each in (Window(99, 99), None))
+    assert (found == expected).double().mean() > 0.99  # rounding
 
 
 def test_with_flip_the_mirrored_image_has_the_mirrored_classes():
@@ -244,6 +298,30 @@ def test_the_command_takes_views_and_writes_figures_and_picture(trained, tmp_pat
     same: dict[str, Any] = {"whole": True, "scales": (0.5, 1.5), "flip": True}
     assert found == evaluate_checkpoint(path, None, None, "cpu", None, **same)
     assert Image.open(picture).width > 300
+
+
+def test_windows_are_scored_beside_the_whole_image(trained, tmp_path, capsys):
+    path, _ = trained
+    figures = tmp_path / "figures.json"
+    assert main(["evaluate", str(path), "--whole", "--window", "20", "--device", "cpu", "--out", str(figures)]) == 0
+    found = json.loads(figures.read_text())
+    windowed = found.pop("window")
+    assert found == evaluate_checkpoint(path, None, None, "cpu", None, whole=True)
+    assert (windowed.pop("size"), windowed.pop("stride")) == (20, 10)
+    assert set(windowed) == set(found) - {"step", "classes"} and windowed["iou"] != found["iou"]
+    printed = capsys.readouterr().out
+    assert "with a window of 20 pixels that moves by 10:\n" in printed
+    other = evaluate_checkpoint(path, None, None, "cpu", None, whole=True, window=20, window_stride=20)["window"]
+    assert other["stride"] == 20 and other["iou"] != windowed["iou"]
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "text"),
+    [(0, None, "at least 1 pixel"), (8, 9, "1 to 8"), (8, 0, "1 to 8"), (None, 4, "no window")],
+)
+def test_windows_must_cover_the_image(size, stride, text):
+    with pytest.raises(UserError, match=text):
+        evaluate_checkpoint(Path("nowhere.pt"), None, None, "cpu", None, window=size, window_stride=stride)
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, -1.0), (float("nan"),)])

@@ -12,5 +12,6 @@ TINY_VIT = "wilson_tiny_vit"
 
 @register_model
 def wilson_tiny_vit(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    options.pop("pretrained_cfg", None), options.pop("pretrained_cfg_overlay", None), options.pop("cache_dir", None)
+    for word in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        options.pop(word, None)
     return VisionTransformer(img_size=24, patch_size=8, embed_dim=24, depth=4, num_heads=2, reg_tokens=2, **options)

@@ -26,6 +26,12 @@ class Evaluate:
     averaged."""
     flip: bool = False
     """Show the model the mirror image, too, and average."""
+    window: int | None = None
+    """Evaluate a second time with a window of this side in pixels, such as the training crop's, that slides over each
+    view; the logits of windows that overlap are averaged. Goes with whole images larger than the crop, and larger
+    scales."""
+    window_stride: int | None = None
+    """Pixels from one window to the next; by default half the window."""
     builder: str | None = None
     """FILE.py:FUNCTION that returns the architecture, for a model that was built by one; it is imported and called."""
     device: str = "auto"
@@ -47,6 +53,8 @@ class Evaluate:
             whole=self.whole,
             scales=self.scales,
             flip=self.flip,
+            window=self.window,
+            window_stride=self.window_stride,
             picture=self.confusion,
             builder=self.builder,
         )

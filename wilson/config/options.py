@@ -10,7 +10,19 @@ from typing import Literal, TypeAlias, get_args
 
 from pydantic.dataclasses import dataclass
 
-from .ranges import AtLeastOne, BelowOne, Count, CountOrZero, Counts, Flag, NotNegative, Positive, Seed, Share
+from .ranges import (
+    AtLeastOne,
+    BelowOne,
+    Count,
+    CountOrZero,
+    Counts,
+    Flag,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Seed,
+    Share,
+)
 from .validation import CHECKED, told
 
 ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps", "seam"]
@@ -153,6 +165,12 @@ class StepConfig:
     """Normalise by the running statistics in training, too, and leave them as they are; scale and shift are trained."""
     optimizer: Optimizer = "sgd"
     """sgd with nesterov momentum, or adamw, which transformers need; learning rates are then a tenth or less."""
+    layer_decay: PositiveShare = 1.0
+    """Factor on the learning rate from each layer of the backbone to the one before it, for transformers (0.65 to
+    0.9); 1 for one rate in all layers. The layers are those that timm numbers."""
+    checkpointing: Flag = False
+    """Compute the backbone's activations again in the backward pass instead of keeping them: less memory, more time,
+    the same result. Batch-norm in the backbone must be frozen."""
 
 
 @told
@@ -249,6 +267,8 @@ class Config:
     classes' share of all classes (EWF); none keeps those of the step."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Mixed precision; auto is bf16 on GPUs that have it, fp16 on others, fp32 on the CPU."""
+    compile: Flag = False
+    """Train with torch.compile. The first batches take minutes; losses differ by rounding. Not for plop."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     max_grad_norm: Positive | None = None

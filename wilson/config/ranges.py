@@ -32,6 +32,7 @@ Counts: TypeAlias = Annotated[tuple[Count, ...], Field(min_length=1)]
 Seed: TypeAlias = Annotated[Integer, Field(ge=0, lt=2**53)]
 
 Share: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
+PositiveShare: TypeAlias = Annotated[Number, Field(gt=0, le=1)]
 BelowOne: TypeAlias = Annotated[Number, Field(ge=0, lt=1)]
 Positive: TypeAlias = Annotated[Number, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[Number, Field(ge=0)]

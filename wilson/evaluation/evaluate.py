@@ -26,6 +26,7 @@ from wilson.models import image_statistics
 
 from .metrics import confusion_matrices, scores, text
 from .segment import localize, segment
+from .windows import Window
 
 
 def evaluate_step(
@@ -62,6 +63,8 @@ def evaluate_checkpoint(
     whole: bool = False,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    window: int | None = None,
+    window_stride: int | None = None,
     picture: Path | None = None,
     builder: str | None = None,
 ) -> dict[str, Any]:
@@ -76,18 +79,22 @@ def evaluate_checkpoint(
         out: JSON file for the figures; None for no file.
         whole: evaluate whole images, each at its own size, as `predict` sees them; else centre crops, as published.
         scales, flip: views to average, see :func:`segment`.
+        window: side in pixels of a window that slides over each view, for a second evaluation beside the plain one;
+            None for no second one.
+        window_stride: pixels from one window to the next, at most `window`; None for half of it.
         picture: PNG file for the confusion matrix; None for no file.
         builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
 
     Returns:
-        The figures, an entry of results.json.
+        The figures, an entry of results.json. Under `window`, the window's size and stride, and its figures.
 
     Raises:
-        UserError: the data set has a class that the checkpoint lacks, a scale is not positive, or a file's folder does
-            not exist.
+        UserError: the data set has a class that the checkpoint lacks, a scale or window is out of range, or a file's
+            folder does not exist.
     """
     if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise UserError(f"--scales: expected positive numbers such as 0.75 1 1.25, got {scales or 'none'}")
+    slid = sliding_window(window, window_stride)
     for file in (out, picture):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
@@ -107,12 +114,17 @@ def evaluate_checkpoint(
         dataset.transform = WholeImage(data.tested_crop)
     loader = make_loader(dataset, 1 if whole else config.for_step(step).batch, data.workers, where)
     names, old, model = task.class_names(step), task.channels_before(step), saved.model().to(where)
-    looks = [partial(segment, model, scales=scales, flip=flip)]
-    (matrix,) = confusion_matrices(
+    ways: list[Window | None] = [None] if slid is None else [None, slid]
+    looks = [partial(segment, model, scales=scales, flip=flip, window=way) for way in ways]
+    matrix, *windowed = confusion_matrices(
         model, batches(loader, where, Normalization(*image_statistics(config))), len(names), looks
     )
     entry = scores(matrix, names, old, step)
     print(text(entry))
+    for found in (scores(other, names, old, step) for other in windowed):
+        assert slid is not None
+        entry["window"] = {**slid._asdict(), **{k: v for k, v in found.items() if k not in ("step", "classes")}}
+        print(f"\nwith a window of {slid.size} pixels that moves by {slid.stride}:\n{text(found)}")
     if out is not None:
         with replacing(out) as temporary:
             temporary.write_text(json.dumps(entry, indent=2))
@@ -121,3 +133,21 @@ def evaluate_checkpoint(
 
         confusion.draw(picture, names, matrix, old)
     return entry
+
+
+def sliding_window(size: int | None, stride: int | None) -> Window | None:
+    """The window of `wilson evaluate --window`; it moves by half its size unless a stride is given.
+
+    Raises:
+        UserError: the size or the stride is out of range, or there is a stride alone.
+    """
+    if size is None:
+        if stride is not None:
+            raise UserError("--window-stride: there is no window; give its size with --window")
+        return None
+    if size < 1:
+        raise UserError(f"--window: expected at least 1 pixel, got {size}")
+    stride = max(1, size // 2) if stride is None else stride
+    if not 1 <= stride <= size:
+        raise UserError(f"--window-stride: expected 1 to {size} pixels, the size of the window, got {stride}")
+    return Window(size, stride)

@@ -13,9 +13,17 @@ from wilson.config.masks import BACKGROUND, VOID
 from wilson.methods.base import WeaklySupervised
 from wilson.models import SegmentationModel
 
+from .windows import Window, sliding
+
 
 def segment(
-    model: SegmentationModel, image: Tensor, mask: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+    model: SegmentationModel,
+    image: Tensor,
+    mask: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: Window | None = None,
 ) -> Tensor:
     """Predict the class of every pixel of the mask: the arg-max of the upsampled logits.
 
@@ -29,24 +37,28 @@ def segment(
         mask: (B, H', W'); only its size is used.
         scales: sizes of the views relative to `image`, positive.
         flip: use the mirror image of each view, too.
+        window: slides over each view; None lets the model see a view at once.
 
     Returns:
         Output channels, integers (B, H', W').
     """
     size = (mask.shape[1], mask.shape[2])
-    views = [_view(model, image, scale, mirror) for scale in scales for mirror in ((False, True) if flip else (False,))]
+    mirrors = (False, True) if flip else (False,)
+    views = [_view(model, image, scale, mirror, window) for scale in scales for mirror in mirrors]
     if len(views) == 1:
         return ops.upsampled_argmax(views[0], size)
     # One image at a time: the probabilities of all classes at the mask's size take much memory.
     return torch.cat([_fuse(logits, size) for logits in zip(*(view.split(1) for view in views), strict=True)])
 
 
-def _view(model: SegmentationModel, image: Tensor, scale: float, mirror: bool) -> Tensor:
+def _view(model: SegmentationModel, image: Tensor, scale: float, mirror: bool, window: Window | None) -> Tensor:
     """Logits of a scaled and perhaps mirrored image; mirrored logits are turned back."""
     if scale != 1:
         size = [max(1, round(side * scale)) for side in image.shape[2:]]
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return model(image.flip(3)).logits.flip(3) if mirror else model(image).logits
+    seen = image.flip(3) if mirror else image
+    logits = model(seen).logits if window is None else sliding(model, seen, window)
+    return logits.flip(3) if mirror else logits
 
 
 def _fuse(logits: Iterable[Tensor], size: tuple[int, int]) -> Tensor:

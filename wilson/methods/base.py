@@ -67,6 +67,7 @@ class Method(nn.Module):
     pixel_supervised: ClassVar[bool] = False  # learns from the masks of the step, not from image-level labels
     softmax: ClassVar[bool] = False  # trains one softmax over all classes, and so does the base step before it
     remembers: ClassVar[bool] = False  # keeps the old model, frozen and in eval mode
+    inner: ClassVar[bool] = False  # reads the outputs of inner modules through hooks, which torch.compile does not see
 
     def __init__(
         self, model: SegmentationModel, old: SegmentationModel | None = None, settings: Settings | None = None

@@ -36,6 +36,7 @@ class Plop(Method):
     pixel_supervised: ClassVar[bool] = True
     softmax: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
+    inner: ClassVar[bool] = True
     thresholds: Tensor  # (O,), of the entropy, in 0..1
 
     def __init__(

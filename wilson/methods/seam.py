@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class Seam(TwoStage):
 
     The labels come from r of the crop, without other scales and flips.
     """
+
+    inner: ClassVar[bool] = True
 
     def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,16 +81,18 @@ class TimmBackbone(nn.Module):
     def layers(self) -> list[list[nn.Parameter]] | None:
         """The parameters of each layer, from the first to the last, as timm numbers them; None if it does not."""
         import timm
-        from timm.models import group_with_matcher
+        from timm.models import group_parameters
 
         with torch.device("meta"):
             whole = timm.create_model(self.name, num_classes=0)
         if not hasattr(whole, "group_matcher"):
             return None
+        numbers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)
         # The extractor of features flattens some names, such as stages.0 to stages_0
-        names = {name.replace(".", "_"): name for name, _ in whole.named_parameters()}
-        named = ((names[name.replace(".", "_")], parameter) for name, parameter in self.body.named_parameters())
-        layers = group_with_matcher(named, whole.group_matcher(coarse=False), return_values=True)
+        numbers = {name.replace(".", "_"): number for name, number in numbers.items()}
+        layers: defaultdict[int, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.body.named_parameters():
+            layers[numbers[name.replace(".", "_")]].append(parameter)
         return [layers[number] for number in sorted(layers)]
 
 

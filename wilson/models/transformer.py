@@ -44,9 +44,8 @@ class Transformer(nn.Module):
         self.stride, self.coarsest = stride, max(strides)
         # Of a plain transformer, a quarter of its blocks counts as a stage
         count = len(strides)
-        self.taken = (
-            sorted({count * quarter // 4 - 1 for quarter in (1, 2, 3, 4)}) if self.plain else list(range(count))
-        )
+        ends = {max(0, count * quarter // 4 - 1) for quarter in (1, 2, 3, 4)} if self.plain else set(range(count))
+        self.taken = sorted(ends)
         self.fused = 1 if self.plain else sum(each >= stride for each in strides)  # so many of the last maps
         self.maps = nn.ModuleList(nn.Identity() for _ in self.taken)  # each stage's map passes through one of them
         self.normalized = self.plain and isinstance(getattr(self.body, "norm", None), nn.LayerNorm)

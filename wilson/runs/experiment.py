@@ -197,6 +197,11 @@ def check_method(config: Config) -> None:
         raise UserError(
             "--losses.prior-use mix needs the merge; leave out --losses.no-merge, or use the maps as a loss"
         )
+    if config.compile and kind.inner:
+        raise UserError(
+            f"method {config.method} compares the outputs of inner layers, which torch.compile does not show; leave "
+            "--compile out"
+        )
 
 
 def prior_maps(config: Config) -> Path | None:

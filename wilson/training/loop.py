@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -18,12 +17,13 @@ from wilson.data.loading import Batch, batches, make_loader
 from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.methods import Method
-from wilson.models.batch_norm import synchronize
 from wilson.run_folder import StepFolder
 
 from . import seeds
 from .best import Best
+from .computing import autocast_dtype, prepared
 from .log import Log
+from .optimizer import make_optimizer
 from .state import TrainingState
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def fit(
         What the last evaluation returned; with `score`, that of the epoch whose weights were kept.
 
     Raises:
-        UserError: a gradient is not finite, or the training state does not fit.
+        UserError: a gradient is not finite, the training state does not fit, or the model lacks what `settings` ask.
     """
     device = next(method.parameters()).device
     sampler = dataset.sampler(settings.batch)
@@ -83,7 +83,7 @@ def fit(
         method.prepare(batches(loader, device, normalization))
     if first >= settings.epochs:  # stopped between the last epoch and the end of the step
         return best.take() if best.epoch else state.evaluation
-    computed = distribute(method)
+    computed = prepared(method, config, settings)
     with Log(folder, first * length, title, settings.epochs, settings.batch, settings.accumulate) as log:
         for epoch in range(first, settings.epochs):
             sampler.set_epoch(epoch)
@@ -118,34 +118,6 @@ def fit(
             if distributed.is_main():
                 state.keep(epoch + 1)
         return best.take() if best.epoch else state.evaluation
-
-
-def make_optimizer(
-    method: Method, settings: StepConfig, length: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD with Nesterov momentum or AdamW, and its schedule: constant in the warm-up, then (1 - t/T)^power.
-
-    Args:
-        method: gives the parameter groups; the encoder has a learning rate of its own.
-        settings: of the step, as `Config.for_step` gives them.
-        length: iterations of an epoch; t and T count iterations from the start of the step.
-    """
-    groups = [
-        {"params": list(params), "lr": settings.lr_encoder if name == "encoder" else settings.lr_head, "name": name}
-        for name, params in method.parameter_groups().items()
-    ]
-    nesterov, decay = settings.momentum > 0, settings.weight_decay
-    optimizer: torch.optim.Optimizer
-    if settings.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(groups, weight_decay=decay)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=decay, nesterov=nesterov)
-    total, warmup = settings.epochs * length, (settings.warmup or 0) * length
-
-    def factor(t: int) -> float:
-        return 1.0 if t < warmup else max(0.0, 1 - t / total) ** settings.power
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def grouped(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -209,37 +181,11 @@ def measured(norm: Tensor, losses: dict[str, Tensor]) -> tuple[float, dict[str, 
     return first, dict(zip(losses, rest, strict=True))
 
 
-def distribute(method: Method) -> nn.Module:
-    """Let batch-norm and gradients of a method work over all processes; a single process gets the method itself."""
-    if distributed.processes() == 1:
-        return method
-    device, parallel = next(method.parameters()).device, nn.parallel.DistributedDataParallel
-    synchronize(method, device)
-    # Buffers are the same in all processes anyway. PyTorch renamed the switch.
-    names = inspect.signature(parallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    return parallel(
-        method,
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=not method.pixel_supervised,  # the warm-up leaves decoder and classifiers out
-        **{buffers: False},  # type: ignore[arg-type]
-    )
-
-
 def freeze_norm(method: nn.Module) -> None:
     """Let every batch-norm normalise by its running statistics and keep them as they are."""
     for module in method.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of mixed precision; float32 means none."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def gradient_norm(method: nn.Module, limit: float | None) -> Tensor:
