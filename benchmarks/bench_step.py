@@ -54,8 +54,8 @@ def step(module, grid: str, dtype: torch.dtype = torch.float32, layout: str = "c
     draw = cases.Draw(f"step{grid}", GRIDS[grid], dtype, layout)
     drawn = measure.to_device((draw.scores(), draw.scores(), draw.scores(64)))
     variables = tuple(v.requires_grad_() for v in drawn)
-    constants = (draw.scores(), draw.old_logits(), draw.scores(64), draw.image(), draw.image_labels().float())
-    constants = measure.to_device(constants)
+    given = (draw.scores(), draw.old_logits(), draw.scores(64), draw.image(), draw.image_labels().float())
+    constants = measure.to_device(given)
 
     def call() -> tuple[Tensor, ...]:
         return torch.autograd.grad(losses(module, variables, constants), variables)

@@ -19,7 +19,7 @@ def method():
     old = build_segmenter("small_resnet", 4, "none", 8, [OLD], SIDE, (1, 2, 3))
     method = Seam(old.extended(NEW), old, Settings(LossConfig(cls=2.0), 2, False, 8)).eval()
     with torch.no_grad():  # so that maps are well above 1e-5
-        method.localizer.classifier[1].weight.mul_(20)
+        method.localizer.classifier.get_parameter("1.weight").mul_(20)
     return method
 
 
@@ -75,7 +75,7 @@ def test_terms_are_those_of_the_equations(method, batch):
     terms = method(batch, 0)
     image, labels = batch["image"], batch["labels"]
     small = F.interpolate(image, scale_factor=0.3, mode="bilinear", align_corners=True)
-    cls, maps = 0, []
+    cls, maps = torch.zeros(()), []
     with torch.no_grad():
         for look in (image, small):
             f, r = (aligned(m, look.shape[2:]) for m in view(method, look))
@@ -85,7 +85,7 @@ def test_terms_are_those_of_the_equations(method, batch):
             maps.append([normalized(aligned(m, small.shape[2:]), labels) for m in (f, r)])
         (a, q), (a_small, q_small) = maps
         a[:, 0], a_small[:, 0] = 1 - a[:, 1:].max(1).values, 1 - a_small[:, 1:].max(1).values
-        cross = 0
+        cross = torch.zeros(())
         for ours, refined in ((a_small, q), (a, q_small)):
             only = ours.clone()
             only[:, 1:] *= ours[:, 1:] == ours[:, 1:].max(1, keepdim=True).values
@@ -99,7 +99,7 @@ def test_terms_are_those_of_the_equations(method, batch):
 
 def test_refined_maps_teach_the_relations_and_not_the_scores(method, batch):
     scores, refined = method.view(batch["image"])
-    parameters = [method.localizer.joined.weight, method.localizer.classifier[1].weight]
+    parameters = [method.localizer.joined.weight, method.localizer.classifier.get_parameter("1.weight")]
     relations, classifier = torch.autograd.grad(refined[:, OLD:].square().sum(), parameters, allow_unused=True)
     assert relations.abs().sum() > 0 and classifier is None
     assert scores.requires_grad

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import timm
@@ -37,7 +38,7 @@ PLAIN = [
 @pytest.mark.parametrize(("name", "stride"), PLAIN)
 def test_a_plain_transformer_says_what_timm_says_at_this_size(name, stride):
     """timm resamples the embeddings once, for a model of this very size; ours are resampled for each image."""
-    backbone = build_backbone(name, stride).eval()
+    backbone: Any = build_backbone(name, stride).eval()
     grid = backbone.body.pos_embed.shape
     other = timm.create_model(name, num_classes=0).eval()
     other.load_state_dict(backbone.body.state_dict(), strict=False)
@@ -54,7 +55,8 @@ def test_a_plain_transformer_says_what_timm_says_at_this_size(name, stride):
 
 @torch.no_grad()
 def test_an_image_is_resized_to_whole_patches_and_gives_a_map_of_all_of_it():
-    backbone, image = build_backbone(TINY_VIT, 8).eval(), torch.randn(1, 3, 30, 41)
+    backbone: Any = build_backbone(TINY_VIT, 8).eval()
+    image = torch.randn(1, 3, 30, 41)
     whole = F.interpolate(image, size=(32, 48), mode="bilinear")
     assert torch.equal(backbone(image), backbone(whole)) and backbone(image).shape[2:] == (4, 6)
 
@@ -64,11 +66,12 @@ def test_an_image_is_resized_to_whole_patches_and_gives_a_map_of_all_of_it():
 def test_stages_are_fused_at_the_stride(name):
     if name == "mit_b0":
         pytest.importorskip("segmentation_models_pytorch")
-    backbone, image = build_backbone(name, 16).eval(), torch.randn(2, 3, 64, 96)
+    backbone: Any = build_backbone(name, 16).eval()
+    image = torch.randn(2, 3, 64, 96)
     if name == "mit_b0":
         maps = backbone.body(image)[-2:]
     else:  # a model of timm for this very size
-        options = {"img_size": (64, 96), "always_partition": True} if name.startswith("swin") else {}
+        options: dict[str, Any] = {"img_size": (64, 96), "always_partition": True} if name.startswith("swin") else {}
         other = timm.create_model(name, num_classes=0, **options).eval()
         other.load_state_dict(backbone.body.state_dict(), strict=False)
         maps = other.forward_intermediates(image, 2, intermediates_only=True)
@@ -119,7 +122,7 @@ def test_stages_give_maps_of_their_own(name, stride, shapes):
 def test_inner_distillation_reaches_the_first_layer(method, term):
     torch.manual_seed(0)
     old = build_segmenter(TINY_VIT, 8, "none", 8, [3], 32)
-    model = old.extended(2)
+    model: Any = old.extended(2)
     trained = METHODS[method](model, old).train()
     batch = {"image": torch.randn(2, 3, 32, 32), "mask": torch.randint(3, 5, (2, 32, 32))}
     assert trained(batch, 0)[term].item() == pytest.approx(0, abs=1e-5) or method == "plop"  # of equal models

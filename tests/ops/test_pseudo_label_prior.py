@@ -54,7 +54,8 @@ def test_is_the_equation(module, old, weight, alpha, background, old_yields):
     expected = torch.empty_like(targets)
     for b, i, j in itertools.product(range(2), range(4), range(5)):
         maps = (scores[b, :, i, j], logits[b, :, i, j], torch.cat([torch.ones(1), labels[b]]), prior[b, :, i, j])
-        values = pixel(*(x.tolist() for x in maps), weight, **options)
+        z, o, y, p = (x.tolist() for x in maps)
+        values = pixel(z, o, y, p, weight, **options)
         expected[b, :, i, j] = torch.tensor(values, dtype=torch.float64)
     torch.testing.assert_close(targets, expected)
     found = (expected[:, old:] > 0).flatten(2).any(2)

@@ -37,7 +37,7 @@ def test_a_map_is_the_networks_scaled_to_the_image(tmp_path: Path) -> None:
     pixels = np.full((32, 16, 3), 100, np.uint8)
     pixels[16:] = (20, 30, 40)
     look = Salient(network(tmp_path / "net.onnx"))
-    assert look.size == (16, 8)
+    assert (look.height, look.width) == (16, 8)
     found = look(Image.fromarray(pixels))
     assert found.shape == (32, 16) and found.dtype == np.uint8
     assert found.min() < 5 and found.max() > 250
@@ -48,10 +48,14 @@ def test_what_the_network_sees(tmp_path: Path) -> None:
     """Values over the highest of the image, less ImageNet's mean, over its deviation; channels first."""
     look = Salient(network(tmp_path / "net.onnx"))
     seen = []
-    look.session = type(
-        "Session", (), {"run": lambda _, __, given: seen.append(given["image"]) or [given["image"][:, :1]]}
-    )()
-    look(Image.fromarray(np.tile(np.uint8([200, 100, 50]), (16, 8, 1))))
+
+    class Session:
+        def run(self, _: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+            seen.append(given["image"])
+            return [given["image"][:, :1]]
+
+    look.session = Session()
+    look(Image.fromarray(np.full((16, 8, 3), (200, 100, 50), np.uint8)))
     (image,) = seen
     expected = (torch.tensor([1, 0.5, 0.25]) - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor(
         [0.229, 0.224, 0.225]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from wilson.runs.run import run
 from wilson.training import computing, loop, optimizer
 from wilson.training.optimizer import make_optimizer
 
-ADAMW = {"optimizer": "adamw", "lr_encoder": 1e-3, "lr_head": 1e-3}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "lr_encoder": 1e-3, "lr_head": 1e-3}
 VIT: Config = replace(
     TINY,
     model=replace(TINY.model, backbone=TINY_VIT, stride=8),
@@ -212,7 +213,7 @@ def in_a_session(config, out):
 
 def test_processes_compute_what_one_does(tmp_path, one_thread):
     """By SGD, as AdamW makes large steps of gradients that are rounding alone."""
-    rates = {"lr_encoder": 1e-4, "lr_head": 1e-4, "layer_decay": 0.5, "checkpointing": True}
+    rates: dict[str, Any] = {"lr_encoder": 1e-4, "lr_head": 1e-4, "layer_decay": 0.5, "checkpointing": True}
     config = replace(VIT, base=replace(TINY.base, **rates))
     run(config, tmp_path / "one", steps=[0])
     in_processes(2, in_a_session, config, tmp_path / "two")

@@ -286,6 +286,8 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "one_versus_rest": lambda d: (d.scores(),),
     "prior_loss": lambda d: (d.scores(), d.image_labels()),
 }
+# Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
+EXACT_THRESHOLDS = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
 KEYWORDS: dict[str, Callable[[Draw], dict[str, Any]]] = {  # op: what it must be given by name
     "confident_labels": lambda d: dict(EXACT_THRESHOLDS),
     "prior_loss": lambda d: {"maps": d.prior_maps()},
@@ -338,10 +340,6 @@ WORK: dict[str, Callable[[Shape], Work]] = {
 def _upsampled_loss(s: Shape) -> Work:
     at_labels = s.label_pixels * s.classes
     return Work(at_labels, 2 * at_labels, 4 * s.scores + 8 * s.label_pixels, 4 * s.scores)
-
-
-# Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
-EXACT_THRESHOLDS = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
 
 
 def case(op: str, name: str, shape: Shape, dtype: torch.dtype, **options: Any) -> Case:

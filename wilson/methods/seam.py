@@ -40,6 +40,7 @@ class Seam(TwoStage):
     """
 
     inner: ClassVar[bool] = True
+    localizer: Relations
 
     def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)

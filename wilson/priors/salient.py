@@ -51,13 +51,13 @@ class Salient:
                 "image (1, 3, S, S), as U2-Net does"
             )
         self.input = given.name
-        self.size = tuple(side if isinstance(side, int) else SIDE for side in shape[2:])  # height, width
+        self.height, self.width = (side if isinstance(side, int) else SIDE for side in shape[2:])
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """The map (H, W), 255 where the upright RGB image is most salient."""
-        pixels = np.asarray(image.resize(self.size[::-1], Resampling.LANCZOS), np.float32)
+        pixels = np.asarray(image.resize((self.width, self.height), Resampling.LANCZOS), np.float32)
         pixels = pixels / max(pixels.max(), 1e-6)
-        pixels = (pixels - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+        pixels = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
         found = self.session.run(None, {self.input: pixels.transpose(2, 0, 1)[None]})[0]
         values = np.asarray(found, np.float32).reshape(found.shape[-2:])
         values = (values - values.min()) / max(values.max() - values.min(), 1e-12)

@@ -52,8 +52,8 @@ class Cell:
 
 def cells(runs: Sequence[Run]) -> list[Cell]:
     """Put runs that differ in their seed alone together, in the order of the runs."""
-    names, found = row_names(runs), {}
-    for name, run in zip(names, runs, strict=True):
+    found: dict[tuple[str, str, str], Cell] = {}
+    for name, run in zip(row_names(runs), runs, strict=True):
         if not run.steps:
             continue
         cell = found.setdefault(
