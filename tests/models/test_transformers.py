@@ -40,7 +40,7 @@ def test_a_plain_transformer_says_what_timm_says_at_this_size(name, stride):
     """timm resamples the embeddings once, for a model of this very size; ours are resampled for each image."""
     backbone: Any = build_backbone(name, stride).eval()
     grid = backbone.body.pos_embed.shape
-    other = timm.create_model(name, num_classes=0).eval()
+    other: Any = timm.create_model(name, num_classes=0).eval()
     other.load_state_dict(backbone.body.state_dict(), strict=False)
     other.set_input_size(img_size=(4 * stride, 7 * stride))
     image = torch.randn(2, 3, 4 * stride, 7 * stride)
@@ -72,7 +72,7 @@ def test_stages_are_fused_at_the_stride(name):
         maps = backbone.body(image)[-2:]
     else:  # a model of timm for this very size
         options: dict[str, Any] = {"img_size": (64, 96), "always_partition": True} if name.startswith("swin") else {}
-        other = timm.create_model(name, num_classes=0, **options).eval()
+        other: Any = timm.create_model(name, num_classes=0, **options).eval()
         other.load_state_dict(backbone.body.state_dict(), strict=False)
         maps = other.forward_intermediates(image, 2, intermediates_only=True)
     fine, coarse = (F.layer_norm(m.permute(0, 2, 3, 1), m.shape[1:2]).permute(0, 3, 1, 2) for m in maps)

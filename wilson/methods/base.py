@@ -39,8 +39,10 @@ class SeenAndRemembered(Seen):
         """The outputs for the first images of the batch."""
         old = Prediction(self.old.logits[:images], self.old.features[:images])
         maps = None if self.maps is None else self.maps[:images]
-        seen = (t[:images] for t in (self.logits, self.features, self.scores, self.eval_scores))
-        return SeenAndRemembered(*seen, old, maps)
+        logits, features, scores, eval_scores = (
+            t[:images] for t in (self.logits, self.features, self.scores, self.eval_scores)
+        )
+        return SeenAndRemembered(logits, features, scores, eval_scores, old, maps)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Seam(TwoStage):
     """
 
     inner: ClassVar[bool] = True
-    localizer: Relations
+    localizer: Relations  # type: ignore[assignment]  # in the place of the other methods' localizer
 
     def __init__(self, model: SegmentationModel, old: SegmentationModel, settings: Settings | None = None) -> None:
         super().__init__(model, old, settings)

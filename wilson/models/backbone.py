@@ -84,7 +84,7 @@ class TimmBackbone(nn.Module):
         from timm.models import group_parameters
 
         with torch.device("meta"):
-            whole = timm.create_model(self.name, num_classes=0)
+            whole: Any = timm.create_model(self.name, num_classes=0)
         if not hasattr(whole, "group_matcher"):
             return None
         numbers = group_parameters(whole, whole.group_matcher(coarse=False), reverse=True)

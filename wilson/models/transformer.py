@@ -108,7 +108,10 @@ def _timm(name: str, pretrained: bool) -> tuple[Any, list[int]]:
     import timm
 
     # timm fits windows to the size that a model is made for, and does not shift them on a map of a single window
-    for options in ({"dynamic_img_size": True, "always_partition": True}, {"dynamic_img_size": True}, {}):
+    choices: tuple[dict[str, Any], ...]
+    choices = {"dynamic_img_size": True, "always_partition": True}, {"dynamic_img_size": True}, {}
+    model: Any
+    for options in choices:
         try:
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
             break
