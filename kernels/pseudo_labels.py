@@ -138,8 +138,9 @@ def _pseudo_label_loss_fwd_kernel(
         c = block + first
         if not HELD:
             z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
+            gated = exp_scores(z, peak, c, C)
             gate = load_gates(image_labels, b, c, C, ACC)
-            gated = exp_scores(z, peak, c, C) * gate[:, None]
+            gated *= gate[:, None]
         omega = sigmoid(load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC))
         if OLD_YIELDS:
             omega *= left[None, :]

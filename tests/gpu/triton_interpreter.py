@@ -80,7 +80,7 @@ for op in OPS.values():
 SLOW_OPS = ("pamr", "upsampled_soft_margin_loss", "upsampled_cross_entropy")
 SLOW_CASES = ("long", "many_classes", "two_classes", "channels_last", "transposed", "expanded", "flat")
 # In other dtypes than float32 the kernels differ in what loads, stores and constants round: a few cases show it.
-EVERY_DTYPE = ("odd", "sliced", "extreme", "image_weight", "weighted_background", "empty_batch")
+EVERY_DTYPE = ("odd", "sliced", "extreme", "image_weight", "weighted_background", "empty_batch", "prior")
 
 
 def _interpreted() -> Iterator[cases.Case]:

@@ -431,6 +431,7 @@ def _priors(op: str, dtype: torch.dtype) -> Iterator[Case]:
     yield replace(labelled, args=(*maps, torch.ones_like(labels)))  # old classes are in the arg-max, too
     yield replace(labelled, name="prior_no_label", args=(*maps, torch.zeros_like(labels)))
     yield replace(labelled, name="prior_shares", args=(*maps, labels * 0.25))
+    yield replace(labelled, name="prior_in_double", kwargs=labelled.kwargs | {"prior": prior.double()})
     # maps that are moved many numbers at a time: with the prior, and but for the prior
     aligned = mixed(op, "prior_aligned", ALIGNED, dtype)
     other = aligned.kwargs["prior"].to(torch.float16 if dtype == torch.float32 else torch.float32)
