@@ -101,7 +101,7 @@ def test_checkpointing_computes_each_block_twice_and_changes_no_bit(whole, tmp_p
         method = method_with(TINY_VIT, 8).train()
         computed = computing.prepared(method, VIT, settings)
         for block in method.model.backbone.body.blocks:
-            block.register_forward_hook(lambda *_: calls.append(settings.checkpointing))  # noqa: B023
+            block.register_forward_pre_hook(lambda *_: calls.append(settings.checkpointing))  # noqa: B023
         batch = {"image": torch.randn(2, 3, 32, 32), "mask": torch.zeros(2, 32, 32, dtype=torch.long)}
         sum(computed(batch, 0).values()).backward()
     assert calls == [False] * 4 + [True] * 8
