@@ -194,16 +194,11 @@ def test_plop_cannot_be_compiled(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_resumes(tmp_path, monkeypatch):
-    config = replace(VIT, compile=True)
-    out = run(config, tmp_path / "whole")
-    plainly = run(VIT, tmp_path / "plain")
-    resumed = killed_and_resumed(config, tmp_path / "killed", monkeypatch, last=3 + 2 + 2)
-    for tag, values in losses(plainly / "step-1").items():
-        if tag.startswith("loss/"):
-            compiled = losses(out / "step-1")[tag]
-            assert [v for _, v in compiled] == pytest.approx([v for _, v in values], rel=1e-3), tag
-    assert same(weights(out, 1), weights(resumed, 1))
+def test_a_compiled_run_resumes(whole, tmp_path, monkeypatch):
+    """With PyTorch's plain backend, as inductor compiles for minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    resumed = killed_and_resumed(replace(VIT, compile=True), tmp_path / "run", monkeypatch, last=3 + 2 + 2)
+    assert same(weights(whole, 1), weights(resumed, 1))
 
 
 def in_a_session(config, out):
