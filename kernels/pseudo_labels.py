@@ -43,8 +43,9 @@ from ._tiles import (
 
 # A thread holds 16 elements of each map: three maps and the exponentials of one at once. 8 warps instead of 4 need as
 # many registers per thread, and spill on sm_80 in bfloat16.
-# Up to this many classes are held at once and read once. More go by in blocks, and the localizer's scores are read
-# three times: for the sum of exponentials, for the largest gated one, for the targets.
+# Up to this many classes are held at once, and all maps read once. More go by in blocks, and the localizer's scores are
+# read three times: for the sum of exponentials, for the largest gated one, for the targets. A prior is read three times
+# then: for its highest, for the largest of what is mixed, for the targets.
 MAX_HELD_CLASSES = 128
 BLOCK_CLASSES = 64
 # Classes of the gradient that a program scales at a time.
@@ -115,24 +116,28 @@ def _pseudo_label_loss_fwd_kernel(
     weight = 1.0 / norm
     if OLD_YIELDS:
         left = left_to_old(new * weight)
-    if prior is not None:
-        highest = tl.zeros((BLOCK_P,), ACC)
-        best = tl.zeros((BLOCK_P,), ACC)  # of what is mixed
-        for block in range(0, C, BLOCK_C):
-            c = block + first
-            if not HELD:
+    if prior is not None:  # from here on `gated` is m mixed with it, and `best` the largest of that
+        if HELD:
+            of_prior = load_prior(prior, b, first, gate, C, old, p, P, width, LINEAR, ACC)
+            highest = tl.reduce(of_prior, 0, highest_of)
+            gated = mixed_with_prior(gated * weight[None, :], of_prior, highest, first, old, PRIOR_WEIGHT)
+            best = tl.reduce(gated, 0, highest_of)
+        else:
+            highest = tl.zeros((BLOCK_P,), ACC)
+            for block in range(0, C, BLOCK_C):
+                c = block + first
                 gate = load_gates(image_labels, b, c, C, ACC)
-            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
-            highest = highest_of(highest, tl.reduce(of_prior, 0, highest_of))
-        for block in range(0, C, BLOCK_C):
-            c = block + first
-            if not HELD:
+                of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+                highest = highest_of(highest, tl.reduce(of_prior, 0, highest_of))
+            best = tl.zeros((BLOCK_P,), ACC)
+            for block in range(0, C, BLOCK_C):
+                c = block + first
                 z = load_tile(scores, b, c, C, p, P, width, LINEAR, ACC)
                 gate = load_gates(image_labels, b, c, C, ACC)
                 gated = exp_scores(z, peak, c, C) * gate[:, None]
-            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
-            m = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
-            best = highest_of(best, tl.reduce(m, 0, highest_of))
+                of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+                gated = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
+                best = highest_of(best, tl.reduce(gated, 0, highest_of))
     loss = tl.zeros((BLOCK_P,), ACC)
     for block in range(0, C, BLOCK_C):  # once if HELD
         c = block + first
@@ -144,12 +149,13 @@ def _pseudo_label_loss_fwd_kernel(
         omega = sigmoid(load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC))
         if OLD_YIELDS:
             omega *= left[None, :]
-        if prior is not None:
-            of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
-            m = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
-            q = pseudo_label(m, m == best[None, :], ALPHA)
-        else:
+        if prior is None:
             q = pseudo_label(gated * weight[None, :], gated == best[None, :], ALPHA)
+        else:
+            if not HELD:
+                of_prior = load_prior(prior, b, c, gate, C, old, p, P, width, LINEAR, ACC)
+                gated = mixed_with_prior(gated * weight[None, :], of_prior, highest, c, old, PRIOR_WEIGHT)
+            q = pseudo_label(gated, gated == best[None, :], ALPHA)
         q = merged_targets(omega, q, c, old, BACKGROUND_WEIGHT)
         inside = (c < C)[:, None] & (p < P)[None, :]
         there = tl.max((inside & (q > 0)).to(tl.int32), axis=1)
