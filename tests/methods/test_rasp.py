@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from wilson import ops
 from wilson.config import LossConfig
 from wilson.methods import Rasp, Settings, Wilson
-from wilson.methods.rasp import pool_weighted, relative_similarity
+from wilson.methods.rasp import pool_weighted
 from wilson.models import build_segmenter
+from wilson.ops.reference import relative_similarity
 
 OLD, NEW = 3, 2  # background counts as old
 SIMILARITY = torch.exp(-5 * (1 - torch.tensor([

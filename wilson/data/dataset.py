@@ -50,6 +50,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         saliency: folder of saliency maps; samples then carry a map, too.
         prior: folder of prior maps; samples then carry maps of the step's classes. The negatives, which show none of
             them, need no files. The transform must be a `TrainingCrop`.
+        replay: images of the base step, which `sampler` mixes in with their masks, after the negatives.
 
     Attributes:
         labels: 1 for a class that an image holds and the step may know, else 0; float32 (N, C - 1), without background.
@@ -152,9 +153,7 @@ class StepDataset(Dataset[dict[str, Any]]):
     def _own(self, epoch: int, position: int) -> dict[str, Any]:
         index = self.indices[position]
         name = self.source.names[index]
-        image, mask = self.source.image(index), self.source.mask(index) if self.dense else None
-        if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
-            raise UserError(wrong)
+        image, mask = opened(self.source, index) if self.dense else (self.source.image(index), None)
         pixels, ids, more = self._cut(image, mask, name, self.source.files(index), self.seed, epoch, index)
         if self.prior is not None:
             more["prior"] = self._cut_maps(image, self.prior.read(name, image.size), self.seed, epoch, index)
@@ -166,21 +165,15 @@ class StepDataset(Dataset[dict[str, Any]]):
         image, name = self.negatives.image(index), self.negatives.names[index]
         # the 1 keeps these numbers apart from those of the step's own image of this index
         pixels, _, more = self._cut(image, None, name, self.negatives.files(index), self.seed, epoch, index, 1)
-        if self.prior is not None:
-            more["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
-        return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more}
+        return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more, **self._empty(image)}
 
     def _replayed(self, epoch: int, position: int) -> dict[str, Any]:
         assert self.replay is not None
         source, index = self.replay.source, self.replay.indices[position]
-        image, mask, name = source.image(index), source.mask(index), source.names[index]
-        if mask is not None and (wrong := mismatch(name, image.size, mask.size)):
-            raise UserError(wrong)
+        (image, mask), name = opened(source, index), source.names[index]
         # the 2 keeps these numbers apart from those of the other images of this index
         pixels, ids, more = self._cut(image, mask, name, source.files(index), self.seed, epoch, index, 2)
         assert ids is not None
-        if self.prior is not None:
-            more["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
         return {
             "image": pixels,
             "labels": torch.zeros_like(self.labels[0]),
@@ -188,7 +181,14 @@ class StepDataset(Dataset[dict[str, Any]]):
             "mask": self.replay.channels[ids.long()],
             "replayed": torch.tensor(True),
             **more,
+            **self._empty(image),
         }
+
+    def _empty(self, image: Image) -> dict[str, Tensor]:
+        """Maps of an image that shows no class of the step."""
+        if self.prior is None:
+            return {}
+        return {"prior": self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)}
 
     def _cut(
         self, image: Image, mask: Image | None, name: str, files: Sequence[Path], *key: int
@@ -234,6 +234,14 @@ class StepDataset(Dataset[dict[str, Any]]):
         negatives = places_of(self.negative_share, batch, "negatives", "negative-share") if self.negatives else 0
         replayed = places_of(self.replay.share, batch, "replayed images", "replay-share") if self.replay else 0
         return {"negatives": negatives, "replayed": replayed}
+
+
+def opened(source: ImageSource, index: int) -> tuple[Image, Image | None]:
+    """An image and its mask; a UserError if their sizes differ."""
+    image, mask = source.image(index), source.mask(index)
+    if mask is not None and (wrong := mismatch(source.names[index], image.size, mask.size)):
+        raise UserError(wrong)
+    return image, mask
 
 
 def places_of(share: float, batch: int, what: str, option: str) -> int:

@@ -48,16 +48,12 @@ class Rasp(Wilson):
         if not self.config.names_pooling:
             return super().classified(seen, labels)
         c = self.config
-        nearness = (1 + relative_similarity(self.similarity, at_size_of(seen.old.logits, seen.scores))) / 2
+        nearness = (
+            1 + ops.reference.relative_similarity(self.similarity, at_size_of(seen.old.logits, seen.scores))
+        ) / 2
         focal = c.pooling == "ngwp_focal"
         pooled = pool_weighted(seen.scores, nearness, eps=self.eps, gamma=c.gamma, lam=c.lam, focal=focal)
         return self.compared(pooled, labels)
-
-
-def relative_similarity(similarity: Tensor, old_logits: Tensor) -> Tensor:
-    """s_n,i = A[n, k_i] / A[n, 0], (B, N, h, w), of A (C, C) and logits (B, O, h, w), k_i their first arg-max."""
-    of_new = similarity[old_logits.shape[1] :]
-    return (of_new / of_new[:, :1])[:, old_logits.argmax(1)].movedim(0, 1)
 
 
 def pool_weighted(

@@ -110,9 +110,13 @@ def prior_targets(
     if maps is not None:
         return maps.detach().to(dtype)
     assert similarity is not None and old_logits is not None
-    of_new = similarity.detach().to(dtype)[old_logits.shape[1] :]
-    targets = (of_new / of_new[:, :1]).sigmoid()  # (N, C)
-    return targets[:, old_logits.detach().argmax(1)].movedim(0, 1)
+    return relative_similarity(similarity.detach().to(dtype), old_logits.detach()).sigmoid()
+
+
+def relative_similarity(similarity: Tensor, old_logits: Tensor) -> Tensor:
+    """s_n,i = A[n, k_i] / A[n, 0], (B, N, H, W), of A (C, C) and logits (B, O, H, W), k_i their first arg-max."""
+    of_new = similarity[old_logits.shape[1] :]
+    return (of_new / of_new[:, :1])[:, old_logits.argmax(1)].movedim(0, 1)
 
 
 def one_versus_rest(logits: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -51,24 +51,43 @@ def fill(out: Path, source: ImageSource, classes: Sequence[str], made: str, look
     Raises:
         UserError: a file there is broken or of other maps.
     """
+
+    def keep(file: Path) -> None:
+        _, there, how = read_maps(file)
+        if (there, how) != (list(classes), made):
+            raise UserError(
+                f"{file}: holds maps of {', '.join(there[:6])}, made by '{how}', not of {', '.join(classes[:6])}, "
+                f"made by '{made}'; give another --out, or remove the folder"
+            )
+
+    for file, image in missing(out, ".npz", source, keep):
+        maps = (look(image) * 255).round().to(torch.uint8)
+        write_maps(file, Maps(maps.cpu().numpy(), list(classes), made))
+
+
+def missing(
+    out: Path, suffix: str, source: ImageSource, keep: Callable[[Path], None] = lambda _: None
+) -> Iterator[tuple[Path, Image]]:
+    """Each file FOLDER/NAME that is still to be written, and its image; shows progress, and what cannot be read.
+
+    Args:
+        out: the folder.
+        suffix: of the files.
+        source: the images.
+        keep: is called with each file that is there.
+    """
     unread: list[str] = []
     for index, name in enumerate(tqdm(source.names, desc="Making maps", unit="image")):
-        file = out / f"{name}.npz"
+        file = out / f"{name}{suffix}"
         if file.exists():
-            _, there, how = read_maps(file)
-            if (there, how) != (list(classes), made):
-                raise UserError(
-                    f"{file}: holds maps of {', '.join(there[:6])}, made by '{how}', not of {', '.join(classes[:6])}, "
-                    f"made by '{made}'; give another --out, or remove the folder"
-                )
+            keep(file)
             continue
         try:
             image = source.image(index)
         except UserError as error:
             unread.append(str(error))
             continue
-        maps = (look(image) * 255).round().to(torch.uint8)
-        write_maps(file, Maps(maps.cpu().numpy(), list(classes), made))
+        yield file, image
     if unread:
         print(f"no maps of {len(unread)} images, as they cannot be read; the first: {unread[0]}", flush=True)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image, Resampling, fromarray
-from tqdm import tqdm
 
 from wilson.atomic import replacing
 from wilson.data.sources.base import ImageSource
 from wilson.errors import UserError, first_line
 from wilson.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+
+from .maps import missing
 
 SIDE = 320  # of the input, where the file leaves it open; that of U2-Net
 
@@ -70,18 +71,7 @@ def fill(out: Path, source: ImageSource, look: Salient) -> None:
 
     Images that cannot be read get no file; how many is printed at the end.
     """
-    unread: list[str] = []
-    for index, name in enumerate(tqdm(source.names, desc="Making saliency maps", unit="image")):
-        file = out / f"{name}.png"
-        if file.exists():
-            continue
-        try:
-            image = source.image(index)
-        except UserError as error:
-            unread.append(str(error))
-            continue
+    for file, image in missing(out, ".png", source):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             fromarray(look(image)).save(temporary, "png")
-    if unread:
-        print(f"no maps of {len(unread)} images, as they cannot be read; the first: {unread[0]}", flush=True)
