@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import Map, Matrix, accumulator, linear, map_of, matrix_of, on_device_of, tile_for
-from ._math import sigmoid, soft_margin
+from ._math import highest_of, sigmoid, soft_margin
 from ._tiles import class_rows, load_tile, pixel_offset, store_tile
 
 # Few classes at a time, as for the other logistic losses; of the old model's as many pixels as of the new classes'.
@@ -26,12 +26,6 @@ def _labels_of(image_labels, b, n, N, first, ACC: tl.constexpr):
     """The labels of new classes, 0 for what is none; the first is in column `first`."""
     row = image_labels.data + b * image_labels.batch + (first + n).to(tl.int64) * image_labels.channel
     return tl.load(row, mask=(n >= 0) & (n < N), other=0).to(ACC)
-
-
-@triton.jit
-def _higher(p, q):
-    """The higher of two numbers; NaN is above all."""
-    return tl.maximum(p, q, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -53,7 +47,7 @@ def _seen(
         c = block + tl.arange(0, BLOCK_C)
         s = load_tile(old_logits, b, c, old, p, P, width, LINEAR, ACC)
         s = tl.where((c < old)[:, None], s, -float("inf"))
-        peak = tl.reduce(s, 0, _higher)
+        peak = tl.reduce(s, 0, highest_of)
         first_highest = tl.min(tl.where((s == peak[None, :]) | (s != s), c[:, None], old), axis=0)
         better = (peak > highest) | ((peak != peak) & (highest == highest))
         best = tl.where(better, first_highest, best)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -73,7 +74,7 @@ def row_names(runs: Sequence[Run]) -> list[str]:
     for run, own in zip(runs, settings, strict=True):
         others = [other for rival, other in zip(runs, settings, strict=True) if rival.method == run.method]
         keys = [key for key in own if key not in FREE and any(other.get(key) != own[key] for other in others)]
-        usual = {key: min((str(other.get(key)) for other in others), key=_times(others, key)) for key in keys}
+        usual = {key: Counter(str(other.get(key)) for other in others).most_common(1)[0][0] for key in keys}
         told = [f"{key} {own[key]}" for key in keys if str(own[key]) != usual[key]]
         names.append(", ".join([run.method, *told]))
     return names
@@ -124,9 +125,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
-
-
-def _times(others: Sequence[dict[str, Any]], key: str) -> Any:
-    """Orders values by how many runs have them, the most frequent first, then as text."""
-    texts = [str(other.get(key)) for other in others]
-    return lambda text: (-texts.count(text), text)
