@@ -6,7 +6,7 @@ data.json          which images the run learns from and is tested on
 run.lock           the process that writes here; empty when none does
 results.json       IoU and mean IoU after each step
 steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
-step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix; training.pt and progress.json while the
+step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix, cost.json; training.pt and progress.json while the
                    step is unfinished; pseudo-labels/ of wilson add
 report.html        all of the above on one page
 model/             the grown model of another library, as wilson add writes it
@@ -51,13 +51,18 @@ class StepFolder:
         return self.path / "progress.json"
 
     @property
+    def cost(self) -> Path:
+        """The core-hours of the training."""
+        return self.path / "cost.json"
+
+    @property
     def pseudo_labels(self) -> Path:
         """The folder of a few photographs with the pseudo-labels that `wilson add` learns from."""
         return self.path / "pseudo-labels"
 
     def tells_of_training(self, path: Path) -> bool:
         """Whether a file of the folder only tells of the training, so that nothing is lost with it."""
-        return path in self.logs() or path == self.progress or path.parent == self.pseudo_labels
+        return path in (*self.logs(), self.progress, self.cost) or path.parent == self.pseudo_labels
 
     def logs(self) -> list[Path]:
         """The TensorBoard files, in the order in which TensorBoard reads them."""

@@ -85,7 +85,7 @@ def test_no_grid_is_one_line_and_status_2(tmp_path, capsys):
 
 def test_grid_continues_where_it_stopped(tmp_path, monkeypatch):
     """Rows share the base step; after an interruption the finished ones are kept, and the rest is run."""
-    path, out = grid(tmp_path, rows={"wilson": {}, "mib": {"method": "mib"}}), tmp_path / "out"
+    path, out = grid(tmp_path, rows={"wilson": {}, "mib": {"method": "mib", "step": {"warmup": 0}}}), tmp_path / "out"
     calls, original = [], ablation.run
 
     def stopping(config, folder, **options):
@@ -117,6 +117,15 @@ def test_grid_continues_where_it_stopped(tmp_path, monkeypatch):
     for line in lines[1:]:
         assert float(line["all"]) == pytest.approx(results[line["row"]]["steps"][1]["miou"]["all"], abs=0.01)
     assert (out / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+    record = json.loads((out / "record.json").read_text())
+    assert record["command"] == f"wilson ablate --grid {path} --out {out}"
+    base, _, mib = record["runs"]
+    assert (base["options"], mib["options"]) == ("", "--method mib --step.warmup 0")
+    assert mib["miou"] == results["mib"]["steps"][1]["miou"] and (base["images"], mib["images"]) == (24, 18)
+    hours = [json.loads((out / f"{name}-seed0" / f"step-{step}" / "cost.json").read_text())["core_hours"]
+             for name, step in (("base", 0), ("mib", 1))]  # fmt: skip
+    assert [base["core_hours"], mib["core_hours"]] == hours and min(hours) > 0
 
 
 def test_table_has_mean_and_deviation_over_seeds(tmp_path):

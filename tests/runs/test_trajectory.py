@@ -18,6 +18,7 @@ from wilson.models import new_model
 from wilson.run_folder import RunFolder
 from wilson.runs.experiment import Experiment
 from wilson.training import loop
+from wilson.training.cost import Cost
 
 # 18 images of the step in batches of 8: two iterations an epoch
 SHORT = replace(TINY, base=replace(TINY.base, epochs=2, batch=16), step=replace(TINY.step, epochs=2, warmup=None))
@@ -89,7 +90,7 @@ def test_four_iterations_are_the_published_ones(tmp_path, monkeypatch, name):
     folder.path.mkdir(parents=True)
     loop.fit(
         method, experiment.training_set(1), config, config.for_step(1), folder, experiment.normalization,
-        lambda board, iteration: None, resume=False, title="",
+        lambda board, iteration: None, Cost(folder, torch.device("cpu"), False), resume=False, title="",
     )  # fmt: skip
 
     after = [*[weights for _, weights in seen[1:]], published.states(parts)]

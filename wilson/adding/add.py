@@ -35,6 +35,7 @@ from wilson.printing import printable
 from wilson.run_folder import RunFolder
 from wilson.runs.folder import prepared
 from wilson.training import seeds, state
+from wilson.training.cost import Cost
 from wilson.training.loop import fit
 
 from . import held_out, pictures
@@ -232,6 +233,7 @@ def _train(
     files, settings = folder.step(ADDED), config.for_step(ADDED)
     names, old = task.class_names(step), len(subject.names)
     files.path.mkdir(parents=True, exist_ok=True)
+    cost = Cost(files, device, resume)
     torch.manual_seed(seeds.of_step(config.seed, ADDED))
     grown = subject.model.extended(len(names) - old)
     told = Settings(config.losses, config.warmup(ADDED), config.all_labels, config.model.localizer_channels)
@@ -261,7 +263,7 @@ def _train(
         return found
 
     found = fit(
-        method, dataset, config, settings, files, subject.normalization, look, resume=resume, title="new classes"
+        method, dataset, config, settings, files, subject.normalization, look, cost, resume=resume, title="new classes"
     )
     distributed.wait()
     if distributed.is_main():

@@ -1,6 +1,7 @@
 """The outcomes of a grid of runs as a table, as the figures behind it, and as a plot."""
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,31 +11,34 @@ from typing import Any
 from wilson.atomic import replacing
 from wilson.report.text import percent
 
-TABLE, FIGURES, PICTURE = "table.md", "results.csv", "plot.png"
+TABLE, FIGURES, RECORD, PICTURE = "table.md", "results.csv", "record.json", "plot.png"
 GROUPS = ("old", "new", "all")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a row: `entry` is the last of its results.json."""
+    """One run of a row: `entry` is the last of its results.json, `options` how the row differs from the grid's base."""
 
     row: str
     method: str
     seed: int
     entry: dict[str, Any]
+    options: str = ""
+    core_hours: float = 0.0
 
     def figure(self, name: str) -> float | None:
         """A mean IoU or the pixel accuracy, in percent."""
         return self.entry["pixel_accuracy"] if name == "pixel accuracy" else self.entry["miou"][name]
 
 
-def write(folder: Path, outcomes: Sequence[Outcome], order: Sequence[str]) -> str:
-    """Write `table.md`, `results.csv` and `plot.png`.
+def write(folder: Path, outcomes: Sequence[Outcome], order: Sequence[str], command: str = "") -> str:
+    """Write `table.md`, `results.csv`, `record.json` and `plot.png`.
 
     Args:
         folder: of the grid.
         outcomes: at least one.
         order: names of all rows; those without an outcome are left out.
+        command: that runs the grid.
 
     Returns:
         The table.
@@ -46,6 +50,9 @@ def write(folder: Path, outcomes: Sequence[Outcome], order: Sequence[str]) -> st
         temporary.write_text(text, encoding="utf-8")
     with replacing(folder / FIGURES) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         _write_figures(csv.writer(file), rows)
+    record = {"command": command, "runs": [_recorded(outcome) for found in rows.values() for outcome in found]}
+    with replacing(folder / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _draw(folder / PICTURE, rows)
     return text
 
@@ -79,6 +86,23 @@ def _write_figures(writer: Any, rows: dict[str, list[Outcome]]) -> None:
             figures += [outcome.entry["iou"].get(c) for c in classes]
             cells = ["" if value is None else f"{value:.2f}" for value in figures]
             writer.writerow([name, outcome.method, outcome.seed, outcome.entry["step"], *cells])
+
+
+def _recorded(outcome: Outcome) -> dict[str, Any]:
+    """A run in the record, from which tables can be made without the run."""
+    entry = outcome.entry
+    return {
+        "row": outcome.row,
+        "options": outcome.options,
+        "method": outcome.method,
+        "seed": outcome.seed,
+        "step": entry["step"],
+        "miou": entry["miou"],
+        "pixel_accuracy": entry["pixel_accuracy"],
+        "iou": entry["iou"],
+        "images": entry.get("training", {}).get("images"),
+        "core_hours": outcome.core_hours,
+    }
 
 
 def _draw(path: Path, rows: dict[str, list[Outcome]]) -> None:

@@ -8,8 +8,8 @@ rows:              what each row changes; a row with `seeds` runs only these
   wilson: {}
   no prior: {losses: {prior: none}, seeds: [0]}
 
-The folder holds one run for each base step and for each row and seed, and table.md, results.csv and plot.png, which are
-updated after every row.
+The folder holds one run for each base step and for each row and seed, and table.md, results.csv, record.json and
+plot.png, which are updated after every row. The record holds all figures, with core-hours and options.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from wilson.config.validation import short
 from wilson.distributed import choose_device
 from wilson.errors import UserError
 from wilson.report.grid import TABLE, Outcome, write
-from wilson.run_folder import RunFolder
+from wilson.run_folder import STEP, RunFolder, StepFolder
+from wilson.training import cost
 
 from .checks import check_batch, check_classes, check_maps, check_single_class
 from .experiment import Experiment
@@ -44,6 +45,7 @@ class Row:
     name: str
     config: Config
     seeds: tuple[int, ...]
+    options: str = ""  # what it changes, as on the command line
 
     def folder(self, seed: int) -> str:
         """Name of the run's folder."""
@@ -65,6 +67,7 @@ def ablate(grid: Path, out: Path, *, resume: bool = False) -> Path:
         UserError: a mistake that the user can fix; mistakes in the YAML file are found before anything runs.
     """
     base, rows = read(grid)
+    command = f"wilson ablate --grid {grid} --out {out}"
     with distributed.session(choose_device(base.config.device)), ExitStack() as ours:
         resume = resume or distributed.anywhere(distributed.restarted())
         with distributed.main_first():
@@ -75,7 +78,7 @@ def ablate(grid: Path, out: Path, *, resume: bool = False) -> Path:
         for seed in base.seeds:
             folder = run(replace(base.config, seed=seed), out / base.folder(seed), steps=[0], resume=True)
             start = RunFolder(folder).step(0).checkpoint
-            outcomes.append(outcome(base.name, seed, start))
+            outcomes.append(outcome(base, seed, start))
             for row in rows:
                 if seed not in row.seeds:
                     continue
@@ -87,16 +90,18 @@ def ablate(grid: Path, out: Path, *, resume: bool = False) -> Path:
                     start=None if offline else start,
                     resume=True,
                 )
-                outcomes.append(outcome(row.name, seed, RunFolder(folder).step(steps[row.name][-1]).checkpoint))
+                outcomes.append(outcome(row, seed, RunFolder(folder).step(steps[row.name][-1]).checkpoint))
                 if distributed.is_main():
-                    print(write(out, outcomes, [base.name, *(row.name for row in rows)]), flush=True)
+                    print(write(out, outcomes, [base.name, *(row.name for row in rows)], command), flush=True)
     return out / TABLE
 
 
-def outcome(row: str, seed: int, path: Path) -> Outcome:
+def outcome(row: Row, seed: int, path: Path) -> Outcome:
     """The outcome of a run, from its last checkpoint."""
     saved = Checkpoint(path)
-    return Outcome(row, saved.config.method, seed, saved.results[-1])
+    steps = [StepFolder(folder) for folder in RunFolder(path.parents[1]).path.glob(f"{STEP}*")]
+    hours = round(sum(map(cost.read, steps)), 5)
+    return Outcome(row.name, saved.config.method, seed, saved.results[-1], row.options, hours)
 
 
 def check(row: Row) -> list[int]:
@@ -145,11 +150,23 @@ def read(path: Path) -> tuple[Row, list[Row]]:
             raise UserError(
                 f"{place}: {wrong[0]} is that of the base step, which all rows share; change it in base or seeds"
             )
-        rows.append(Row(title, changed(base, changes, _under(place)), own))
+        rows.append(Row(title, changed(base, changes, _under(place)), own, " ".join(_flags(changes))))
     folders = [row.folder(0) for row in [Row("base", base, seeds), *rows]]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
         raise UserError(f"{where}: two rows, or a row and the base step, have the folder {twice[0]}; rename one")
     return Row("base", base, seeds), rows
+
+
+def _flags(changes: dict[str, Any], group: str = "") -> list[str]:
+    """Nested options as on the command line."""
+    flags = []
+    for name, value in changes.items():
+        if isinstance(value, dict):
+            flags += _flags(value, f"{group}{name}.")
+        else:
+            values = value if isinstance(value, list) else [value]
+            flags.append(f"--{group}{name.replace('_', '-')} {' '.join(map(str, values))}")
+    return flags
 
 
 def _under(place: str) -> Callable[[str], str]:

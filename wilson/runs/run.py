@@ -25,6 +25,7 @@ from wilson.report import confusion
 from wilson.report import steps as course
 from wilson.run_folder import RunFolder, StepFolder
 from wilson.training import seeds, state
+from wilson.training.cost import Cost
 from wilson.training.loop import fit
 from wilson.training.merging import merge_weights
 
@@ -124,6 +125,7 @@ def train_step(
     """Train one step, and write its pictures and its checkpoint, which holds its entry of results.json, too."""
     config, task, device = experiment.config, experiment.task, experiment.device
     folder.path.mkdir(parents=True, exist_ok=True)
+    cost = Cost(folder, device, resume)
     torch.manual_seed(seeds.of_step(config.seed, step))
     # convolutions are fastest in channels-last format, on CPUs as on GPUs
     method = experiment.build_method(step, old).to(device).to(memory_format=torch.channels_last)
@@ -152,7 +154,7 @@ def train_step(
         if dataset.absent:
             print(f"warning: no training image holds {', '.join(dataset.absent)}: it cannot be learned", flush=True)
     entry, matrix = fit(
-        method, dataset, config, settings, folder, experiment.normalization, look,
+        method, dataset, config, settings, folder, experiment.normalization, look, cost,
         resume=resume, title=f"step {step}", score=mean_iou if config.keep_best else None,
     )  # fmt: skip
     if config.weight_merge == "ewf" and old is not None:
@@ -171,6 +173,7 @@ def train_step(
         moved = batches(loader, device, experiment.normalization)
         (theirs,) = metrics.confusion_matrices(method.model, moved, len(names), [partial(segment, method.model)])
         entry["step_validation"] = metrics.scores(theirs, names, before, step)
+    cost.keep()
     if distributed.is_main():
         examples.write(folder.panels, method, experiment, validation, step)
         confusion.write(folder, names, matrix, before)

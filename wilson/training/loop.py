@@ -22,6 +22,7 @@ from wilson.run_folder import StepFolder
 from . import seeds
 from .best import Best
 from .computing import autocast_dtype, prepared
+from .cost import Cost
 from .log import Log
 from .optimizer import make_optimizer
 from .state import TrainingState
@@ -37,6 +38,7 @@ def fit(
     folder: StepFolder,
     normalization: Normalization,
     evaluate: Callable[[Any, int], Any],
+    cost: Cost,
     *,
     resume: bool,
     title: str,
@@ -52,6 +54,7 @@ def fit(
         folder: for the training state and the TensorBoard log.
         normalization: of the images.
         evaluate: called with the TensorBoard log and the iteration, every `evaluate_every` epochs and at the end.
+        cost: of the step, kept with every training state.
         resume: continue from the training state in `folder`, if there is one.
         title: of the progress bar.
         score: of what `evaluate` returned; the step then ends with the weights of the highest score after the warm-up.
@@ -115,6 +118,7 @@ def fit(
                 if score is not None and epoch >= min(method.warmup, settings.epochs - 1):
                     best.offer(epoch + 1, score(state.evaluation), state.evaluation)
             log.board.flush()  # a killed process loses unwritten entries, and the state must not be ahead of the log
+            cost.keep()
             if distributed.is_main():
                 state.keep(epoch + 1)
         return best.take() if best.epoch else state.evaluation
