@@ -6,8 +6,8 @@ data.json          which images the run learns from and is tested on
 run.lock           the process that writes here; empty when none does
 results.json       IoU and mean IoU after each step
 steps.csv, .png    mIoU of each step's classes after every later step, from three steps on
-step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix, cost.json; training.pt and progress.json while the
-                   step is unfinished; pseudo-labels/ of wilson add
+step-T/            checkpoint.pt, TensorBoard log, panels, confusion matrix, cost.json; training.pt and progress.json
+                   while the step is unfinished; pseudo-labels/ of wilson add
 report.html        all of the above on one page
 model/             the grown model of another library, as wilson add writes it
 added.json         how wilson add went, before and after
