@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INSTALL = 'pip install "wilson-seg[train]"'
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 PAGE = ("gradio", "starlette")
-PRIOR = ("open_clip", "tokenizers", "transformers")
+PRIOR = ("open_clip", "skimage", "tokenizers", "transformers")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -92,6 +92,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         prior_clip,
         prior_head,
         prior_names,
+        regions,
         report,
         results,
         run,
@@ -133,6 +134,7 @@ def parse(arguments: list[str]) -> Callable[[], int]:
         Annotated[results.Results, subcommand("results")],
         Annotated[data, subcommand("data", description="Check, export or load a data set.")],
         Annotated[saliency.Saliency, subcommand("saliency")],
+        Annotated[regions.Regions, subcommand("regions")],
         Annotated[prior, subcommand("prior", description="Make priors of new classes with models from outside.")],
         Annotated[weights, subcommand("weights", description="Import published weights.")],
         Annotated[Ops, subcommand("ops")],

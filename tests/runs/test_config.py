@@ -48,7 +48,8 @@ HINTS = {
 FREE = {
     "task", "device",
     "data.root", "data.train_split", "data.val_split", "data.step_root", "data.step_train_split",
-    "data.step_val_split", "data.labels", "data.saliency", "data.prior", "data.similarity", "data.negatives",
+    "data.step_val_split", "data.labels", "data.saliency", "data.prior", "data.regions", "data.similarity",
+    "data.negatives",
     "model.backbone", "model.weights",
 }  # fmt: skip
 RANGED = {name: limits(hint) for name, hint in HINTS.items() if limits(hint)}

@@ -204,6 +204,17 @@ def maps(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def regions(tmp_path_factory):
+    """Random squares for each training image."""
+    folder, experiment = tmp_path_factory.mktemp("regions"), Experiment.open(TINY)
+    rng = np.random.default_rng(0)
+    for index, name in enumerate(experiment.training.names):
+        ids = Image.fromarray(rng.integers(1, 256, (8, 8), np.uint8))
+        ids.resize(experiment.training.image(index).size, Image.Resampling.NEAREST).save(folder / f"{name}.png")
+    return folder
+
+
 def test_a_step_with_maps_as_a_loss(start, tmp_path, maps):
     one_step("wilson", start, tmp_path / "run", prior=maps)
     values = [value for _, value in losses(tmp_path / "run" / "step-1")["loss/maps"]]
@@ -243,3 +254,23 @@ def test_a_rival_needs_epochs_for_both_of_its_stages(start, tmp_path, warmup):
     with pytest.raises(UserError, match=r"--step\.warmup from 1 to 1"):
         run(config, tmp_path / "run", steps=[1], start=start)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_with_regions(start, tmp_path, regions):
+    """The vote changes what SEG learns; a file that does not cover its image stops the run before training."""
+    found = {
+        name: losses(run(config, tmp_path / name, steps=[1], start=start) / "step-1")
+        for name, config in {
+            "plain": TINY,
+            "voted": replace(TINY, data=replace(TINY.data, regions=str(regions))),
+        }.items()
+    }
+    assert found["voted"]["loss/cls"][0] == found["plain"]["loss/cls"][0]
+    assert found["voted"]["loss/seg"][0] != found["plain"]["loss/seg"][0]
+    shutil.copytree(regions, tmp_path / "holes")
+    dataset = Experiment.open(TINY).training_set(1)
+    name = dataset.source.names[dataset.indices[-1]]
+    Image.new("L", dataset.source.image(dataset.indices[-1]).size).save(tmp_path / "holes" / f"{name}.png")
+    with pytest.raises(UserError, match=f"{name}.png: .* pixels are of no region"):
+        one_step("wilson", start, tmp_path / "run", regions=tmp_path / "holes")
+    assert not (tmp_path / "run" / "step-1").exists()

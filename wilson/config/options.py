@@ -68,6 +68,9 @@ class DataConfig:
     prior: str | None = None
     """Folder of maps of the new classes for the methods wilson and rasp, as wilson prior head writes them: a NAME.npz
     for each image of the step, NAME as for saliency. What they are used for: losses.prior_use."""
+    regions: str | None = None
+    """Folder of regions for the methods wilson and rasp, as wilson regions writes them: a NAME.png of ids for each
+    image of the step, NAME as for saliency. Each region votes for one class of its pseudo-labels (SASA)."""
     similarity: str | None = None
     """Table of how near the names of the classes are for the method rasp, as wilson prior names writes it."""
     negatives: str | None = None

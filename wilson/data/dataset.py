@@ -20,6 +20,7 @@ from wilson.data.replay import Replay
 from wilson.data.scan import mismatch
 from wilson.data.sources.base import ImageSource
 from wilson.data.sources.prior_maps import PriorMaps
+from wilson.data.sources.regions import Regions
 from wilson.data.sources.saliency import Saliency
 from wilson.data.tasks import Task
 from wilson.data.transforms import TrainingCrop, Transform
@@ -50,6 +51,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         saliency: folder of saliency maps; samples then carry a map, too.
         prior: folder of prior maps; samples then carry maps of the step's classes. The negatives, which show none of
             them, need no files. The transform must be a `TrainingCrop`.
+        regions: folder of regions; samples then carry ids, 0 for negatives and replayed images, which need no files.
         replay: images of the base step, which `sampler` mixes in with their masks, after the negatives.
 
     Attributes:
@@ -57,8 +59,8 @@ class StepDataset(Dataset[dict[str, Any]]):
         absent: names of the step's classes that no image holds.
 
     Raises:
-        UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map or file
-            of prior maps.
+        UserError: there is no image, `dense` is set and an image has no mask, or an image has no saliency map, file
+            of prior maps or regions.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         negative_share: float = 0.25,
         saliency: Path | None = None,
         prior: Path | None = None,
+        regions: Path | None = None,
         replay: Replay | None = None,
     ) -> None:
         if not indices:
@@ -99,6 +102,7 @@ class StepDataset(Dataset[dict[str, Any]]):
         self.saliency = None if saliency is None else Saliency(saliency, shown)
         new = [task.classes[class_id] for class_id in task.new(step)]
         self.prior = None if prior is None else PriorMaps(prior, own, new)
+        self.regions = None if regions is None else Regions(regions, own)
         self.channels = task.channels(step, ignore=ignore)
         self.mask_channels = self.channels.clone()
         if not old_masks and step > 0:
@@ -132,6 +136,7 @@ class StepDataset(Dataset[dict[str, Any]]):
                 only if there are such images.
             saliency: float32 (H, W) in [0, 1]; only if there is a folder of them.
             prior: maps of the step's classes, uint8 (N, h, w); only if there is a folder of them.
+            regions: ids, int32 (H, W); only if there is a folder of them.
             name: name of the image.
         """
         epoch, position = key if isinstance(key, tuple) else (0, key)
@@ -157,6 +162,9 @@ class StepDataset(Dataset[dict[str, Any]]):
         pixels, ids, more = self._cut(image, mask, name, self.source.files(index), self.seed, epoch, index)
         if self.prior is not None:
             more["prior"] = self._cut_maps(image, self.prior.read(name, image.size), self.seed, epoch, index)
+        if self.regions is not None:
+            ids_of = self.regions.read(name, image.size, next(iter(self.source.files(index)), None))
+            more["regions"] = self._cut_beside(image, ids_of, self.seed, epoch, index)
         sample = {"image": pixels, "labels": self.labels[position], "name": name, **more}
         return sample if ids is None else {**sample, "mask": self.mask_channels[ids.long()]}
 
@@ -165,7 +173,13 @@ class StepDataset(Dataset[dict[str, Any]]):
         image, name = self.negatives.image(index), self.negatives.names[index]
         # the 1 keeps these numbers apart from those of the step's own image of this index
         pixels, _, more = self._cut(image, None, name, self.negatives.files(index), self.seed, epoch, index, 1)
-        return {"image": pixels, "labels": torch.zeros_like(self.labels[0]), "name": name, **more, **self._empty(image)}
+        return {
+            "image": pixels,
+            "labels": torch.zeros_like(self.labels[0]),
+            "name": name,
+            **more,
+            **self._empty(image, pixels),
+        }
 
     def _replayed(self, epoch: int, position: int) -> dict[str, Any]:
         assert self.replay is not None
@@ -181,14 +195,17 @@ class StepDataset(Dataset[dict[str, Any]]):
             "mask": self.replay.channels[ids.long()],
             "replayed": torch.tensor(True),
             **more,
-            **self._empty(image),
+            **self._empty(image, pixels),
         }
 
-    def _empty(self, image: Image) -> dict[str, Tensor]:
-        """Maps of an image that shows no class of the step."""
-        if self.prior is None:
-            return {}
-        return {"prior": self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)}
+    def _empty(self, image: Image, pixels: Tensor) -> dict[str, Tensor]:
+        """Maps and regions of an image that shows no class of the step."""
+        empty = {}
+        if self.prior is not None:
+            empty["prior"] = self._cut_maps(image, np.zeros((len(self.prior.classes), 1, 1), np.uint8), 0)
+        if self.regions is not None:
+            empty["regions"] = torch.zeros(pixels.shape[1:], dtype=torch.int32)
+        return empty
 
     def _cut(
         self, image: Image, mask: Image | None, name: str, files: Sequence[Path], *key: int
@@ -197,10 +214,15 @@ class StepDataset(Dataset[dict[str, Any]]):
             pixels, ids = self.transform(image, mask)
         if self.saliency is None:
             return pixels, ids, {}
-        with random_numbers_from(*key):  # the same numbers again, so that the map is cut like the image
-            _, values = self.transform(image, self.saliency.read(name, image.size, next(iter(files), None)))
-        assert values is not None
+        values = self._cut_beside(image, self.saliency.read(name, image.size, next(iter(files), None)), *key)
         return pixels, ids, {"saliency": values.float() / 255}
+
+    def _cut_beside(self, image: Image, beside: Image, *key: int) -> Tensor:
+        """A map or ids of the image's size, cut as the image of these numbers is."""
+        with random_numbers_from(*key):
+            _, values = self.transform(image, beside)
+        assert values is not None
+        return values
 
     def _cut_maps(self, image: Image, maps: NDArray[np.uint8], *key: int) -> Tensor:
         assert isinstance(self.transform, TrainingCrop)

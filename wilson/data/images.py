@@ -82,6 +82,16 @@ def read_mask(path: Path, image: Path | None = None) -> Image.Image:
         return mask if image is None else turned(mask, how_stored(image))
 
 
+def read_ids(path: Path, image: Path | None = None) -> Image.Image:
+    """Read ids of 8 or 16 bits, mode I; arguments and errors as for :func:`read_mask`."""
+    with _guarded(path):
+        ids, _ = _load(path)
+        if ids.mode not in ("L", "P", "I") and not ids.mode.startswith("I;16"):
+            raise UserError(f"{path}: expected ids of one channel of 8 or 16 bits, got mode {ids.mode}; convert it")
+        ids = Image.fromarray(np.asarray(ids).astype(np.int32))
+        return ids if image is None else turned(ids, how_stored(image))
+
+
 def turned(mask: Image.Image, image: Stored) -> Image.Image:
     """Turn a mask upright with its image if it has the image's stored size; else it is upright, or does not fit."""
     turn = TURNS.get(image.orientation)

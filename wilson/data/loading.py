@@ -26,6 +26,7 @@ class Batch(TypedDict, total=False):
     mask: Tensor  # (B, H, W), output channels, 255 to leave out; only with dense labels, and of replayed images
     own: int  # images of the step, the first ones; those behind it are replayed. Only where images are replayed
     saliency: Tensor  # (B, H, W), in [0, 1]; only where a folder of saliency maps is given
+    regions: Tensor  # (B, H, W), ids, 0 for none; only where a folder of them is given
     prior: Tensor  # (B, N, h, w), in [0, 1], maps of the N new classes; only where a folder of them is given
 
 

@@ -34,15 +34,16 @@ class SeenAndRemembered(Seen):
 
     old: Prediction
     maps: Tensor | None = None  # (B, N, h', w') of the new classes in 0..1, where the batch has them
+    regions: Tensor | None = None  # (B, H, W) ids, where the batch has them
 
     def first(self, images: int) -> SeenAndRemembered:
         """The outputs for the first images of the batch."""
         old = Prediction(self.old.logits[:images], self.old.features[:images])
-        maps = None if self.maps is None else self.maps[:images]
+        maps, regions = (None if t is None else t[:images] for t in (self.maps, self.regions))
         logits, features, scores, eval_scores = (
             t[:images] for t in (self.logits, self.features, self.scores, self.eval_scores)
         )
-        return SeenAndRemembered(logits, features, scores, eval_scores, old, maps)
+        return SeenAndRemembered(logits, features, scores, eval_scores, old, maps, regions)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from wilson.data.loading import Batch
 from wilson.models import SegmentationModel
 
 from .base import SeenAndRemembered, Settings, WeaklySupervised
+from .regions import vote
 from .upsampling import at_size_of
 
 
@@ -25,6 +26,9 @@ class Wilson(WeaklySupervised):
     Maps of the new classes from outside (`batch["prior"]`) either teach the localizer, too, by binary cross-entropy
     where the image shows the class (`ops.prior_loss`), or are mixed into what SEG's pseudo-labels are made from
     (`ops.merge_pseudo_labels`).
+
+    With regions of the images (`batch["regions"]`), each region votes for one class of the merged pseudo-labels, at the
+    size of the image, and SEG is the base step's loss of what they voted for.
 
     Images of the base step that are replayed (those from `batch["own"]` on) add the base step's loss of their masks
     beside SEG, for background and old classes, with the weight of SEG. CLS, SSS and SEG are of the step's images alone.
@@ -41,7 +45,8 @@ class Wilson(WeaklySupervised):
         old = self.remember(batch)
         seen = super().look(batch)
         scores, eval_scores = (self.with_prior(z, old.logits) for z in (seen.scores, seen.eval_scores))
-        return SeenAndRemembered(seen.logits, seen.features, scores, eval_scores, old, batch.get("prior"))
+        maps, regions = batch.get("prior"), batch.get("regions")
+        return SeenAndRemembered(seen.logits, seen.features, scores, eval_scores, old, maps, regions)
 
     def probabilities(self, image: Tensor) -> Tensor:
         scores = self.localizer(self.model(image).features)
@@ -116,11 +121,22 @@ class Wilson(WeaklySupervised):
 
     def segmentation(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """SEG (Eq. 7); in the paper's mode, every image counts, whatever classes its hard labels hold."""
+        if seen.regions is not None:
+            return ops.upsampled_soft_margin_loss(self.odds(seen.logits), self.voted(seen, labels, seen.regions))
         if self.paper or not self.config.merge:
             return ops.soft_margin_loss(self.odds(seen.logits), self.targets(seen, labels))
         scores, old_logits = at_size_of(seen.eval_scores, seen.logits), self.odds(seen.old.logits)
         settings = self._smoothing(seen, labels)
         return self.pseudo_label_loss(self.odds(seen.logits), scores, old_logits, labels, **settings)
+
+    @torch.no_grad()
+    def voted(self, seen: SeenAndRemembered, labels: Tensor, regions: Tensor) -> Tensor:
+        """The class that each region voted for, (B, H, W): see :func:`wilson.methods.regions.vote`."""
+        height, width = regions.shape[1:]
+        found, old = (
+            ops.upsampled_argmax(of, (height, width)).long() for of in (self.targets(seen, labels), seen.old.logits)
+        )
+        return vote(found, old, regions, self.old_classes, self.model.classes)
 
     def targets(self, seen: SeenAndRemembered, labels: Tensor) -> Tensor:
         """The merged pseudo-labels (Eq. 5, 6); in the paper's mode, the image-level labels do not gate them.
@@ -154,4 +170,6 @@ class Wilson(WeaklySupervised):
     @torch.no_grad()
     def explain(self, batch: Batch) -> tuple[Tensor, Tensor]:
         seen = self.look(batch)
-        return seen.eval_scores.softmax(1), self.targets(seen, batch["labels"]).argmax(1)
+        labels, regions = batch["labels"], seen.regions
+        learned = self.targets(seen, labels).argmax(1) if regions is None else self.voted(seen, labels, regions)
+        return seen.eval_scores.softmax(1), learned

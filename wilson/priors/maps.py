@@ -66,7 +66,11 @@ def fill(out: Path, source: ImageSource, classes: Sequence[str], made: str, look
 
 
 def missing(
-    out: Path, suffix: str, source: ImageSource, keep: Callable[[Path], None] = lambda _: None
+    out: Path,
+    suffix: str,
+    source: ImageSource,
+    keep: Callable[[Path], None] = lambda _: None,
+    what: str = "maps",
 ) -> Iterator[tuple[Path, Image]]:
     """Each file FOLDER/NAME that is still to be written, and its image; shows progress, and what cannot be read.
 
@@ -75,9 +79,10 @@ def missing(
         suffix: of the files.
         source: the images.
         keep: is called with each file that is there.
+        what: the files hold.
     """
     unread: list[str] = []
-    for index, name in enumerate(tqdm(source.names, desc="Making maps", unit="image")):
+    for index, name in enumerate(tqdm(source.names, desc=f"Making {what}", unit="image")):
         file = out / f"{name}{suffix}"
         if file.exists():
             keep(file)
@@ -89,7 +94,7 @@ def missing(
             continue
         yield file, image
     if unread:
-        print(f"no maps of {len(unread)} images, as they cannot be read; the first: {unread[0]}", flush=True)
+        print(f"no {what} of {len(unread)} images, as they cannot be read; the first: {unread[0]}", flush=True)
 
 
 def resized(image: Image, short_side: int, multiple: int, normalization: Normalization) -> Tensor:

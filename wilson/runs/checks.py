@@ -106,11 +106,15 @@ def check_single_class(experiment: Experiment, steps: list[int]) -> None:
 
 
 def check_maps(dataset: StepDataset) -> None:
-    """Read all prior maps of a step once; UserError for the first file that is broken or does not fit."""
-    if dataset.prior is None or not distributed.is_main():
+    """Read all prior maps and regions of a step once; UserError for the first file that is broken or does not fit."""
+    if (dataset.prior is None and dataset.regions is None) or not distributed.is_main():
         return
     for index in tqdm(dataset.indices, desc="Reading maps", unit="file"):
-        dataset.prior.read(dataset.source.names[index], image_size(dataset.source, index))
+        name, size = dataset.source.names[index], image_size(dataset.source, index)
+        if dataset.prior is not None:
+            dataset.prior.read(name, size)
+        if dataset.regions is not None:
+            dataset.regions.read(name, size, next(iter(dataset.source.files(index)), None))
 
 
 def check_classes(experiment: Experiment, step: int, dataset: StepDataset) -> None:

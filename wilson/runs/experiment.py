@@ -112,6 +112,7 @@ class Experiment:
             negative_share=config.data.negative_share,
             saliency=Path(config.data.saliency) if config.method == "eps" and step and config.data.saliency else None,
             prior=prior_maps(config) if step else None,
+            regions=Path(config.data.regions) if step and config.data.regions else None,
             replay=self.replay() if step and config.data.replay else None,
         )
 
@@ -193,6 +194,11 @@ def check_method(config: Config) -> None:
         )
     if config.data.replay and not issubclass(kind, Wilson):
         raise UserError(f"--data.replay works with the methods wilson and rasp, not {config.method}; leave it out")
+    if config.data.regions and not (issubclass(kind, Wilson) and config.losses.merge):
+        raise UserError(
+            f"--data.regions works with the methods wilson and rasp and with the merge, not with {config.method}"
+            f"{'' if config.losses.merge else ' and --losses.no-merge'}; leave it out"
+        )
     if prior_maps(config) and config.losses.prior_use == "mix" and not config.losses.merge:
         raise UserError(
             "--losses.prior-use mix needs the merge; leave out --losses.no-merge, or use the maps as a loss"

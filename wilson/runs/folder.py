@@ -27,8 +27,8 @@ LONGEST = 60  # letters of a task in the name of a folder
 MAY_DIFFER = ("device", "data.workers", "evaluate_every")
 # and these, as they only say where something is.
 PLACES = (
-    "data.root", "data.step_root", "data.labels", "data.saliency", "data.prior", "data.similarity", "data.negatives",
-    "model.weights",
+    "data.root", "data.step_root", "data.labels", "data.saliency", "data.prior", "data.regions", "data.similarity",
+    "data.negatives", "model.weights",
 )  # fmt: skip
 RESTART = 60.0  # seconds in which a process that torchrun has replaced lets go of the folder
 
