@@ -213,3 +213,19 @@ def test_processes_compute_what_one_does(tmp_path, one_thread):
     run(config, tmp_path / "one", steps=[0])
     in_processes(2, in_a_session, config, tmp_path / "two")
     assert_same_course(tmp_path / "two" / "step-0", tmp_path / "one" / "step-0")
+
+
+def compiled_in_a_session(config, out):
+    """With PyTorch's plain backend, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        in_a_session(replace(config, compile=True), out)
+
+
+@pytest.mark.slow
+def test_compiled_processes_compute_what_one_does(tmp_path, one_thread):
+    rates: dict[str, Any] = {"lr_encoder": 1e-4, "lr_head": 1e-4}
+    config = replace(QUICK, precision="fp32", base=replace(QUICK.base, **rates))
+    run(config, tmp_path / "one", steps=[0])
+    in_processes(2, compiled_in_a_session, config, tmp_path / "two")
+    assert_same_course(tmp_path / "two" / "step-0", tmp_path / "one" / "step-0")
