@@ -143,9 +143,10 @@ def _register_triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     for op in OPS.values():
-        if importlib.util.find_spec(f"wilson.kernels.{op.family}") is None:
+        family = f"..kernels.{op.family}"  # the package may have another name, as on a hub of kernels
+        if importlib.util.find_spec(family, __package__) is None:
             continue
-        launchers = importlib.import_module(f"wilson.kernels.{op.family}")
+        launchers = importlib.import_module(family, __package__)
         for name in op.raw:
             if hasattr(launchers, name):
                 torch.library.register_kernel(f"wilson::{name}", "cuda", getattr(launchers, name))
