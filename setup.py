@@ -13,14 +13,13 @@ sys.path.insert(0, str(ROOT / "tools" / "build"))
 
 import native  # noqa: E402
 
-
 LIBRARIES = ("_C_cpu", "_C_cuda")  # no Python modules: torch.ops.load_library loads them in any Python
 
 
 class Build(build_ext):
     """Runs CMake in a fresh folder, so that nothing of an earlier build gets in, and takes the libraries from there.
 
-    A wheel holds the libraries alone, so that it serves every Python; an editable install has the module wilson._C, too.
+    A wheel holds the libraries alone, so that it serves every Python; an editable install also has the module wilson._C.
     """
 
     def run(self) -> None:

@@ -1,7 +1,7 @@
 """Runs every op, forward and backward, against the reference in float64, with torch and numpy alone.
 
-`python -m tests.support.every_op`, for an installed wheel: it also tells what serves the ops, and fails where a compiled
-library is there and does not.
+`python -m tests.support.every_op`, for an installed wheel: it also tells what serves the ops, and fails where a
+compiled library is there and does not.
 """
 
 import torch

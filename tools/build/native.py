@@ -93,7 +93,7 @@ def _free_memory() -> int:
     return free
 
 
-def build(source: Path, folder: Path, *, python_module: bool) -> None:
+def build(source: Path, folder: Path, *, python_module: bool = False) -> None:
     """Compile the libraries of `source` into `folder`, as the switches ask, and if asked the module wilson._C.
 
     A CUDA part that fails under WILSON_BUILD=auto is left out, and the library says why. So is one for architectures

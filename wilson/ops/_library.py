@@ -143,10 +143,10 @@ def _register_triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     for op in OPS.values():
-        family = f"..kernels.{op.family}"  # the package may have another name, as on a hub of kernels
-        if importlib.util.find_spec(family, __package__) is None:
+        # relative, as the package has another name on a hub of kernels
+        if importlib.util.find_spec(f"..kernels.{op.family}", __package__) is None:
             continue
-        launchers = importlib.import_module(family, __package__)
+        launchers = importlib.import_module(f"..kernels.{op.family}", __package__)
         for name in op.raw:
             if hasattr(launchers, name):
                 torch.library.register_kernel(f"wilson::{name}", "cuda", getattr(launchers, name))
