@@ -19,7 +19,7 @@ LIBRARIES = ("_C_cpu", "_C_cuda")  # no Python modules: torch.ops.load_library l
 class Build(build_ext):
     """Runs CMake in a fresh folder, so that nothing of an earlier build gets in, and takes the libraries from there.
 
-    A wheel holds the libraries alone, so that it serves every Python; an editable install also has the module wilson._C.
+    A wheel holds the libraries alone, so it serves every Python; an editable install also has the module wilson._C.
     """
 
     def run(self) -> None:

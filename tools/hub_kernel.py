@@ -69,7 +69,7 @@ def main(out: Path, wheels: list[Path]) -> None:
 def write_variant(folder: Path, wheel: Path, oldest_torch: str) -> None:
     """One wheel as one variant."""
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.startswith(PARTS)]
+        names = [name for name in archive.namelist() if name.startswith(PARTS) and not name.endswith("/")]
         cuda = re.search(rb"\.nv_fatbin", archive.read("wilson/_C_cuda.so")) if "wilson/_C_cuda.so" in names else None
         machine = re.search(r"(x86_64|aarch64)\.whl$", wheel.name)[1]
         backend = f"cu{cuda_version(archive)}" if cuda else "cpu"

