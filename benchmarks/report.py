@@ -1,6 +1,6 @@
-"""Measure everything and write docs/performance.md: `python -m benchmarks.report`.
+"""Measure everything; write docs/performance.md, docs/benchmarks.csv and the plots: `python -m benchmarks.report`.
 
-`--from FOLDER` writes the page from what an earlier call measured (it keeps the figures in benchmarks/.figures).
+`--from FOLDER` writes them from what an earlier call measured (it keeps the figures in benchmarks/.figures).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import bench_ops, gpu_counts, gpu_tables, limits
+from benchmarks import bench_ops, gpu_counts, gpu_tables, limits, pictures
 from wilson.ops import _library
 
 ROOT = Path(__file__).parents[1]
@@ -246,6 +246,7 @@ def main() -> None:
     if folder is None:
         folder = FIGURES
         measure(folder)
+    pictures.write(ROOT / "docs", {grid: benchmarks(folder, grid) for grid in GRIDS})
     (ROOT / "docs" / "performance.md").write_text(page(folder))
 
 

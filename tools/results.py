@@ -63,7 +63,7 @@ def spread(values: list[float | None]) -> str:
     """Mean and standard deviation."""
     known = [value for value in values if value is not None]
     if not known:
-        return "–"
+        return "-"
     return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
 
 

@@ -30,7 +30,7 @@ def test_means_deviations_and_the_paired_interval():
     runs = [run("base", 0, 30.0, None), *(run("wilson", seed, 20.0 + seed) for seed in (0, 1, 2))]
     runs += [run("other", seed, 21.0 + 2 * seed, options="--a 1") for seed in (0, 1, 2)] + [run("once", 1, 11.0)]
     base, wilson, other, once = table(runs).splitlines()[2:]
-    assert base == "| base | 0 | – | 20.0 | 30.0 | 50.0 |  | 0.50 |  |"
+    assert base == "| base | 0 | - | 20.0 | 30.0 | 50.0 |  | 0.50 |  |"
     assert wilson == "| wilson | 0, 1, 2 | 10.0 ± 0.0 | 20.0 ± 0.0 | 21.0 ± 1.0 | 50.0 ± 0.0 |  | 0.50 |  |"
     assert "| 23.0 ± 2.0 |" in other and "| +2.0 (-0.5 to +4.5) |" in other and other.endswith("| `--a 1` |")
     assert "| -10.0 |" in once
