@@ -37,29 +37,24 @@ def test_import_does_not_initialise_cuda(provider):
 
 
 WITHOUT_KERNELS = """
-import sys
-sys.modules["wilson._C"] = None
 import torch
-from tests.support import cases, infinities
-from tests.support.agreement import Expected
-from wilson import ops
+
+def refuse(library):
+    raise OSError(library)
+
+torch.ops.load_library = refuse
+from tests.support import every_op
 from wilson.ops import _library
 
-for case in cases.every(torch.float32):
-    if case.name == "odd":
-        assert _library.provider(case.op, "CPU")[0] == _library.REFERENCE
-        Expected(case).assert_met_by(getattr(ops, case.op))
-        print(case.op)
-for op in infinities.OPS:
-    for case in infinities.of(op):
-        infinities.assert_as_the_reference(case, getattr(ops, op))
+_library.CPU_LIBRARY = _library.CPU_LIBRARY.with_name("none.so")
+every_op.main()
 """
 
 
 def test_every_op_and_its_gradient_work_without_kernels():
     result = subprocess.run([sys.executable, "-c", WITHOUT_KERNELS], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert sorted(result.stdout.split()) == sorted(OPS)
+    assert result.stdout.strip().endswith(f"{len(OPS)} ops as the reference, by reference")
 
 
 @pytest.fixture

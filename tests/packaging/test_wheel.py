@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from typing import Any
 import pytest
 import setuptools
 import torch
+
+from wilson.ops._registry import OPS
 
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHES = ("WILSON_BUILD", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "DEBUG", "PYTHONPATH")
@@ -127,17 +131,16 @@ def test_sdist_holds_the_sources_and_nothing_built(sdist: Path) -> None:
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
-def test_wheel_is_for_this_python_and_complete(wheel: Path) -> None:
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+def test_wheel_is_for_every_python_and_complete(wheel: Path) -> None:
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert wheel.name == f"wilson_seg-0.1.0-{python}-{python}-{platform}.whl"
+    assert wheel.name == f"wilson_seg-0.1.0-py3-none-{platform}.whl"
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name for name in names if name.endswith(".py")} == python_files()
     page = {
         f"wilson/serving/{path.name}" for kind in ("css", "js") for path in (ROOT / "wilson/serving").glob(f"*.{kind}")
     }
     assert {name for name in names if name.endswith((".css", ".js"))} == page and len(page) == 3
-    assert [name for name in names if name.endswith(".so")] == [f"wilson/_C{sysconfig.get_config_var('EXT_SUFFIX')}"]
+    assert [name for name in names if name.endswith(".so")] == ["wilson/_C_cpu.so"]
 
 
 def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
@@ -152,9 +155,68 @@ def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     assert (tmp_path / "venv" / "bin" / "wilson").exists()
 
 
+def bare_environment(folder: Path) -> Path:
+    """A virtual environment that sees torch, numpy and what these need, and nothing else."""
+    venv.create(folder / "bare", with_pip=False)
+    python = folder / "bare" / "bin" / "python"
+    site = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder).stdout.strip())
+    wanted, linked = ["torch", "numpy"], set()
+    while wanted:
+        name = wanted.pop()
+        try:
+            found = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # for another platform, or of an extra
+        if found.name in linked:
+            continue
+        linked.add(found.name)
+        for top in {path.parts[0] for path in found.files or () if path.parts[0] not in ("..", "__pycache__")}:
+            place = Path(str(found.locate_file(top)))
+            if place.exists() and not (site / top).exists():
+                (site / top).symlink_to(place)
+        wanted += [re.match(r"[\w.-]+", line)[0] for line in found.requires or () if "extra ==" not in line]  # type: ignore[index]
+    return python
+
+
+def test_every_op_runs_with_torch_and_numpy_alone(wheel: Path, tmp_path: Path) -> None:
+    python = bare_environment(tmp_path)
+    pip("install", wheel, folder=tmp_path, python=python)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    done = run([python, "-m", "tests.support.every_op"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.strip().endswith(f"{len(OPS)} ops as the reference, by C++")
+    for absent in ("PIL", "torchvision", "tyro"):
+        assert run([python, "-c", f"import {absent}"], tmp_path).returncode != 0
+
+
+HUB = """
+import pathlib, sys
+import kernels, torch
+
+ops = kernels.get_local_kernel(pathlib.Path("hub"), backend="cpu")
+scores = torch.randn(2, 5, 6, 7, requires_grad=True)
+ops.ngwp_focal_pool(scores).sum().backward()
+assert scores.grad.any() and not [name for name in sys.modules if name.split(".")[0] == "wilson"]
+ops.providers()
+"""
+
+
+def test_the_package_kernels_loads_the_ops_from_a_folder(wheel: Path, tmp_path: Path) -> None:
+    done = run([sys.executable, ROOT / "tools" / "hub_kernel.py", "hub", wheel], tmp_path)
+    assert done.returncode == 0, done.stdout
+    done = run([sys.executable, "-c", HUB], tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"ngwp_focal_pool +C\+\+", done.stdout)
+    sources = set(re.findall(r'"(csrc/[^"]+)"', (tmp_path / "hub" / "build.toml").read_text()))
+    kernels = {
+        path.relative_to(ROOT).as_posix() for kind in ("cpp", "cu") for path in (ROOT / "csrc").rglob(f"*.{kind}")
+    }
+    assert kernels - {"csrc/module.cpp"} <= sources and all((ROOT / source).exists() for source in sources)
+
+
 def test_none_builds_a_pure_wheel_whatever_lies_around(wheel: Path, tmp_path: Path) -> None:
     sources = copy_of_sources(tmp_path)
-    for leftover in ("_C.so", f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C_cuda.so"):
+    for leftover in (f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", "_C_cpu.so", "_C_cuda.so"):
         (sources / "wilson" / leftover).write_bytes(b"of an earlier build")
     pure = wheel_of(sources, tmp_path / "dist", WILSON_BUILD="none", PATH="/nonexistent")  # no compiler needed
     assert pure.name == "wilson_seg-0.1.0-py3-none-any.whl"
@@ -170,7 +232,7 @@ def test_none_builds_a_pure_wheel_whatever_lies_around(wheel: Path, tmp_path: Pa
 
 def test_none_ignores_the_library_of_an_earlier_editable_install(wheel: Path, tmp_path: Path) -> None:
     sources = copy_of_sources(tmp_path)
-    library = f"wilson/_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = "wilson/_C_cpu.so"
     zipfile.ZipFile(wheel).extract(library, sources)
     python = fresh_environment(tmp_path)
     pip("install", "-e", sources, folder=tmp_path, python=python, WILSON_BUILD="none")

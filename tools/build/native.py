@@ -93,8 +93,8 @@ def _free_memory() -> int:
     return free
 
 
-def build(source: Path, folder: Path) -> None:
-    """Compile the libraries of `source` into `folder`, as the switches ask.
+def build(source: Path, folder: Path, *, python_module: bool = False) -> None:
+    """Compile the libraries of `source` into `folder`, as the switches ask, and if asked the module wilson._C.
 
     A CUDA part that fails under WILSON_BUILD=auto is left out, and the library says why. So is one for architectures
     that cannot be read; a build for the CPU does not look at them.
@@ -103,7 +103,8 @@ def build(source: Path, folder: Path) -> None:
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             raise BuildError(f"{tool} not found: leave out --no-build-isolation, or first: pip install cmake ninja")
-    options = CUDA_OPTIONS[mode()]
+    module = f"-DWILSON_PYTHON_MODULE={'ON' if python_module else 'OFF'}"
+    options = [module, *CUDA_OPTIONS[mode()]]
     text = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if mode() != "cpu" and text.lower() not in DEFAULT_ARCHITECTURES:
         try:
@@ -113,7 +114,7 @@ def build(source: Path, folder: Path) -> None:
                 raise
             print(f"{error}; building for the CPU alone", flush=True)
             reason = str(error).removeprefix("wilson: ").replace(";", ",")  # CMake divides lists there
-            options = ["-DWILSON_CUDA=OFF", f"-DWILSON_CUDA_REASON={reason}"]
+            options = [module, "-DWILSON_CUDA=OFF", f"-DWILSON_CUDA_REASON={reason}"]
     try:
         _cmake(source, folder, options)
     except subprocess.CalledProcessError as error:
@@ -125,7 +126,7 @@ def build(source: Path, folder: Path) -> None:
         print(f"wilson: {reason}; building for the CPU alone", flush=True)
         shutil.rmtree(folder)
         try:
-            _cmake(source, folder, ["-DWILSON_CUDA=OFF", f"-DWILSON_CUDA_REASON={reason}"])
+            _cmake(source, folder, [module, "-DWILSON_CUDA=OFF", f"-DWILSON_CUDA_REASON={reason}"])
         except subprocess.CalledProcessError as second:
             raise BuildError(f"the build failed, see above: {_first_error(second.output)}; {INSTEAD}") from None
 

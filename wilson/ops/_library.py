@@ -1,7 +1,7 @@
 """Loads what was built, gives each device its provider, and says why a better one is missing.
 
 Every op is registered by its family's Python file with the reference as its body, so every device has an answer.
-Compiled code plugs kernels into dispatch keys: CPU from `wilson._C`; CUDA from `wilson._C_cuda`, else from Triton.
+Compiled code plugs kernels into dispatch keys: CPU from `_C_cpu.so`; CUDA from `_C_cuda.so`, else from Triton.
 `WILSON_CUDA_PROVIDER=cuda|triton|reference`, read once at import, chooses for CUDA.
 
 Nothing here initialises CUDA: a process that is forked afterwards, as the workers of a loader are, could not use it.
@@ -10,14 +10,13 @@ Nothing here initialises CUDA: a process that is forked afterwards, as the worke
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from ._registry import OPS
 
 DEVICES = ("CPU", "CUDA")
 REFERENCE = "reference"
+CPU_LIBRARY = Path(__file__).parents[1] / "_C_cpu.so"
 CUDA_LIBRARY = Path(__file__).parents[1] / "_C_cuda.so"
 
 _provider = dict.fromkeys(DEVICES, REFERENCE)  # what serves the ops that have a kernel on this device
@@ -42,19 +42,11 @@ def load() -> None:
 
 def build_info() -> dict[str, Any] | None:
     """What was built, or None for an install without compiled kernels."""
-    module = _compiled_module()
-    return None if module is None else dict(module.build_info())
-
-
-def _compiled_module() -> ModuleType | None:
-    if _installed_without_kernels():
-        _reason["CPU"] = "installed with WILSON_BUILD=none"
+    if _provider["CPU"] == REFERENCE:
         return None
-    try:
-        return importlib.import_module("wilson._C")
-    except ImportError as error:
-        _reason["CPU"] = _reason["CPU"] or f"wilson._C could not be imported: {error}"
-        return None
+    tell = ctypes.CDLL(str(CPU_LIBRARY)).wilson_build_info
+    tell.restype = ctypes.c_char_p
+    return dict(json.loads(tell()))
 
 
 def _installed_without_kernels() -> bool:
@@ -64,9 +56,17 @@ def _installed_without_kernels() -> bool:
 
 
 def _load_cpu() -> None:
-    if _compiled_module() is not None:
-        _provider["CPU"] = "C++"
-        _reason["CPU"] = "no C++ kernel yet"
+    if _installed_without_kernels():
+        _reason["CPU"] = "installed with WILSON_BUILD=none"
+    elif not CPU_LIBRARY.exists():
+        _reason["CPU"] = "the CPU library was not built"
+    else:
+        try:
+            torch.ops.load_library(str(CPU_LIBRARY))
+        except OSError as error:
+            _reason["CPU"] = f"the CPU library could not be loaded: {error}"
+        else:
+            _provider["CPU"], _reason["CPU"] = "C++", "no C++ kernel yet"
 
 
 def _load_cuda() -> None:
@@ -143,9 +143,10 @@ def _register_triton() -> str:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     for op in OPS.values():
-        if importlib.util.find_spec(f"wilson.kernels.{op.family}") is None:
+        # relative, as the package has another name on a hub of kernels
+        if importlib.util.find_spec(f"..kernels.{op.family}", __package__) is None:
             continue
-        launchers = importlib.import_module(f"wilson.kernels.{op.family}")
+        launchers = importlib.import_module(f"..kernels.{op.family}", __package__)
         for name in op.raw:
             if hasattr(launchers, name):
                 torch.library.register_kernel(f"wilson::{name}", "cuda", getattr(launchers, name))
