@@ -301,7 +301,7 @@ void refine_images(const Planes& image, const Planes& mask, const std::optional<
 
 Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
             std::vector<int64_t> dilations) {
-  check_pamr(image, mask, image_labels, iterations, dilations);
+  check_refinement("pamr", image, mask, image_labels, iterations, dilations);
   Tensor refined =
       torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, acc_dtype(image, mask));
   with_acc(acc_dtype(image, mask), [&](auto type) {

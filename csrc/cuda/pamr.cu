@@ -340,7 +340,7 @@ void refine_images(const Tensor& image, const Tensor& mask, const std::optional<
 
 Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
             std::vector<int64_t> dilations) {
-  check_pamr(image, mask, image_labels, iterations, dilations, kMaxDilations);
+  check_refinement("pamr", image, mask, image_labels, iterations, dilations, kMaxDilations);
   STD_TORCH_CHECK(image.size(2) <= std::numeric_limits<int>::max() / image.size(3),
                   "pamr: image must have fewer than 2^31 pixels on this device, got ", shape_text(image));
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
