@@ -166,19 +166,19 @@ struct PriorArguments {
   }
 };
 
-// most: how many dilations the device's kernels can take, if not any number.
-inline void check_pamr(const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
-                       int64_t iterations, const std::vector<int64_t>& dilations,
-                       std::optional<int64_t> most = std::nullopt) {
-  check_map("pamr", "image", image);
-  check_map("pamr", "mask", mask);
-  if (image_labels) check_image_labels("pamr", *image_labels, mask);
-  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0),
-                  "pamr: image must be (B, 3, H, W) with B = ", mask.size(0), ", got ", shape_text(image));
-  STD_TORCH_CHECK(iterations > 0, "pamr: iterations must be at least 1, got ", iterations);
-  STD_TORCH_CHECK(!dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0,
-                  "pamr: dilations must be at least 1 each, and one or more, got ", tuple_text(dilations));
-  STD_TORCH_CHECK(!most || static_cast<int64_t>(dilations.size()) <= *most, "pamr: dilations must be at most ", *most,
+// Of pamr and par. most: how many dilations the device's kernels can take, if not any number.
+inline void check_refinement(const char* op, const Tensor& image, const Tensor& mask,
+                             const std::optional<Tensor>& image_labels, int64_t iterations,
+                             const std::vector<int64_t>& dilations, std::optional<int64_t> most = std::nullopt) {
+  check_map(op, "image", image);
+  check_map(op, "mask", mask);
+  if (image_labels) check_image_labels(op, *image_labels, mask);
+  STD_TORCH_CHECK(image.size(1) == 3 && image.size(0) == mask.size(0), op,
+                  ": image must be (B, 3, H, W) with B = ", mask.size(0), ", got ", shape_text(image));
+  STD_TORCH_CHECK(iterations > 0, op, ": iterations must be at least 1, got ", iterations);
+  STD_TORCH_CHECK(!dilations.empty() && *std::min_element(dilations.begin(), dilations.end()) > 0, op,
+                  ": dilations must be at least 1 each, and one or more, got ", tuple_text(dilations));
+  STD_TORCH_CHECK(!most || static_cast<int64_t>(dilations.size()) <= *most, op, ": dilations must be at most ", *most,
                   " on this device, got ", dilations.size());
 }
 

@@ -152,6 +152,23 @@ def steepness(sum, sum_of_squares, COUNT: tl.constexpr):
     return -1.0 / (3.0 * (1e-8 + 0.1 * tl.sqrt(tl.maximum(variance, 0.0))))
 
 
+@triton.jit
+def par_similarity(difference, there, COUNT: tl.constexpr):
+    """A colour's share of the similarities in PAR, -(|difference| / (sigma + 1e-8) / 0.3)^2 / 3, less the highest.
+
+    sigma is the deviation of the COUNT differences (neighbours, pixels) from the centre that are there; the others are
+    0. Where all are alike, but not 0, the squares reach 1e17, and would round the other colours away: so the least is
+    taken off, which a softmax does not see, and which leaves 0.
+    """
+    mean = tl.sum(difference, axis=0) / COUNT
+    deviation = tl.where(there, difference - mean[None, :], 0.0)
+    width = 0.3 * (1e-8 + tl.sqrt(tl.sum(deviation * deviation, axis=0) / (COUNT - 1)))
+    size = tl.abs(difference)
+    least = tl.min(tl.where(there, size, float("inf")), axis=0)
+    squares = (size - least[None, :]) * (size + least[None, :])  # size^2 - least^2, with fewer digits lost
+    return squares * (-1.0 / (3.0 * width * width))[None, :]
+
+
 # ---------------------------------------------------------------------------------------------- bilinear interpolation
 
 

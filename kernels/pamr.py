@@ -1,4 +1,5 @@
-"""Refining masks by the image (PAMR) in Triton. Araslanov and Roth, CVPR 2020, as in WILSON's published code.
+"""Refining masks by the image in Triton: PAMR (Araslanov and Roth, CVPR 2020, as in WILSON's published code), and PAR
+(Ru et al., CVPR 2022), which differ in their affinities alone.
 
 A pixel has 8 neighbours at each dilation, their coordinates clamped to the image. Its affinities to them are worked out
 once; an iteration gives it the mean of their masks, weighted by the affinities.
@@ -6,6 +7,8 @@ once; an iteration gives it the mean of their masks, weighted by the affinities.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import triton
@@ -13,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, class_block, map_of, matrix_of, on_device_of
-from ._math import aligned_corners, steepness
+from ._math import aligned_corners, par_similarity, steepness
 from ._tiles import load_gates
 
 # Affinities: a lane has a pixel, and a warp one neighbour at each dilation, which it loads once.
@@ -48,6 +51,7 @@ def _pamr_affinity_kernel(
     tiles,
     DILATIONS: tl.constexpr,
     COUNT: tl.constexpr,
+    NEARNESS: tl.constexpr,  # what PAR adds at each dilation: beside the pixel, at a corner. None for PAMR
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     ACC: tl.constexpr,
@@ -70,16 +74,25 @@ def _pamr_affinity_kernel(
         colours = image.data + b * image.batch + (tl.zeros((), tl.int64) + channel) * image.channel
         centre = tl.load(colours + y.to(tl.int64) * image.row + x.to(tl.int64) * image.pixel).to(ACC)
         neighbours = tl.load(colours + row * image.row + column * image.pixel, mask=there, other=0.0).to(ACC)
-        # Taken from the centre, differences of close colours keep their digits, and an even neighbourhood gives 0. The
-        # centre counts in the deviation, too, once per dilation.
+        # Taken from the centre, differences of close colours keep their digits, and an even neighbourhood gives 0.
         d = tl.where(there, neighbours - centre[None, :], 0.0)
-        steep = steepness(tl.sum(d, axis=0), tl.sum(d * d, axis=0), 9 * COUNT)
-        similarity += tl.abs(d) * steep[None, :]
+        if NEARNESS is None:  # the centre counts in the deviation, too, once per dilation
+            steep = steepness(tl.sum(d, axis=0), tl.sum(d * d, axis=0), 9 * COUNT)
+            similarity += tl.abs(d) * steep[None, :]
+        else:
+            similarity += par_similarity(d, there, 8 * COUNT)
     similarity = tl.where(there, similarity, -float("inf"))
     e = tl.exp(similarity - tl.max(similarity, axis=0)[None, :])
     plane = tl.zeros((), tl.int64) + H * W
     to = affinity + (b * (8 * COUNT) + n[:, None]) * plane + pixel[None, :]
-    tl.store(to, e / tl.sum(e, axis=0)[None, :], mask=there & (pixel < H * W)[None, :])
+    share = e / tl.sum(e, axis=0)[None, :]
+    if NEARNESS is not None:
+        near = tl.zeros((BLOCK_N,), ACC)
+        for i in tl.static_range(COUNT):
+            beside = tl.full((BLOCK_N,), NEARNESS[2 * i], ACC)
+            near = tl.where(n // 8 == i, tl.where(k % 2 == 0, NEARNESS[2 * i + 1], beside), near)
+        share += near[:, None]
+    tl.store(to, share, mask=there & (pixel < H * W)[None, :])
 
 
 @triton.jit
@@ -166,8 +179,38 @@ def _pamr_refine_kernel(
             tl.store(out + p[:, None], tl.load(source + p[:, None] * BLOCK_C + k[None, :], mask=inside), mask=inside)
 
 
+@functools.cache
+def _nearness(dilations: tuple[int, ...]) -> tuple[float, ...]:
+    """0.01 softmax of -(rho / (sigma_rho + 1e-8) / 0.3)^2 over the neighbours, of their distances rho.
+
+    At each dilation, for one beside the pixel and for one at a corner.
+    """
+    rho = [distance for d in dilations for distance in (d, math.sqrt(2) * d)]  # four neighbours of each
+    mean = sum(rho) / len(rho)
+    variance = 4 * sum((r - mean) ** 2 for r in rho) / (4 * len(rho) - 1)
+    width, nearest = 0.3 * (math.sqrt(variance) + 1e-8), min(rho)
+    weights = [math.exp((nearest - r) * (nearest + r) / width**2) for r in rho]
+    return tuple(0.01 * weight / (4 * sum(weights)) for weight in weights)
+
+
 def pamr(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
     """The refined mask (B, C, H, W) in the accumulation dtype."""
+    return _refine(image, mask, image_labels, iterations, dilations, nearness=None)
+
+
+def par(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: int, dilations: Sequence[int]) -> Tensor:
+    """The refined mask (B, C, H, W) in the accumulation dtype."""
+    return _refine(image, mask, image_labels, iterations, dilations, nearness=_nearness(tuple(map(int, dilations))))
+
+
+def _refine(
+    image: Tensor,
+    mask: Tensor,
+    image_labels: Tensor | None,
+    iterations: int,
+    dilations: Sequence[int],
+    nearness: tuple[float, ...] | None,
+) -> Tensor:
     batch, _, height, width = image.shape
     classes = mask.shape[1]
     dtype, acc = accumulator(image, mask)
@@ -187,8 +230,8 @@ def pamr(image: Tensor, mask: Tensor, image_labels: Tensor | None, iterations: i
     planes = mask.new_empty((2, batch * groups, pixels, block_c), dtype=dtype)
     with on_device_of(image):
         _pamr_affinity_kernel[(batch * tiles,)](
-            map_of(image), affinity, height, width, tiles, BLOCK_N=block_n, BLOCK_P=AFFINITY_PIXELS, ACC=acc,
-            num_warps=min(8, block_n // 8), **neighbours,
+            map_of(image), affinity, height, width, tiles, BLOCK_N=block_n, BLOCK_P=AFFINITY_PIXELS, NEARNESS=nearness,
+            ACC=acc, num_warps=min(8, block_n // 8), **neighbours,
         )  # fmt: skip
         _pamr_refine_kernel[(batch * groups,)](
             map_of(mask), None if image_labels is None else matrix_of(image_labels), affinity, planes, refined,

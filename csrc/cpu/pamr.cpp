@@ -1,5 +1,5 @@
-// Refining masks by the image's colours (PAMR) on the CPU. Araslanov and Roth, CVPR 2020, as in WILSON's published
-// code. Formulas: math/pamr.h.
+// Refining masks by the image's colours on the CPU: PAMR (Araslanov and Roth, CVPR 2020, as in WILSON's published code)
+// and PAR (Ru et al., CVPR 2022), which differ in their affinities alone. Formulas: math/pamr.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -129,17 +129,19 @@ struct Block {
 // affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours. `differences` has
 // room for those of a block, (3, neighbours, kBlock), so that each is taken once.
 //
-// The deviation comes of the sums of the differences to the centre and of their squares. It loses no digits: the centre
-// itself is a ninth of the values, so that the squares are at most ten times what remains of them.
-template <class acc>
-WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, acc* differences,
-                                         acc* affinity) {
+// The deviation in PAMR comes of the sums of the differences to the centre and of their squares. It loses no digits:
+// the centre itself is a ninth of the values, so that the squares are at most ten times what remains of them. In PAR it
+// is none of them, so that the mean has to come first. PAR adds `nearness`, of each neighbour, to the softmax.
+template <Affinity kind, class acc>
+WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, int64_t y, const acc* nearness,
+                                         acc* differences, acc* affinity) {
   using Vector = typename Block<acc>::Vector;
+  const auto size = [](const Vector& d) __attribute__((always_inline)) { return d < 0 ? -d : d; };
   const int64_t N = s.neighbours();
-  const acc values = deviation_values<acc>(s.dilations);
+  const acc values = deviation_values<kind, acc>(s.dilations);
   const int64_t* offset = s.offset.data();
   for (int64_t block = 0; block < s.blocks; ++block, affinity += N * kBlock) {
-    Vector slope[3];
+    Vector slope[3], least[3] = {};
     for (int colour = 0; colour < 3; ++colour) {
       const acc* x = planes + colour * s.plane() + s.first() + y * s.stride + block * kBlock;
       acc* difference = differences + colour * N * kBlock;
@@ -148,24 +150,39 @@ WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, in
       for (int64_t n = 0; n < N; ++n, difference += kBlock) {
         const Vector d = Block<acc>::load(x + offset[n]) - centre;
         total += d;
-        squares += d * d;
+        if constexpr (kind == Affinity::kPamr) {
+          squares += d * d;
+        } else {
+          least[colour] = n == 0 || size(d) < least[colour] ? size(d) : least[colour];
+        }
         Block<acc>::store(difference, d);
       }
+      if constexpr (kind == Affinity::kPamr) {
+        squares -= total * total / values;
+      } else {
+        const Vector mean = total / values;
+        difference = differences + colour * N * kBlock;
+        for (int64_t n = 0; n < N; ++n, difference += kBlock) {
+          const Vector d = Block<acc>::load(difference) - mean;
+          squares += d * d;
+        }
+      }
       acc variance[kBlock];
-      Block<acc>::store(variance, (squares - total * total / values) / (values - acc(1)));
+      Block<acc>::store(variance, squares / (values - acc(1)));
 #pragma omp simd
-      for (int64_t j = 0; j < kBlock; ++j) variance[j] = steepness(variance[j]);
+      for (int64_t j = 0; j < kBlock; ++j) variance[j] = steepness<kind>(variance[j]);
       slope[colour] = Block<acc>::load(variance);
     }
     const acc *red = differences, *green = red + N * kBlock, *blue = green + N * kBlock;
-    const auto part = [](const acc* difference, const Vector& slope) __attribute__((always_inline)) {
-      const Vector d = Block<acc>::load(difference);
-      return (d < 0 ? -d : d) * slope;  // similarity(), which takes no vectors
+    const auto part = [&](const acc* difference, int colour) __attribute__((always_inline)) {
+      const Vector d = size(Block<acc>::load(difference));
+      if constexpr (kind == Affinity::kPamr) return d * slope[colour];  // similarity(), which takes no vectors
+      return (d - least[colour]) * (d + least[colour]) * slope[colour];
     };
     Vector peak = {};
     for (int64_t n = 0; n < N; ++n) {
       const int64_t at = n * kBlock;
-      const Vector k = part(red + at, slope[0]) + part(green + at, slope[1]) + part(blue + at, slope[2]);
+      const Vector k = part(red + at, 0) + part(green + at, 1) + part(blue + at, 2);
       peak = n == 0 ? k : k > peak ? k : peak;
       Block<acc>::store(affinity + at, k);
     }
@@ -181,7 +198,11 @@ WILSON_CPU_LEVELS void pamr_affinity_row(const Stencil& s, const acc* planes, in
     const Vector share = acc(1) / sum;
     for (int64_t n = 0; n < N; ++n) {
       acc* k = affinity + n * kBlock;
-      Block<acc>::store(k, Block<acc>::load(k) * share);
+      if constexpr (kind == Affinity::kPamr) {
+        Block<acc>::store(k, Block<acc>::load(k) * share);
+      } else {
+        Block<acc>::store(k, Block<acc>::load(k) * share + nearness[n]);
+      }
     }
   }
 }
@@ -256,9 +277,21 @@ std::vector<Group> groups_of(const Planes& mask, const std::optional<Tensor>& im
   return groups;
 }
 
+// What PAR adds to the affinities of the neighbours, in the order of the stencil's offsets.
 template <class acc>
+std::vector<acc> nearness_around(const std::vector<int64_t>& dilations) {
+  std::vector<acc> around;
+  for (const auto [beside, corner] : nearness_of(dilations)) {
+    for (const double near : {corner, beside, corner, beside, beside, corner, beside, corner}) {
+      around.push_back(static_cast<acc>(near));
+    }
+  }
+  return around;
+}
+
+template <Affinity kind, class acc>
 void refine_images(const Planes& image, const Planes& mask, const std::optional<Tensor>& image_labels,
-                   int64_t iterations, const Stencil& s, acc* refined) {
+                   int64_t iterations, const Stencil& s, const std::vector<acc>& nearness, acc* refined) {
   const int64_t B = mask.batch, C = mask.classes, N = s.neighbours();
   const std::unique_ptr<acc[]> affinity(new acc[B * s.affinities()]);  // (B, H, blocks, neighbours, kBlock)
   const int64_t rows_of_work = std::max<int64_t>(1, kGrain / (s.width * N));
@@ -268,7 +301,8 @@ void refine_images(const Planes& image, const Planes& mask, const std::optional<
       if (i == begin || i % s.height == 0) {
         for (int64_t c = 0; c < 3; ++c) load_plane(image, i / s.height, c, s, planes.get() + c * s.plane());
       }
-      pamr_affinity_row(s, planes.get(), i % s.height, differences.get(), affinity.get() + i * s.blocks * kBlock * N);
+      pamr_affinity_row<kind>(s, planes.get(), i % s.height, nearness.data(), differences.get(),
+                              affinity.get() + i * s.blocks * kBlock * N);
     }
   });
   const bool same_size = mask.height == s.height && mask.width == s.width;
@@ -299,20 +333,35 @@ void refine_images(const Planes& image, const Planes& mask, const std::optional<
   });
 }
 
-Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
-            std::vector<int64_t> dilations) {
-  check_pamr(image, mask, image_labels, iterations, dilations);
+template <Affinity kind>
+Tensor refine(const char* op, const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
+              int64_t iterations, const std::vector<int64_t>& dilations) {
+  check_refinement(op, image, mask, image_labels, iterations, dilations);
   Tensor refined =
       torch::stable::empty({mask.size(0), mask.size(1), image.size(2), image.size(3)}, acc_dtype(image, mask));
   with_acc(acc_dtype(image, mask), [&](auto type) {
     using acc = decltype(type);
-    refine_images(Planes(image), Planes(mask), image_labels, iterations,
-                  Stencil(image.size(2), image.size(3), dilations), mutable_data<acc>(refined));
+    refine_images<kind, acc>(Planes(image), Planes(mask), image_labels, iterations,
+                             Stencil(image.size(2), image.size(3), dilations), nearness_around<acc>(dilations),
+                             mutable_data<acc>(refined));
   });
   return refined;
+}
+
+Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+            std::vector<int64_t> dilations) {
+  return refine<Affinity::kPamr>("pamr", image, mask, image_labels, iterations, dilations);
+}
+
+Tensor par(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+           std::vector<int64_t> dilations) {
+  return refine<Affinity::kPar>("par", image, mask, image_labels, iterations, dilations);
 }
 
 }  // namespace
 }  // namespace wilson
 
-STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) { m.impl("pamr", TORCH_BOX(&wilson::pamr)); }
+STABLE_TORCH_LIBRARY_IMPL(wilson, CPU, m) {
+  m.impl("pamr", TORCH_BOX(&wilson::pamr));
+  m.impl("par", TORCH_BOX(&wilson::par));
+}

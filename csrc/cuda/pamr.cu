@@ -1,5 +1,5 @@
-// Refining masks by the image's colours (PAMR) on NVIDIA GPUs. Araslanov and Roth, CVPR 2020, as in WILSON's published
-// code. Formulas: math/pamr.h.
+// Refining masks by the image's colours on NVIDIA GPUs: PAMR (Araslanov and Roth, CVPR 2020, as in WILSON's published
+// code) and PAR (Ru et al., CVPR 2022), which differ in their affinities alone. Formulas: math/pamr.h.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "checks.h"
@@ -36,6 +37,23 @@ struct Stencil {
   __host__ __device__ int pixels() const { return height * width; }
 };
 
+// What PAR adds to the affinities at each dilation, beside it.
+template <class acc>
+struct NearStencil : Stencil {
+  acc beside[kMaxDilations], corner[kMaxDilations];
+
+  NearStencil(const Stencil& s, const std::vector<Nearness>& nearness) : Stencil(s) {
+    for (int d = 0; d < dilations; ++d) {
+      beside[d] = static_cast<acc>(nearness[d].beside);
+      corner[d] = static_cast<acc>(nearness[d].corner);
+    }
+  }
+};
+
+// What the affinities are worked out of.
+template <Affinity kind, class acc>
+using AffinityStencil = std::conditional_t<kind == Affinity::kPamr, Stencil, NearStencil<acc>>;
+
 // The rows and columns of the 8 neighbours at one dilation, coordinates clamped to the image.
 struct Around {
   int row[3], column[3];
@@ -55,9 +73,9 @@ struct Around {
 };
 
 // affinity: (B, N, P). A lane has a pixel, a warp a dilation: it loads each neighbour once and takes one exponential.
-template <class acc, class T>
+template <Affinity kind, class acc, class T>
 __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
-    pamr_affinity_kernel(AnyMap image, Stencil s, int tiles, acc* __restrict__ affinity) {
+    pamr_affinity_kernel(AnyMap image, AffinityStencil<kind, acc> s, int tiles, acc* __restrict__ affinity) {
   const int64_t b = blockIdx.x / tiles, P = s.pixels();
   const int tile = blockIdx.x % tiles * kLanes, pixel = min(tile + threadIdx.x, s.pixels() - 1);
   const int y = pixel / s.width, x = pixel - y * s.width;
@@ -83,30 +101,62 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
   };
   if (one_each) load(threadIdx.y);
 
-  // The pixel counts once for each dilation. As it counts in the mean, the squares of the mean and of the differences
-  // are never so close that subtracting them would lose precision: sigma^2 is at least 1/9.
-  acc moments[6] = {};  // sums and squares of the three colours
-  for_my_dilations([&](int) {
+  const acc values = deviation_values<kind, acc>(s.dilations);
+  acc least[3] = {}, slope[3];
+  if constexpr (kind == Affinity::kPamr) {
+    // The pixel counts once for each dilation. As it counts in the mean, the squares of the mean and of the differences
+    // are never so close that subtracting them would lose precision: sigma^2 is at least 1/9.
+    acc moments[6] = {};  // sums and squares of the three colours
+    for_my_dilations([&](int) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+      for (int j = 0; j < 8; ++j) {
 #pragma unroll
-      for (int c = 0; c < 3; ++c) {
-        moments[c] += difference[j][c];
-        moments[3 + c] += difference[j][c] * difference[j][c];
+        for (int c = 0; c < 3; ++c) {
+          moments[c] += difference[j][c];
+          moments[3 + c] += difference[j][c] * difference[j][c];
+        }
       }
-    }
-  });
-  across_warps(moments, [](acc p, acc q) { return p + q; });
-  const acc values = deviation_values<acc>(s.dilations);
-  acc slope[3];
+    });
+    across_warps(moments, [](acc p, acc q) { return p + q; });
 #pragma unroll
-  for (int c = 0; c < 3; ++c) {
-    slope[c] = steepness(max((moments[3 + c] - moments[c] * moments[c] / values) / (values - acc(1)), acc(0)));
+    for (int c = 0; c < 3; ++c) {
+      const acc squares = moments[3 + c] - moments[c] * moments[c] / values;
+      slope[c] = steepness<kind>(max(squares / (values - acc(1)), acc(0)));
+    }
+  } else {
+    // The pixel does not count, and the mean has to come first.
+    acc mean[3] = {}, squares[3] = {};
+#pragma unroll
+    for (int c = 0; c < 3; ++c) least[c] = std::numeric_limits<acc>::infinity();
+    for_my_dilations([&](int) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+          mean[c] += difference[j][c];
+          least[c] = min(least[c], abs(difference[j][c]));
+        }
+      }
+    });
+    across_warps(mean, [](acc p, acc q) { return p + q; });
+    across_warps(least, [](acc p, acc q) { return min(p, q); });
+#pragma unroll
+    for (int c = 0; c < 3; ++c) mean[c] /= values;
+    for_my_dilations([&](int) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int c = 0; c < 3; ++c) squares[c] += (difference[j][c] - mean[c]) * (difference[j][c] - mean[c]);
+      }
+    });
+    across_warps(squares, [](acc p, acc q) { return p + q; });
+#pragma unroll
+    for (int c = 0; c < 3; ++c) slope[c] = steepness<kind>(squares[c] / (values - acc(1)));
   }
   const auto similarity_of = [&](int j) {
     acc k = 0;
 #pragma unroll
-    for (int c = 0; c < 3; ++c) k += similarity(difference[j][c], slope[c]);
+    for (int c = 0; c < 3; ++c) k += similarity<kind>(difference[j][c], least[c], slope[c]);
     return k;
   };
 
@@ -132,7 +182,11 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
   for_my_dilations([&](int d) {
     if (!one_each) weigh();
 #pragma unroll
-    for (int j = 0; j < 8; ++j) out[(8 * d + j) * P] = weight[j] / norm[0];
+    for (int j = 0; j < 8; ++j) {
+      acc a = weight[j] / norm[0];
+      if constexpr (kind == Affinity::kPar) a += j == 0 || j == 2 || j == 5 || j == 7 ? s.corner[d] : s.beside[d];
+      out[(8 * d + j) * P] = a;
+    }
   });
 }
 
@@ -269,11 +323,12 @@ struct Call {
   cudaStream_t stream;
   acc *affinity, *refined;
 
-  void work_out_affinities() const {
+  template <Affinity kind>
+  void work_out_affinities(const AffinityStencil<kind, acc>& around) const {
     const int tiles = (s.pixels() + kLanes - 1) / kLanes, warps = std::min(s.dilations, kDilationWarps);
     with_type_of(image.dtype, [&](auto type) {
-      pamr_affinity_kernel<acc, decltype(type)>
-          <<<image.batch * tiles, dim3(kLanes, warps), warps * kLanes * 6 * sizeof(acc), stream>>>(image, s, tiles,
+      pamr_affinity_kernel<kind, acc, decltype(type)>
+          <<<image.batch * tiles, dim3(kLanes, warps), warps * kLanes * 6 * sizeof(acc), stream>>>(image, around, tiles,
                                                                                                    affinity);
     });
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -308,9 +363,13 @@ struct Call {
   }
 };
 
-template <class acc>
+template <Affinity kind, class acc>
 void refine_images(const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
-                   int64_t iterations, const Stencil& s, Tensor& refined) {
+                   int64_t iterations, const std::vector<int64_t>& dilations, Tensor& refined) {
+  Stencil s{static_cast<int>(image.size(2)), static_cast<int>(image.size(3)), static_cast<int>(dilations.size()), {}};
+  const int64_t far = std::max(s.height, s.width);  // further out there is nothing but the border again
+  std::transform(dilations.begin(), dilations.end(), s.distance,
+                 [far](int64_t distance) { return static_cast<int>(std::min(distance, far)); });
   Tensor affinity = torch::stable::new_empty(refined, {image.size(0), s.neighbours(), s.pixels()});
   const Shown shown{image_labels ? any_matrix(*image_labels) : AnyMatrix{}};
   AnyMap colours = any_map(image);  // kernels count its rows and columns apart
@@ -325,7 +384,11 @@ void refine_images(const Tensor& image, const Tensor& mask, const std::optional<
                        current_stream(image),
                        mutable_data<acc>(affinity),
                        mutable_data<acc>(refined)};
-  call.work_out_affinities();
+  if constexpr (kind == Affinity::kPamr) {
+    call.template work_out_affinities<kind>(s);
+  } else {
+    call.template work_out_affinities<kind>({s, nearness_of(dilations)});
+  }
   // With labels few classes are left of an image, and a block for each keeps more processors busy. Without, several
   // share the affinities once they are loaded.
   if (!image_labels && mask.size(1) > 1 && call.plane_bytes(s, 4) <= kPlaneBytes) {
@@ -338,24 +401,36 @@ void refine_images(const Tensor& image, const Tensor& mask, const std::optional<
   }
 }
 
-Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
-            std::vector<int64_t> dilations) {
-  check_pamr(image, mask, image_labels, iterations, dilations, kMaxDilations);
-  STD_TORCH_CHECK(image.size(2) <= std::numeric_limits<int>::max() / image.size(3),
-                  "pamr: image must have fewer than 2^31 pixels on this device, got ", shape_text(image));
+template <Affinity kind>
+Tensor refine(const char* op, const Tensor& image, const Tensor& mask, const std::optional<Tensor>& image_labels,
+              int64_t iterations, const std::vector<int64_t>& dilations) {
+  check_refinement(op, image, mask, image_labels, iterations, dilations, kMaxDilations);
+  STD_TORCH_CHECK(image.size(2) <= std::numeric_limits<int>::max() / image.size(3), op,
+                  ": image must have fewer than 2^31 pixels on this device, got ", shape_text(image));
   const torch::stable::accelerator::DeviceGuard guard(image.get_device_index());
   const ScalarType dtype = acc_dtype(image, mask);
   Tensor refined = torch::stable::new_empty(mask, {mask.size(0), mask.size(1), image.size(2), image.size(3)}, dtype);
   if (mask.size(0) == 0) return refined;
-  Stencil s{static_cast<int>(image.size(2)), static_cast<int>(image.size(3)), static_cast<int>(dilations.size()), {}};
-  const int64_t far = std::max(s.height, s.width);  // further out there is nothing but the border again
-  std::transform(dilations.begin(), dilations.end(), s.distance,
-                 [far](int64_t distance) { return static_cast<int>(std::min(distance, far)); });
-  with_acc(dtype, [&](auto type) { refine_images<decltype(type)>(image, mask, image_labels, iterations, s, refined); });
+  with_acc(dtype, [&](auto type) {
+    refine_images<kind, decltype(type)>(image, mask, image_labels, iterations, dilations, refined);
+  });
   return refined;
+}
+
+Tensor pamr(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+            std::vector<int64_t> dilations) {
+  return refine<Affinity::kPamr>("pamr", image, mask, image_labels, iterations, dilations);
+}
+
+Tensor par(const Tensor& image, const Tensor& mask, std::optional<Tensor> image_labels, int64_t iterations,
+           std::vector<int64_t> dilations) {
+  return refine<Affinity::kPar>("par", image, mask, image_labels, iterations, dilations);
 }
 
 }  // namespace
 }  // namespace wilson
 
-STABLE_TORCH_LIBRARY_IMPL(wilson, CUDA, m) { m.impl("pamr", TORCH_BOX(&wilson::pamr)); }
+STABLE_TORCH_LIBRARY_IMPL(wilson, CUDA, m) {
+  m.impl("pamr", TORCH_BOX(&wilson::pamr));
+  m.impl("par", TORCH_BOX(&wilson::par));
+}

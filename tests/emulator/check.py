@@ -124,17 +124,17 @@ def _shift(x: torch.Tensor, numbers: int) -> torch.Tensor:
     return storage.as_strided(x.shape, x.stride(), numbers).copy_(x)
 
 
-def labelled_bits(provider: str) -> None:
+def labelled_bits(provider: str, op: str) -> None:
     """PAMR with image-level labels takes other launches, and gives the bits of all classes where there is a label."""
-    family = need(provider, "pamr")
+    family, refine = need(provider, op), getattr(ops, op)
     draw = cases.Draw("labelled", cases.Shape(2, 6, 5, 7), torch.float32)
     labels = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0]])
     shown = torch.nn.functional.pad(labels, (1, 0), value=1)[:, :, None, None]
     args = draw.image(), draw.probabilities()
     options: dict[str, Any] = {"iterations": 2, "dilations": [1, 3]}
     with emulated_ops.emulated(provider, family):
-        every = ops.pamr(*args, **options)
-        gated = ops.pamr(*args, image_labels=labels * 0.25, **options)
+        every = refine(*args, **options)
+        gated = refine(*args, image_labels=labels * 0.25, **options)
     assert torch.equal(gated, every * shown)
 
 

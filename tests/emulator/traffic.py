@@ -80,7 +80,7 @@ def measure(provider: str, case: cases.Case, arch: int = 90) -> list[Call]:
 def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
     """Bytes that a raw op must load and store in so many launches."""
     once = sum(_bytes(t) for t in _tensors((args, result)))
-    if name == "pamr":
+    if name in cases.REFINING:
         image, mask, _, iterations, dilations = args
         refined = _bytes(result)
         affinities = 8 * len(dilations) * image.shape[0] * image.shape[2] * image.shape[3] * result.element_size()

@@ -123,13 +123,14 @@ def test_the_same_bits_in_every_run_and_beside_any_neighbour(op, dtype):
 
 
 @pytest.mark.parametrize("side", [20, 56, 64, 150])  # four planes, one plane, or none have room in shared memory
-def test_pamr_of_labelled_classes_has_the_bits_of_all(side):
-    case = cases.case("pamr", "labelled", cases.Shape(3, 6, side, side + 3), torch.float32)
-    Expected(case).assert_met_by(ops.pamr, "cuda")
+@pytest.mark.parametrize("op", cases.REFINING)
+def test_refining_labelled_classes_gives_the_bits_of_all(op, side):
+    case, refine = cases.case(op, "labelled", cases.Shape(3, 6, side, side + 3), torch.float32), getattr(ops, op)
+    Expected(case).assert_met_by(refine, "cuda")
     image, mask = case.on("cuda").args
     labels = torch.tensor([[0, 1, 0, 0, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], device="cuda")
-    every, shown = ops.pamr(image, mask), torch.nn.functional.pad(labels, (1, 0), value=1)
-    assert torch.equal(ops.pamr(image, mask, image_labels=labels), every * shown[:, :, None, None])
+    every, shown = refine(image, mask), torch.nn.functional.pad(labels, (1, 0), value=1)
+    assert torch.equal(refine(image, mask, image_labels=labels), every * shown[:, :, None, None])
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -215,7 +216,7 @@ def test_opcheck(op):
 def test_past_four_gigabytes(op):
     """Two images of 2.2 GB in bfloat16: the second gives its bits alone, a loss about that of its small tile."""
     small = cases.case(op, "large", cases.Shape(2, 21, 24, 24, old=16, scale=1), torch.bfloat16).on("cuda")
-    args, kwargs = tiled(small, 300), dict(small.kwargs, **({"iterations": 1} if op == "pamr" else {}))
+    args, kwargs = tiled(small, 300), dict(small.kwargs, **({"iterations": 1} if op in cases.REFINING else {}))
     function = getattr(ops, op)
     with torch.no_grad():
         together = tensors(function(*args, **kwargs))

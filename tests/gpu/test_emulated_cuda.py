@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.support import cases, infinities
 
 PROVIDER = "cuda"
 # All of float32 that is quick; of bfloat16, whose loads and stores differ, the layouts that choose other kernels
-SLOW = {("pamr", "long"), ("pamr", "many_classes")}
+SLOW = set(itertools.product(cases.REFINING, ("long", "many_classes")))
 QUICK_BFLOAT16 = {
     "odd", "channels_last", "two_classes", "wide", "many_classes", "prior_aligned", "prior_channels_last",
 }  # fmt: skip
@@ -59,8 +61,9 @@ def test_agrees_on_sm_80(case):
     check.agrees(PROVIDER, case, arch=80)
 
 
-def test_pamr_of_labelled_classes_has_the_bits_of_all():
-    check.labelled_bits(PROVIDER)
+@pytest.mark.parametrize("op", cases.REFINING)
+def test_refining_labelled_classes_gives_the_bits_of_all(op):
+    check.labelled_bits(PROVIDER, op)
 
 
 @pytest.mark.parametrize("iterations", [1, 2])  # which end in either of two buffers

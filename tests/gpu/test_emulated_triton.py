@@ -72,8 +72,9 @@ def test_agrees_on_sm_80(case):
     check.agrees(PROVIDER, case, arch=80)
 
 
-def test_pamr_of_labelled_classes_has_the_bits_of_all():
-    check.labelled_bits(PROVIDER)
+@pytest.mark.parametrize("op", cases.REFINING)
+def test_refining_labelled_classes_gives_the_bits_of_all(op):
+    check.labelled_bits(PROVIDER, op)
 
 
 @pytest.mark.parametrize("op", infinities.OPS)
@@ -124,6 +125,7 @@ def test_launches():
 MORE_BYTES = {
     "upsampled_cross_entropy": "keeps two numbers of each pixel between its passes where one would do: 1.15 times",
     "pamr": "has no shared memory to address: the masks between iterations lie in global memory, 1.8 times the least",
+    "par": "as pamr",
 }
 
 

@@ -77,7 +77,7 @@ for op in OPS.values():
 
 # The ops with the most launches or programs take the interpreter seconds for each case: they have no large maps, and
 # fewer layouts. Several tiles and blocks of classes they have in the case "blocks", which is small.
-SLOW_OPS = ("pamr", "upsampled_soft_margin_loss", "upsampled_cross_entropy")
+SLOW_OPS = (*cases.REFINING, "upsampled_soft_margin_loss", "upsampled_cross_entropy")
 SLOW_CASES = ("long", "many_classes", "two_classes", "channels_last", "transposed", "expanded", "flat")
 # In other dtypes than float32 the kernels differ in what loads, stores and constants round: a few cases show it.
 EVERY_DTYPE = ("odd", "sliced", "extreme", "image_weight", "weighted_background", "empty_batch", "prior")
@@ -89,13 +89,13 @@ def _interpreted() -> Iterator[cases.Case]:
             if dtype == torch.float32 or (case.name in EVERY_DTYPE and case.op not in SLOW_OPS):
                 yield case
         for op in SLOW_OPS:
-            classes = 33 if op == "pamr" else 7  # more than a program takes at a time
+            classes = 33 if op in cases.REFINING else 7  # more than a program takes at a time
             yield cases.case(op, "blocks", cases.Shape(2, classes, 3, 5, scale=1.5), dtype)
 
 
 def _shortened(case: cases.Case) -> cases.Case:
     """All iterations of PAMR are the same launch: two say as much as ten."""
-    short = case.op == "pamr" and "iterations" not in case.kwargs
+    short = case.op in cases.REFINING and "iterations" not in case.kwargs
     return replace(case, kwargs={"iterations": 2, **case.kwargs}) if short else case
 
 

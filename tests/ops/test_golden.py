@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from wilson import ops
 from wilson.ops import reference
 
+FOLDER = Path(__file__).parents[1] / "golden"
 FILES = sorted(
     path
-    for path in (Path(__file__).parents[1] / "golden").glob("*.npz")
-    if path.stem != "names_small"  # tests/methods
+    for path in FOLDER.glob("*.npz")
+    if path.stem not in ("names_small", "par_small")  # tests/methods; test_par
 )
 MODULES = {"reference": reference, "ops": ops}
 
@@ -100,3 +101,11 @@ def test_base_step(golden, module):
     loss = module.upsampled_soft_margin_loss(low, golden["label"])
     assert_relative(loss, golden["base"], 1e-6)  # the published value carries float32 rounding
     assert_relative(gradient(loss, low), golden["base_grad_low"], 1e-6)
+
+
+def test_par(module):
+    """As Ru et al. published it."""
+    golden = {key: torch.as_tensor(value) for key, value in np.load(FOLDER / "par_small.npz").items()}
+    options = {"iterations": int(golden["iterations"]), "dilations": golden["dilations"].tolist()}
+    assert_relative(module.par(golden["image"], golden["mask"], **options), golden["out"], 1e-10)
+    assert_relative(module.par(golden["image"], golden["mask"]), golden["out"], 1e-10)  # its options are the defaults

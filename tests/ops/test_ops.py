@@ -79,18 +79,20 @@ def test_gradient_penalty_is_refused(op):
 
 
 @pytest.mark.parametrize("module", [ops, reference], ids=["ops", "reference"])
+@pytest.mark.parametrize("op", cases.REFINING)
 @pytest.mark.parametrize("classes", [1, 2, 7, 21])
 @pytest.mark.parametrize("scale", [1, 0.5])
-def test_pamr_of_labelled_classes_has_the_bits_of_all(module, classes, scale):
+def test_refining_labelled_classes_gives_the_bits_of_all(module, op, classes, scale):
     draw = cases.Draw("pamr", cases.Shape(5, classes, 12, 19), torch.float32)
     size = [round(side * scale) for side in (12, 19)]
     mask = cases.Draw("mask", cases.Shape(5, classes, *size), torch.float32).probabilities()
     image, labels = draw.image(), draw.image_labels().float()
     labels[0], labels[1] = 0, 1
-    every = module.pamr(image, mask, iterations=3)
+    function = getattr(module, op)
+    every = function(image, mask, iterations=3)
     shown = torch.nn.functional.pad(labels, (1, 0), value=1)[:, :, None, None]
     for given in (labels, labels.bool(), labels * 0.25):
-        assert torch.equal(module.pamr(image, mask, image_labels=given, iterations=3), every * shown)
+        assert torch.equal(function(image, mask, image_labels=given, iterations=3), every * shown)
 
 
 KERNELS = [op for op in NAMES if _library.has_kernel(op, "CPU")]  # the reference has the guarantees of PyTorch
@@ -121,7 +123,7 @@ def test_same_bits_for_any_threads_and_neighbours(op, name):
 def test_same_bits_in_whatever_order_threads_finish(op):
     """Many chunks to an image, in float64: sums in double hide the order of parts in float32."""
     case = cases.case(op, "chunks", cases.Shape(1, 17, 256, 128, old=13, scale=1), torch.float64)
-    case = replace(case, kwargs={"iterations": 1, "dilations": [1]}) if op == "pamr" else case
+    case = replace(case, kwargs={"iterations": 1, "dilations": [1]}) if op in cases.REFINING else case
     function, threads = getattr(ops, op), torch.get_num_threads()
     try:
         torch.set_num_threads(1)

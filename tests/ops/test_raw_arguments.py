@@ -94,6 +94,8 @@ REFUSED = [
     (r"image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.pamr(Z, Z, None, 1, [1])),
     ("iterations must be at least 1, got 0", lambda: RAW.pamr(IMAGE, Z, None, 0, [1])),
     (r"dilations must be at least 1 each, and one or more, got \(1, 0\)", lambda: RAW.pamr(IMAGE, Z, None, 1, [1, 0])),
+    (r"par: image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.par(Z, Z, None, 1, [1])),
+    (r"par: dilations must be at least 1 each, and one or more, got \(\)", lambda: RAW.par(IMAGE, Z, None, 1, [])),
     (
         r"labels must be \(B, H, W\) of scores \(2, 5, 4, 4\), got \(2, 3, 4\)",
         lambda: RAW.balanced_cross_entropy(Z, LABELS[:, :3], COUNTS, Y, 255),

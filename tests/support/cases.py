@@ -92,6 +92,7 @@ WINS_LATE = Shape(1, 33, 46, 46)
 MANY_PIXELS = Shape(2, 3, 91, 91)
 NEVER_FOUND = Shape(131, 130, 1, 2)
 ALIGNED = Shape(2, 7, 8, 8, old=4)
+REFINING = ("pamr", "par")  # ops that differ in their affinities alone
 PEAKS = Shape(16, 2, 16, 32)
 PARTS = Shape(2, 3, 35, 33)
 LAYOUTS = ("channels_last", "sliced", "expanded", "transposed")
@@ -278,6 +279,7 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "merge_pseudo_labels": lambda d: (d.scores(), d.old_logits(), d.image_labels()),
     "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels()),
     "pamr": lambda d: (d.image(), d.probabilities()),
+    "par": lambda d: (d.image(), d.probabilities()),
     "confident_labels": _confident,
     "balanced_cross_entropy": _balanced,
     "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map()),
@@ -311,7 +313,7 @@ class Work:
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
 
 
-ITERATIONS, NEIGHBOURS = 10, 40  # of PAMR
+ITERATIONS = 10  # of PAMR and PAR
 
 # Counts of the formulas in float32 with int64 labels, not of an implementation: each input is read once in forward, the
 # gradient written once
@@ -323,9 +325,8 @@ WORK: dict[str, Callable[[Shape], Work]] = {
     "pseudo_label_loss": lambda s: Work(
         2 * s.scores + s.old_scores, 0, 4 * (2 * s.scores + s.old_scores), 4 * s.scores
     ),
-    "pamr": lambda s: Work(
-        NEIGHBOURS * s.pixels, ITERATIONS * NEIGHBOURS * s.scores, 4 * (3 * s.pixels + s.scores), 4 * s.scores
-    ),
+    "pamr": lambda s: _refining(s, neighbours=40),
+    "par": lambda s: _refining(s, neighbours=48),
     "confident_labels": lambda s: Work(0, 0, 4 * s.scores, 8 * s.pixels),
     "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * s.scores + 8 * s.pixels, 4 * s.scores),
     "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
@@ -335,6 +336,11 @@ WORK: dict[str, Callable[[Shape], Work]] = {
     "one_versus_rest": lambda s: Work(3 * s.scores, 0, 4 * 2 * s.scores, 4 * 2 * s.scores),
     "prior_loss": lambda s: Work(2 * s.new_scores, 0, 4 * 2 * s.new_scores, 4 * s.scores),
 }
+
+
+def _refining(s: Shape, neighbours: int) -> Work:
+    each_pass = neighbours * s.scores
+    return Work(neighbours * s.pixels, ITERATIONS * each_pass, 4 * (3 * s.pixels + s.scores), 4 * s.scores)
 
 
 def _upsampled_loss(s: Shape) -> Work:
@@ -478,16 +484,34 @@ def _wins_late(dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def pamr(dtype: torch.dtype) -> Iterator[Case]:
-    yield from _layouts("pamr", dtype)
-    draw = Draw("pamr", SHAPES["odd"], dtype)
-    options = {"iterations": 2, "dilations": [3]}
-    yield Case("pamr", "options", (draw.image(), draw.probabilities()), options)
-    small = Draw("pamr_resized", Shape(2, 7, 5, 6), dtype).probabilities()
-    yield Case("pamr", "resized", (draw.image(), small), {"iterations": 3})
-    labels = draw.image_labels()
-    yield Case("pamr", "labelled", (draw.image(), draw.probabilities()), {"image_labels": labels, "iterations": 3})
-    yield Case("pamr", "labelled_resized", (draw.image(), small), {"image_labels": labels.int(), "iterations": 2})
-    yield Case("pamr", "no_label", (draw.image(), small), {"image_labels": labels.to(dtype) * 0, "iterations": 1})
+    for op in REFINING:
+        yield from _layouts(op, dtype)
+        draw = Draw(op, SHAPES["odd"], dtype)
+        options = {"iterations": 2, "dilations": [3]}
+        yield Case(op, "options", (draw.image(), draw.probabilities()), options)
+        small = Draw(f"{op}_resized", Shape(2, 7, 5, 6), dtype).probabilities()
+        yield Case(op, "resized", (draw.image(), small), {"iterations": 3})
+        labels = draw.image_labels()
+        yield Case(op, "labelled", (draw.image(), draw.probabilities()), {"image_labels": labels, "iterations": 3})
+        yield Case(op, "labelled_resized", (draw.image(), small), {"image_labels": labels.int(), "iterations": 2})
+        yield Case(op, "no_label", (draw.image(), small), {"image_labels": labels.to(dtype) * 0, "iterations": 1})
+        many = {"iterations": 1, "dilations": [1, 2, 3, 4, 5, 6, 7, 9, 11, 30]}  # more than a block has warps for
+        yield Case(op, "many_dilations", (draw.image(), draw.probabilities()), many)
+        yield Case(op, "alike", (_alike(draw), draw.probabilities()), {"iterations": 2})
+
+
+def _alike(draw: Draw) -> Tensor:
+    """Colours that every dtype holds, of which many neighbours share one, and of the first image all; but for a few
+    pixels, whose squared differences are up to 1e17 times the variance that PAR divides them by, were it not for the
+    1e-8."""
+    s = draw.shape
+    image = torch.randint(0, 4, (s.batch, 3, s.height, s.width), generator=draw.generator).double() / 256
+    image[0] = 0.25
+    image[:, 2] = 0
+    image[:, 2, 4, 5] = 0.5
+    image[:, :, 1, 2] = 1
+    image[:, :2, 6, 8] += 1 / 256
+    return image.to(draw.dtype)
 
 
 def confident(dtype: torch.dtype) -> Iterator[Case]:

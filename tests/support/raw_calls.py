@@ -79,6 +79,7 @@ def pamr(blank: Blank) -> Iterator[Call]:
     for labels in (None, blank.image_labels()):
         mask = blank.map(size=(max(1, height // 2), max(1, width // 2)))
         yield "pamr", (blank.map(3), mask, labels, 3, [1, 2, 4, 8, 12])
+        yield "par", (blank.map(3), mask, labels, 3, [1, 2, 4, 8, 12, 24])
 
 
 def confident(blank: Blank) -> Iterator[Call]:

@@ -16,8 +16,8 @@ What infinite and undefined numbers mean, here as in every kernel:
 - A NaN in the prior of a labelled class makes its target and that of the background NaN; it has no hard label there.
 - The one-versus-rest logit of a class ruled out is -inf, that of the only one left +inf; NaN where the softmax is.
 
-A gradient is defined where the loss is finite. `pamr` makes no promise: infinite and undefined numbers spread to the
-neighbours.
+A gradient is defined where the loss is finite. `pamr` and `par` make no promise: infinite and undefined numbers spread
+to the neighbours.
 
 Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
 Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the op follows the code, and
@@ -26,7 +26,8 @@ its docstring says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -226,21 +227,77 @@ def pamr(
     dilation; sigma_i is the unbiased deviation over those neighbours and, once per dilation, the centre. Classes whose
     image-level label is 0 give 0.
     """
+    return refined(pamr_affinity, image, mask, image_labels, iterations, dilations)
+
+
+def pamr_affinity(x: Tensor, dilations: Sequence[int]) -> Tensor:
+    """a_in of :func:`pamr`, (8D, B, H, W), of the image x."""
+    around = torch.stack(list(neighbours(x, dilations)))  # (8D, B, 3, H, W)
+    sigma = torch.cat([around, x.expand(len(dilations), *x.shape)]).std(0)
+    kernel = (-(x - around).abs() / (1e-8 + 0.1 * sigma)).mean(2)  # (8D, B, H, W)
+    return kernel.softmax(0)
+
+
+def par(
+    image: Tensor,
+    mask: Tensor,
+    *,
+    image_labels: Tensor | None = None,
+    iterations: int = 10,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+) -> Tensor:
+    """Pixel-adaptive refinement (Ru et al., CVPR 2022): :func:`pamr` with other affinities.
+
+    a = softmax of -mean over channels of (|x_i - x_n| / (sigma_i + 1e-8) / 0.3)^2, plus 0.01 times the same of the
+    neighbours' distances; sigma_i is the unbiased deviation over the 8 neighbours at each dilation, without the centre.
+    """
+    return refined(par_affinity, image, mask, image_labels, iterations, dilations)
+
+
+def par_affinity(x: Tensor, dilations: Sequence[int]) -> Tensor:
+    """a_in of :func:`par`, (8D, B, H, W), of the image x.
+
+    Of the squared differences of a channel the least is taken off, which the softmax does not see. For where the
+    neighbours are alike and the centre is not, sigma is 0 and the squares reach 1e17: one number, which would round the
+    shares of the other channels away, in float64, too. Taken off, it leaves 0.
+    """
+    around = torch.stack(list(neighbours(x, dilations)))  # (8D, B, 3, H, W)
+    difference = (x - around).abs()
+    least = difference.amin(0)
+    squares = (difference - least) * (difference + least)  # difference^2 - least^2, with fewer digits lost
+    kernel = -(squares / (0.3 * (around.std(0) + 1e-8)) ** 2).mean(2)  # (8D, B, H, W)
+    return kernel.softmax(0) + 0.01 * nearness(dilations).to(x)[:, None, None, None]
+
+
+def nearness(dilations: Sequence[int]) -> Tensor:
+    """softmax of -(rho / (sigma_rho + 1e-8) / 0.3)^2, of the neighbours' distances rho: (8D,), float64."""
+    corner = math.sqrt(2)
+    ring = torch.tensor([corner, 1, corner, 1, 1, corner, 1, corner], dtype=torch.float64)  # row by row
+    rho = (torch.tensor(dilations, dtype=torch.float64)[:, None] * ring).flatten()
+    return (-((rho / (rho.std() + 1e-8) / 0.3) ** 2)).softmax(0)
+
+
+def refined(
+    affinity_of: Callable[[Tensor, Sequence[int]], Tensor],
+    image: Tensor,
+    mask: Tensor,
+    image_labels: Tensor | None,
+    iterations: int,
+    dilations: Sequence[int],
+) -> Tensor:
+    """mask_i <- sum_n a_in mask_n, repeated, at the image's size."""
     dtype = accumulate(image, mask)
     x, mask = image.detach().to(dtype), mask.detach().to(dtype)
     if not len(x):  # which interpolate and pad refuse
         return mask.new_empty((0, mask.shape[1], *x.shape[2:]))
     if mask.shape[2:] != x.shape[2:]:
         mask = F.interpolate(mask, size=x.shape[2:], mode="bilinear", align_corners=True)
-    around = torch.stack(list(neighbours(x, dilations)))  # (8D, B, 3, H, W)
-    sigma = torch.cat([around, x.expand(len(dilations), *x.shape)]).std(0)
-    kernel = (-(x - around).abs() / (1e-8 + 0.1 * sigma)).mean(2)  # (8D, B, H, W)
-    affinity = kernel.softmax(0).unsqueeze(2)  # (8D, B, 1, H, W)
+    affinity = affinity_of(x, dilations).unsqueeze(2)  # (8D, B, 1, H, W)
     for _ in range(iterations):
-        refined = torch.zeros_like(mask)
+        mean = torch.zeros_like(mask)
         for a, neighbour in zip(affinity, neighbours(mask, dilations), strict=True):
-            refined = refined + a * neighbour
-        mask = refined
+            mean = mean + a * neighbour
+        mask = mean
     if image_labels is None:
         return mask
     shown = F.pad(image_labels != 0, (1, 0), value=True)
