@@ -16,8 +16,8 @@ What infinite and undefined numbers mean, here as in every kernel:
 - A NaN in the prior of a labelled class makes its target and that of the background NaN; it has no hard label there.
 - The one-versus-rest logit of a class ruled out is -inf, that of the only one left +inf; NaN where the softmax is.
 
-A gradient is defined where the loss is finite. `pamr` makes no promise: infinite and undefined numbers spread to the
-neighbours.
+A gradient is defined where the loss is finite. `pamr` and `random_walk` make no promise: infinite and undefined numbers
+spread to the neighbours.
 
 Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
 Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the op follows the code, and
@@ -27,6 +27,7 @@ its docstring says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -256,6 +257,62 @@ def neighbours(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
             for dx in (0, d, 2 * d):
                 if (dy, dx) != (d, d):
                     yield padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def random_walk(scores: Tensor, edge: Tensor, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
+    """x_j <- sum_i a_ij^beta x_i / sum_k a_kj^beta, `steps` times, from x (1 - e) on (IRN; Ahn et al., CVPR 2019).
+
+    a_ij = 1 - the strongest edge between the pixels i and j, which are less than `radius` apart; a_ii = 1.
+    """
+    dtype = accumulate(scores, edge)
+    x, e = scores.detach().to(dtype), edge.detach().to(dtype)
+    e = e if e.dim() == 4 else e.unsqueeze(1)
+    x = x * (1 - e)
+    links = list(linked_pixels(e, radius, beta))
+    total = torch.ones_like(e)
+    for here, there, weight in links:
+        total[here] += weight
+        total[there] += weight
+    for _ in range(steps):
+        moved = x.clone()
+        for here, there, weight in links:
+            moved[here] += weight * x[there]
+            moved[there] += weight * x[here]
+        x = moved / total
+    return x
+
+
+Place = tuple[Any, ...]  # an index of a (B, C, H, W) tensor
+
+
+def linked_pixels(e: Tensor, radius: int, beta: float) -> Iterator[tuple[Place, Place, Tensor]]:
+    """For half the neighbours of a pixel: all pixels with that neighbour, these neighbours, and a^beta of each pair."""
+    height, width = e.shape[2:]
+    for down, right in half_disc(radius):
+        if down >= height or abs(right) >= width:
+            continue
+        left = max(0, -right)  # the first column with such a neighbour
+
+        def moved_by(y: int, x: int, rows: int = height - down, columns: int = width - abs(right), left: int = left):
+            return ..., slice(y, y + rows), slice(left + x, left + x + columns)
+
+        strongest = torch.stack([e[moved_by(y, x)] for y, x in path(down, right)]).amax(0)
+        yield moved_by(0, 0), moved_by(down, right), (1 - strongest).clamp(min=0) ** beta
+
+
+def half_disc(radius: int) -> list[tuple[int, int]]:
+    """The steps (down, right) to half the neighbours less than `radius` away; the others are their opposites."""
+    within = range(1 - radius, radius)
+    return [(y, x) for y in range(radius) for x in within if (y > 0 or x > 0) and x * x + y * y < radius * radius]
+
+
+def path(down: int, right: int) -> Iterator[tuple[int, int]]:
+    """The pixels that the line to a neighbour passes, both ends included: those of the box less than 1 away from it."""
+    sign = -1 if right < 0 else 1
+    for y in range(down + 1):
+        for x in range(0, right + sign, sign):
+            if (down * x - right * y) ** 2 < down * down + right * right:
+                yield y, x
 
 
 def confident_labels(
