@@ -126,7 +126,7 @@ def test_log1p_nonnegative_of_nan(level: str) -> None:
     assert np.isnan(apply(f"log1p_{level}", np.array([np.nan], np.float32), np.float32)).all()
 
 
-# The errors of log x, times the exponent, and of exp_nonpositive: little beside 1 where they are many of the power's ULP.
+# The errors of log x, times the exponent, and of exp_nonpositive: little beside 1, if many ULP of a small power.
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("exponent", "first", "bounds"),
