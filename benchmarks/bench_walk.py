@@ -32,10 +32,13 @@ def walk_of(size: tuple[int, int]) -> cases.Case:
 def dense(scores: Tensor, edge: Tensor, *, radius: int = 5, beta: float = 10.0, steps: int = 2**SQUARES) -> Tensor:
     """The walk by the matrix of transitions, squared until it is that of all steps."""
     height, width = edge.shape[1:]
-    pixel = torch.arange(height * width).view(1, 1, height, width)
+    size, pixel = edge.shape[1:], torch.arange(height * width).view(1, 1, height, width)
+    barred, padded = reference.pad(edge[:, None], radius, 1), reference.pad(pixel, radius, -1)
     matrix = torch.eye(height * width)
-    for here, there, weight in reference.linked_pixels(edge[:, None], radius, beta):
-        matrix[pixel[here], pixel[there]] = matrix[pixel[there], pixel[here]] = weight
+    for step in reference.disc(radius):
+        neighbour = reference.window(padded, radius, *step, size)
+        inside = neighbour >= 0
+        matrix[pixel[inside], neighbour[inside]] = reference.link_weight(barred, radius, beta, *step, size)[inside]
     matrix = matrix / matrix.sum(0)
     while steps > 1:
         matrix, steps = matrix @ matrix, steps // 2

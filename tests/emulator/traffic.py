@@ -95,7 +95,7 @@ def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
         return _bytes(image) + steps + _bytes(mask) + refined  # resized first
     if name == "random_walk":
         scores, edge, radius, *_ = args
-        weights = (len(reference.half_disc(radius)) + 1) * edge.numel() * result.element_size()
+        weights = (len(reference.disc(radius)) // 2 + 1) * edge.numel() * result.element_size()
         if launches <= 2:  # all steps in one launch
             return once + _bytes(edge) + 2 * weights
         # in each launch read, with the scores before, and the scores after written

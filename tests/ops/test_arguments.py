@@ -75,7 +75,7 @@ REFUSED = [
     (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=())),
     (ValueError, "dilations must be", lambda: ops.pamr(IMAGE, Z, dilations=(1, 0))),
     (TypeError, "edge must be float64", lambda: ops.random_walk(Z, Z[:, 0].long())),
-    (TypeError, "edge must be a tensor", lambda: ops.random_walk(Z, 0.5)),
+    (TypeError, "edge must be a tensor", lambda: ops.random_walk(Z, 0.5)),  # type: ignore[arg-type]
     (ValueError, r"edge must be \(B, H, W\) or \(B, 1, H, W\), got shape", lambda: ops.random_walk(Z, Z)),
     (ValueError, r"edge must be \(B, H, W\) or \(B, 1, H, W\), got shape", lambda: ops.random_walk(Z, Z[0, 0])),
     (ValueError, "edge must have the batch, height and width", lambda: ops.random_walk(Z, Z[:1, 0])),

@@ -77,8 +77,9 @@ def test_nowhere_to_go(module, options):
 
 
 def test_five_makes_68_neighbours():
-    assert len(reference.half_disc(5)) == 34 and reference.half_disc(1) == []
-    assert reference.half_disc(2) == [(0, 1), (1, -1), (1, 0), (1, 1)]
+    assert len(reference.disc(5)) == 68 and reference.disc(1) == []
+    assert set(reference.disc(2)) == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)} - {(0, 0)}
+    assert set(reference.path(-2, 2)) == {(0, 0), (0, 1), (-1, 0), (-1, 1), (-1, 2), (-2, 1), (-2, 2)}
 
 
 def test_an_edge_with_a_channel(module):

@@ -27,7 +27,6 @@ its docstring says so.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -268,51 +267,43 @@ def random_walk(scores: Tensor, edge: Tensor, *, radius: int = 5, beta: float = 
     x, e = scores.detach().to(dtype), edge.detach().to(dtype)
     e = e if e.dim() == 4 else e.unsqueeze(1)
     x = x * (1 - e)
-    links = list(linked_pixels(e, radius, beta))
-    total = torch.ones_like(e)
-    for here, there, weight in links:
-        total[here] += weight
-        total[there] += weight
+    near, barred = disc(radius), pad(e, radius, 1)  # nobody walks past the border
+    weights = [link_weight(barred, radius, beta, *step, x.shape[2:]) for step in near]
+    total = 1 + sum(weights)
     for _ in range(steps):
-        moved = x.clone()
-        for here, there, weight in links:
-            moved[here] += weight * x[there]
-            moved[there] += weight * x[here]
-        x = moved / total
+        padded = pad(x, radius, 0)
+        for weight, step in zip(weights, near, strict=True):
+            x = x + weight * window(padded, radius, *step, x.shape[2:])
+        x = x / total
     return x
 
 
-Place = tuple[Any, ...]  # an index of a (B, C, H, W) tensor
+def link_weight(barred: Tensor, radius: int, beta: float, down: int, right: int, size: Sequence[int]) -> Tensor:
+    """a^beta of every pixel and its neighbour so many pixels down and to the right; 0 if that lies outside."""
+    strongest = torch.stack([window(barred, radius, y, x, size) for y, x in path(down, right)]).amax(0)
+    return (1 - strongest).clamp(min=0) ** beta
 
 
-def linked_pixels(e: Tensor, radius: int, beta: float) -> Iterator[tuple[Place, Place, Tensor]]:
-    """For half the neighbours of a pixel: all pixels with that neighbour, these neighbours, and a^beta of each pair."""
-    height, width = e.shape[2:]
-    for down, right in half_disc(radius):
-        if down >= height or abs(right) >= width:
-            continue
-        left = max(0, -right)  # the first column with such a neighbour
-
-        def moved_by(y: int, x: int, rows: int = height - down, columns: int = width - abs(right), left: int = left):
-            return ..., slice(y, y + rows), slice(left + x, left + x + columns)
-
-        strongest = torch.stack([e[moved_by(y, x)] for y, x in path(down, right)]).amax(0)
-        yield moved_by(0, 0), moved_by(down, right), (1 - strongest).clamp(min=0) ** beta
-
-
-def half_disc(radius: int) -> list[tuple[int, int]]:
-    """The steps (down, right) to half the neighbours less than `radius` away; the others are their opposites."""
+def disc(radius: int) -> list[tuple[int, int]]:
+    """The steps (down, right) to the neighbours of a pixel that are less than `radius` away."""
     within = range(1 - radius, radius)
-    return [(y, x) for y in range(radius) for x in within if (y > 0 or x > 0) and x * x + y * y < radius * radius]
+    return [(y, x) for y in within for x in within if 0 < y * y + x * x < radius * radius]
 
 
-def path(down: int, right: int) -> Iterator[tuple[int, int]]:
+def path(down: int, right: int) -> list[tuple[int, int]]:
     """The pixels that the line to a neighbour passes, both ends included: those of the box less than 1 away from it."""
-    sign = -1 if right < 0 else 1
-    for y in range(down + 1):
-        for x in range(0, right + sign, sign):
-            if (down * x - right * y) ** 2 < down * down + right * right:
-                yield y, x
+    rows, columns = range(min(down, 0), max(down, 0) + 1), range(min(right, 0), max(right, 0) + 1)
+    return [(y, x) for y in rows for x in columns if (down * x - right * y) ** 2 < down * down + right * right]
+
+
+def pad(x: Tensor, radius: int, value: float) -> Tensor:
+    return F.pad(x, [radius - 1] * 4, value=value)
+
+
+def window(padded: Tensor, radius: int, down: int, right: int, size: Sequence[int]) -> Tensor:
+    """Every pixel's neighbour so many pixels down and to the right, of what :func:`pad` gave."""
+    top, left = radius - 1 + down, radius - 1 + right
+    return padded[:, :, top : top + size[0], left : left + size[1]]
 
 
 def confident_labels(
