@@ -58,6 +58,8 @@ def expected(op: str, grid: str, dtype: torch.dtype) -> Expected:
 )
 @pytest.mark.parametrize("op", NAMES)
 def test_forward_and_backward(benchmark, op, grid, dtype, implementation):
+    if (op, implementation) == ("random_walk", "compile"):
+        pytest.skip("torch.compile takes minutes for the 544 shifted sums of 8 steps")
     dtype = DTYPES[dtype]
     case = case_of(op, grid, dtype)
     function = function_of(op, ops if implementation == "wilson" else reference)

@@ -132,6 +132,22 @@ def sweep_table(folder: Path) -> str:
     return table(["op", "growing", "a, µs", "b, ns per element", "largest / best time per element"], rows)
 
 
+def walk_table(folder: Path) -> str:
+    rows = []
+    for test, size in (("test_published_walk", "94 x 125"), ("test_dense_matrix", "47 x 62")):
+        found = {
+            record["params"]["implementation"]: record
+            for record in json.loads((folder / "voc.json").read_text())["benchmarks"]
+            if record["name"].startswith(test)
+        }
+        ours = median(found["wilson"])
+        for implementation, record in found.items():
+            extra = record["extra_info"]["peak extra MB"]
+            ratio = f"{median(record) / ours:.1f}x"
+            rows.append([size, implementation, f"{1e3 * median(record):.1f}", ratio, extra])
+    return table(["map", "implementation", "ms", "against ours", "peak extra MB"], rows)
+
+
 def step_table(folder: Path) -> str:
     rows = []
     for grid in GRIDS:
@@ -158,6 +174,7 @@ def page(folder: Path) -> str:
     parts += ["## What bounds them\n", BOUNDS]
     for grid in GRIDS:
         parts += [f"### Limits, {grid.upper()} shapes\n", limits_table(folder, grid)]
+    parts += ["## The random walk as published\n", WALK, walk_table(folder)]
     parts += ["## Growth\n", SWEEP, sweep_table(folder), "## All losses of a step\n", STEP, step_table(folder)]
     for day in gpu_tables.days():
         parts += gpu_day(day)
@@ -234,6 +251,9 @@ multiprocessor, forward and backward. It ignores launch time, which will dominat
 """
 SWEEP = """`--shapes sweep`: time = a + b * elements, fitted over maps of 16² to 256² pixels, 2 to 1001 classes and 1 to
 32 images. The last column is the time per element at the largest size over the best of the sweep.
+"""
+WALK = """256 steps of two classes; the other tables have 8. Dense: the matrix of all pairs of pixels, squared 8 times
+(`benchmarks/bench_walk.py`).
 """
 STEP = """CLS + LOC + ENC + SEG + SSS, forward and backward, on tensors at hand (`benchmarks/bench_step.py`).
 """

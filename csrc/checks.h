@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "maps.h"
+#include "math/walk.h"
 
 namespace wilson {
 
@@ -180,6 +181,17 @@ inline void check_refinement(const char* op, const Tensor& image, const Tensor& 
                   ": dilations must be at least 1 each, and one or more, got ", tuple_text(dilations));
   STD_TORCH_CHECK(!most || static_cast<int64_t>(dilations.size()) <= *most, op, ": dilations must be at most ", *most,
                   " on this device, got ", dilations.size());
+}
+
+inline void check_random_walk(const Tensor& scores, const Tensor& edge, int64_t radius, double beta, int64_t steps) {
+  check_map("random_walk", "scores", scores);
+  check_map("random_walk", "edge", edge);
+  check_same_grid("random_walk", "edge", edge, "scores", scores);
+  STD_TORCH_CHECK(edge.size(1) == 1, "random_walk: edge must be (B, 1, H, W), got ", shape_text(edge));
+  STD_TORCH_CHECK(radius >= 1 && radius <= kMostRadius, "random_walk: radius must be within 1..", kMostRadius, ", got ",
+                  radius);
+  STD_TORCH_CHECK(beta > 0, "random_walk: beta must be positive, got ", beta);
+  STD_TORCH_CHECK(steps >= 0, "random_walk: steps must be at least 0, got ", steps);
 }
 
 inline void check_balanced(const char* op, const Tensor& scores, const Tensor& labels, const Tensor& counts,

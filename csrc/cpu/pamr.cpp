@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "cpu/common/planes.h"
 #include "cpu/common/rows.h"
 #include "cpu/common/tiles.h"
 #include "math/bilinear.h"
@@ -17,8 +18,7 @@
 namespace wilson {
 namespace {
 
-constexpr int64_t kBlock = 16;  // pixels of a row whose affinities lie together: one AVX-512 register of floats
-constexpr int kGroup = 8;       // classes that share the affinities once they are loaded: 8 sums fit into registers
+constexpr int kGroup = 8;  // classes that share the affinities once they are loaded: 8 sums fit into registers
 
 // The neighbours of a pixel, in planes that repeat the values of their border around them, so that none lies outside.
 struct Stencil {
@@ -64,26 +64,6 @@ void pad(const Stencil& s, acc* plane) {
   }
 }
 
-// A (B, C, H, W) tensor that is read row by row. (AnyMap counts pixels, whatever their rows.)
-struct Planes {
-  const Tensor& tensor;
-  int64_t batch, classes, height, width;
-
-  explicit Planes(const Tensor& t)
-      : tensor(t), batch(t.size(0)), classes(t.size(1)), height(t.size(2)), width(t.size(3)) {}
-
-  // Calls body(row_of): row_of(y)(x) is a value of class c of image b.
-  template <class Body>
-  void with_rows(int64_t b, int64_t c, Body body) const {
-    with_type_of(tensor.scalar_type(), [&](auto type) {
-      const auto* plane =
-          static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0) + c * tensor.stride(1);
-      const int64_t row_stride = tensor.stride(2), stride = tensor.stride(3);
-      body([=](int64_t y) { return [row = plane + y * row_stride, stride](int64_t x) { return row[x * stride]; }; });
-    });
-  }
-};
-
 template <class acc>
 void load_plane(const Planes& map, int64_t b, int64_t c, const Stencil& s, acc* plane) {
   map.with_rows(b, c, [&](auto row_of) {
@@ -116,15 +96,6 @@ void load_resized_plane(const Planes& map, int64_t b, int64_t c, const Stencil& 
   });
   pad(s, plane);
 }
-
-// kBlock numbers as a vector: the compiler keeps it in registers, which it does not for arrays in nested loops.
-template <class acc>
-struct Block {
-  typedef acc Vector __attribute__((vector_size(kBlock * sizeof(acc)), aligned(sizeof(acc)), may_alias));
-
-  static WILSON_INLINE Vector load(const acc* from) { return *reinterpret_cast<const Vector*>(from); }
-  static WILSON_INLINE void store(acc* to, const Vector& value) { *reinterpret_cast<Vector*>(to) = value; }
-};
 
 // affinity: (blocks, neighbours, kBlock), of one row of pixels, from the planes of the three colours. `differences` has
 // room for those of a block, (3, neighbours, kBlock), so that each is taken once.

@@ -1,9 +1,10 @@
 """Launches, instructions and bytes of global memory of every op, counted; bytes against the least it can do with.
 
 The least of a call is its inputs and outputs, once each; for PAMR what every iteration needs, a mask in, a mask out
-and the affinities; for the confident labels two passes, peaks and labels; for the upsampled cross-entropy two passes
-with one number of each pixel between them. Bytes that one launch reads twice are one distinct byte: an op that needs
-one launch for its passes may come out below the least.
+and the affinities; for the random walk the weights, written once and read in each launch; for the confident labels two
+passes, peaks and labels; for the upsampled cross-entropy two passes with one number of each pixel between them. Bytes
+that one launch reads twice are one distinct byte: an op that needs one launch for its passes may come out below the
+least.
 
 Instructions are of PTX, for each element of the map that the op goes through: a score, or the score of a class at a
 pixel of the image's size. Machine code has others (a division of floats becomes eight, an addition of 64 bits two), so
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from tests.support import cases
 from wilson import ops
+from wilson.ops import reference
 from wilson.ops._registry import OPS
 
 from . import ops as emulated_ops
@@ -91,6 +93,14 @@ def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
         if mask.shape[2:] == image.shape[2:]:
             return _bytes(image) + steps - refined + _bytes(mask)  # the first mask has its own dtype
         return _bytes(image) + steps + _bytes(mask) + refined  # resized first
+    if name == "random_walk":
+        scores, edge, radius, *_ = args
+        weights = (len(reference.disc(radius)) // 2 + 1) * edge.numel() * result.element_size()
+        if launches <= 2:  # all steps in one launch
+            return once + _bytes(edge) + 2 * weights
+        # in each launch read, with the scores before, and the scores after written
+        walks = launches - 1
+        return once + _bytes(edge) + weights + walks * weights + 2 * (walks - 1) * _bytes(result)
     if name == "confident_labels":  # peaks first, then labels
         return once + _bytes(args[0])
     if name == "upsampled_cross_entropy" and args[3]:

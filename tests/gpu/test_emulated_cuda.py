@@ -73,6 +73,23 @@ def test_pamr_of_maps_that_have_no_room_in_shared_memory(iterations):
     check.agrees(PROVIDER, cases.Case("pamr", "large", (draw.image(), draw.probabilities()), options))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"steps": 0}),
+        (torch.float32, {"steps": 9}),  # in two launches
+        (torch.float32, {"steps": 17}),  # in three, through either of two buffers
+        (torch.float32, {"steps": 9, "radius": 8}),
+        (torch.float64, {"steps": 9}),
+    ],
+    ids=str,
+)
+def test_random_walk_of_maps_that_have_no_room_in_shared_memory(dtype, options):
+    draw = cases.Draw("large", cases.Shape(1, 2, 113, 119), dtype)
+    smooth = (draw.edge() * 0.05).to(dtype)  # so that a step too few at the side of a tile is seen
+    check.agrees(PROVIDER, cases.Case("random_walk", "large", (draw.scores(), smooth), options))
+
+
 def test_one_versus_rest_of_classes_that_leave_room_for_one_of_two_maps():
     check.agrees(PROVIDER, cases.case("one_versus_rest", "one_map", cases.Shape(1, 110, 3, 4), torch.float32))
 

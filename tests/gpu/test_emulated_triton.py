@@ -22,12 +22,12 @@ QUICK = {
 FAR = ("merge_pseudo_labels", "pamr", "upsampled_soft_margin_loss", "upsampled_argmax")
 COLUMN = ("soft_margin_loss", "balanced_cross_entropy")  # whose strides are those of _launch.py, whatever the op
 MANY_CLASSES = ("ngwp_focal_pool", "one_versus_rest", "upsampled_argmax")  # have kernels of their own for them
-# Values of options and labels that take branches of their own
+# Values of options and labels, and sizes, that take branches of their own
 BRANCHES = {
     ("ngwp_focal_pool", "no_focal"), ("ngwp_focal_pool", "options"), ("ngwp_focal_pool", "gamma_one"),
     ("merge_pseudo_labels", "weighted_background"), ("merge_pseudo_labels", "many_yield"),
     ("merge_pseudo_labels", "shares"), ("merge_pseudo_labels", "prior_many_classes"), ("confident_labels", "shares"),
-    ("balanced_cross_entropy", "many_classes"),
+    ("balanced_cross_entropy", "many_classes"), ("random_walk", "long"),
 }  # fmt: skip
 
 
@@ -126,6 +126,7 @@ MORE_BYTES = {
     "upsampled_cross_entropy": "keeps two numbers of each pixel between its passes where one would do: 1.15 times",
     "pamr": "has no shared memory to address: the masks between iterations lie in global memory, 1.8 times the least",
     "par": "as pamr",
+    "random_walk": "has none, either: the scores between steps lie in global memory, 1.84 times the least",
 }
 
 

@@ -76,6 +76,18 @@ def test_any_sides(family):
     launch(family, 90, blanks)
 
 
+@pytest.mark.parametrize(
+    ("size", "steps", "most"),
+    [((94, 125), 256, 1), ((12672, 1), 256, 1), ((188, 250), 256, 32), ((188, 250), 257, 33), ((188, 250), 0, 1)],
+)
+def test_random_walk(size, steps, most):
+    """All steps in one launch where a map has room in shared memory, else an eighth as many; one more for weights."""
+    blank = raw_calls.Blank(2, torch.float32, size, device="cpu")
+    with kernel.launches_only() as session:
+        cuda_launchers("walk", 90)["random_walk"](blank.map(), blank.map(1), 5, 10.0, steps)
+    assert len(session.launches) == 1 + most
+
+
 @pytest.mark.parametrize("family", raw_calls.FAMILIES)
 def test_more_images_than_a_second_side_of_a_grid_takes(family):
     launch(family, 90, [raw_calls.Blank(6, torch.float32, (2, 4), batch=70_000, device="cpu")])

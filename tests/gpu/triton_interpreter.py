@@ -77,7 +77,7 @@ for op in OPS.values():
 
 # The ops with the most launches or programs take the interpreter seconds for each case: they have no large maps, and
 # fewer layouts. Several tiles and blocks of classes they have in the case "blocks", which is small.
-SLOW_OPS = (*cases.REFINING, "upsampled_soft_margin_loss", "upsampled_cross_entropy")
+SLOW_OPS = (*cases.REFINING, "random_walk", "upsampled_soft_margin_loss", "upsampled_cross_entropy")
 SLOW_CASES = ("long", "many_classes", "two_classes", "channels_last", "transposed", "expanded", "flat")
 # In other dtypes than float32 the kernels differ in what loads, stores and constants round: a few cases show it.
 EVERY_DTYPE = ("odd", "sliced", "extreme", "image_weight", "weighted_background", "empty_batch", "prior")
@@ -94,7 +94,9 @@ def _interpreted() -> Iterator[cases.Case]:
 
 
 def _shortened(case: cases.Case) -> cases.Case:
-    """All iterations of PAMR are the same launch: two say as much as ten."""
+    """All iterations of PAMR, and all steps of a walk, do the same: two say as much as ten."""
+    if case.op == "random_walk":
+        return replace(case, kwargs={**case.kwargs, "steps": min(2, case.kwargs["steps"])})
     short = case.op in cases.REFINING and "iterations" not in case.kwargs
     return replace(case, kwargs={"iterations": 2, **case.kwargs}) if short else case
 

@@ -20,6 +20,7 @@ from tests.emulator import build
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 LEVELS = ("baseline", "best")
+EXPONENTS = {"half": 0.5, "10": 10}
 HARNESS = r"""
 #include <cstdint>
 
@@ -27,6 +28,7 @@ HARNESS = r"""
 #include "math/convert.h"
 #include "math/exp.h"
 #include "math/log.h"
+#include "math/power.h"
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -43,6 +45,8 @@ extern "C" int contracts() { return wilson::cpu_level() != "baseline"; }
 
 ON_BOTH(exp, float, wilson::exp_nonpositive(x))
 ON_BOTH(log1p, float, wilson::log1p_nonnegative(x))
+ON_BOTH(power_half, float, wilson::power_of_share(x, 0.5f))
+ON_BOTH(power_10, float, wilson::power_of_share(x, 10.f))
 ON_BOTH(bfloat16, uint16_t, wilson::round_to<BFloat16>(x).x)
 ON_BOTH(float16, uint16_t, wilson::round_to<Half>(x).x)
 APPLY(torch_bfloat16, , uint16_t, BFloat16(x).x)
@@ -120,6 +124,27 @@ def test_log1p_nonnegative(level: str, first: float, last: float, bound: float) 
 @pytest.mark.parametrize("level", LEVELS)
 def test_log1p_nonnegative_of_nan(level: str) -> None:
     assert np.isnan(apply(f"log1p_{level}", np.array([np.nan], np.float32), np.float32)).all()
+
+
+# The errors of log x, times the exponent, and of exp_nonpositive: little beside 1, if many ULP of a small power.
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("exponent", "first", "bounds"),
+    [("half", 0.25, (1.6, 1.4)), ("half", 3e-4, (7.6, 5.7)), ("10", 0.75, (11.3, 9.3)), ("10", 3e-4, (274, 239))],
+)
+def test_power_of_share(level: str, exponent: str, first: float, bounds: tuple[float, float]) -> None:
+    x = floats(first, 1.0)
+    bound = bounds[level == "best" and library().contracts()]
+    got, exact = apply(f"power_{exponent}_{level}", x, np.float32), x.astype(np.float64) ** EXPONENTS[exponent]
+    assert ulps(got, exact) <= bound
+    assert np.abs(got - exact).max() <= 1.8 * 2**-24
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_power_of_share_at_its_ends(level: str) -> None:
+    x = np.array([0.0, -0.0, -1e-7, -0.5, 1.0], np.float32)
+    for exponent in EXPONENTS:
+        np.testing.assert_array_equal(apply(f"power_{exponent}_{level}", x, np.float32), [0, 0, 0, 0, 1])
 
 
 def borders(dtype: torch.dtype) -> np.ndarray:

@@ -14,6 +14,7 @@ OLD = torch.zeros(2, 3, 4, 4)
 Y = torch.zeros(2, 4)
 LABELS = torch.zeros(2, 4, 4, dtype=torch.long)
 COUNTS = torch.zeros(2, 5, dtype=torch.long)
+EDGE = torch.zeros(2, 1, 4, 4)
 IMAGE = torch.zeros(2, 3, 4, 4)
 PRIOR = torch.zeros(2, 2, 4, 4)
 BC = torch.zeros(2, 5)
@@ -96,6 +97,12 @@ REFUSED = [
     (r"dilations must be at least 1 each, and one or more, got \(1, 0\)", lambda: RAW.pamr(IMAGE, Z, None, 1, [1, 0])),
     (r"par: image must be \(B, 3, H, W\) with B = 2, got \(2, 5, 4, 4\)", lambda: RAW.par(Z, Z, None, 1, [1])),
     (r"par: dilations must be at least 1 each, and one or more, got \(\)", lambda: RAW.par(IMAGE, Z, None, 1, [])),
+    (r"edge must be \(B, 1, H, W\), got \(2, 5, 4, 4\)", lambda: RAW.random_walk(Z, Z, 5, 10.0, 1)),
+    ("edge must have the batch, height and width of scores", lambda: RAW.random_walk(Z, EDGE[:1], 5, 10.0, 1)),
+    ("radius must be within 1..8, got 0", lambda: RAW.random_walk(Z, EDGE, 0, 10.0, 1)),
+    ("radius must be within 1..8, got 9", lambda: RAW.random_walk(Z, EDGE, 9, 10.0, 1)),
+    ("beta must be positive, got 0", lambda: RAW.random_walk(Z, EDGE, 5, 0.0, 1)),
+    ("steps must be at least 0, got -1", lambda: RAW.random_walk(Z, EDGE, 5, 10.0, -1)),
     (
         r"labels must be \(B, H, W\) of scores \(2, 5, 4, 4\), got \(2, 3, 4\)",
         lambda: RAW.balanced_cross_entropy(Z, LABELS[:, :3], COUNTS, Y, 255),

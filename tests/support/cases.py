@@ -209,6 +209,12 @@ class Draw:
         y[:, : s.old - 1] = False
         return y if s.height % 2 else y.to(torch.float32)
 
+    def edge(self) -> Tensor:
+        """Of each pixel, in 0..1: none at a few and impassable at others."""
+        s = self.shape
+        x = torch.rand(s.batch, s.height, s.width, generator=self.generator, dtype=torch.float64)
+        return lay_out((x * 1.4 - 0.2).clamp(0, 1).to(self.dtype), self.layout)
+
     def prior(self) -> Tensor:
         """Maps of the new classes, in 0..1."""
         s = self.shape
@@ -280,6 +286,7 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "pseudo_label_loss": lambda d: (d.scores(), d.scores(), d.old_logits(), d.image_labels()),
     "pamr": lambda d: (d.image(), d.probabilities()),
     "par": lambda d: (d.image(), d.probabilities()),
+    "random_walk": lambda d: (d.scores(), d.edge()),
     "confident_labels": _confident,
     "balanced_cross_entropy": _balanced,
     "upsampled_soft_margin_loss": lambda d: (d.scores(), d.label_map()),
@@ -289,9 +296,11 @@ INPUTS: dict[str, Callable[[Draw], tuple]] = {  # op: its positional arguments
     "prior_loss": lambda d: (d.scores(), d.image_labels()),
 }
 # Thresholds of 1/2 and 1/4 of the peak, so that no rounding decides
+WALK_STEPS = 8
 EXACT_THRESHOLDS = {"background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125}
 KEYWORDS: dict[str, Callable[[Draw], dict[str, Any]]] = {  # op: what it must be given by name
     "confident_labels": lambda d: dict(EXACT_THRESHOLDS),
+    "random_walk": lambda d: {"steps": WALK_STEPS},  # not 256: eager PyTorch and the emulator take as long as they must
     "prior_loss": lambda d: {"maps": d.prior_maps()},
 }
 
@@ -314,6 +323,7 @@ class Work:
 
 
 ITERATIONS = 10  # of PAMR and PAR
+LINKS = 34  # of a pixel in the random walk, to half its neighbours
 
 # Counts of the formulas in float32 with int64 labels, not of an implementation: each input is read once in forward, the
 # gradient written once
@@ -327,6 +337,10 @@ WORK: dict[str, Callable[[Shape], Work]] = {
     ),
     "pamr": lambda s: _refining(s, neighbours=40),
     "par": lambda s: _refining(s, neighbours=48),
+    # a power counts as two exponentials
+    "random_walk": lambda s: Work(
+        2 * LINKS * s.pixels, WALK_STEPS * 2 * LINKS * s.scores, 4 * (s.pixels + s.scores), 4 * s.scores
+    ),
     "confident_labels": lambda s: Work(0, 0, 4 * s.scores, 8 * s.pixels),
     "balanced_cross_entropy": lambda s: Work(2 * s.scores, 0, 4 * s.scores + 8 * s.pixels, 4 * s.scores),
     "upsampled_soft_margin_loss": lambda s: _upsampled_loss(s),
@@ -514,6 +528,25 @@ def _alike(draw: Draw) -> Tensor:
     return image.to(draw.dtype)
 
 
+def walk(dtype: torch.dtype) -> Iterator[Case]:
+    op = "random_walk"
+    yield from _layouts(op, dtype)
+    draw = Draw("walk", SHAPES["odd"], dtype)
+    scores, edge = draw.scores(), draw.edge()
+    for name, options in (
+        ("stays", {"steps": 0}),
+        ("one_step", {"steps": 1, "beta": 0.5}),
+        ("odd_steps", {"steps": 13, "radius": 3, "beta": 2.5}),
+        ("near", {"steps": 3, "radius": 2}),
+        ("alone", {"steps": 3, "radius": 1}),
+        ("far", {"steps": 3, "radius": 8, "beta": 4.0}),
+    ):
+        yield Case(op, name, (scores, edge), options)
+    smooth = (draw.edge().double() * 0.1).to(dtype)  # so that all is mixed
+    yield Case(op, "smooth", (scores, smooth[:, None]), {"steps": 20})
+    yield Case(op, "edge_in_double", (scores, edge.double()), {"steps": 2})
+
+
 def confident(dtype: torch.dtype) -> Iterator[Case]:
     draw = Draw("pamr", SHAPES["odd"], dtype)
     yield from _layouts("confident_labels", dtype)
@@ -619,6 +652,7 @@ FAMILIES: dict[str, Callable[[torch.dtype], Iterator[Case]]] = {
     "soft_margin": soft_margin,
     "pseudo_labels": pseudo_labels,
     "pamr": pamr,
+    "walk": walk,
     "confident": confident,
     "upsampled": upsampled,
     "one_versus_rest": one_versus_rest,

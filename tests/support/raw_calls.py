@@ -82,6 +82,11 @@ def pamr(blank: Blank) -> Iterator[Call]:
         yield "par", (blank.map(3), mask, labels, 3, [1, 2, 4, 8, 12, 24])
 
 
+def walk(blank: Blank) -> Iterator[Call]:
+    for radius, steps in ((5, 17), (8, 3), (5, 0)):
+        yield "random_walk", (blank.map(), blank.map(1), radius, 10.0, steps)
+
+
 def confident(blank: Blank) -> Iterator[Call]:
     z, gates = blank.map(), blank.image_labels()
     labels = blank.tensor(blank.batch, *blank.size, dtype=torch.int64)
@@ -118,5 +123,5 @@ def prior(blank: Blank) -> Iterator[Call]:
 
 FAMILIES: dict[str, Callable[[Blank], Iterator[Call]]] = {
     family.__name__: family
-    for family in (pooling, soft_margin, pseudo_labels, pamr, confident, upsampled, one_versus_rest, prior)
+    for family in (pooling, soft_margin, pseudo_labels, pamr, walk, confident, upsampled, one_versus_rest, prior)
 }

@@ -18,6 +18,7 @@ from .pooling import *
 from .soft_margin import *
 from .pseudo_labels import *
 from .pamr import *
+from .walk import *
 from .confident import *
 from .upsampled import *
 from .one_versus_rest import *

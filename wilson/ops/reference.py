@@ -16,8 +16,8 @@ What infinite and undefined numbers mean, here as in every kernel:
 - A NaN in the prior of a labelled class makes its target and that of the background NaN; it has no hard label there.
 - The one-versus-rest logit of a class ruled out is -inf, that of the only one left +inf; NaN where the softmax is.
 
-A gradient is defined where the loss is finite. `pamr` and `par` make no promise: infinite and undefined numbers spread
-to the neighbours.
+A gradient is defined where the loss is finite. `pamr`, `par` and `random_walk` make no promise: infinite and undefined
+numbers spread to the neighbours.
 
 Equation numbers are those of the paper (Cermelli et al., "Incremental Learning in Semantic Segmentation from Image
 Labels", CVPR 2022, arXiv 2112.01882). Where its published code computes something else, the op follows the code, and
@@ -313,6 +313,54 @@ def neighbours(x: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
             for dx in (0, d, 2 * d):
                 if (dy, dx) != (d, d):
                     yield padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def random_walk(scores: Tensor, edge: Tensor, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> Tensor:
+    """x_j <- sum_i a_ij^beta x_i / sum_k a_kj^beta, `steps` times, from x (1 - e) on (IRN; Ahn et al., CVPR 2019).
+
+    a_ij = 1 - the strongest edge between the pixels i and j, which are less than `radius` apart; a_ii = 1.
+    """
+    dtype = accumulate(scores, edge)
+    x, e = scores.detach().to(dtype), edge.detach().to(dtype)
+    e = e if e.dim() == 4 else e.unsqueeze(1)
+    x = x * (1 - e)
+    near, barred = disc(radius), pad(e, radius, 1)  # nobody walks past the border
+    weights = [link_weight(barred, radius, beta, *step, x.shape[2:]) for step in near]
+    total = 1 + sum(weights)
+    for _ in range(steps):
+        padded = pad(x, radius, 0)
+        for weight, step in zip(weights, near, strict=True):
+            x = x + weight * window(padded, radius, *step, x.shape[2:])
+        x = x / total
+    return x
+
+
+def link_weight(barred: Tensor, radius: int, beta: float, down: int, right: int, size: Sequence[int]) -> Tensor:
+    """a^beta of every pixel and its neighbour so many pixels down and to the right; 0 if that lies outside."""
+    strongest = torch.stack([window(barred, radius, y, x, size) for y, x in path(down, right)]).amax(0)
+    return (1 - strongest).clamp(min=0) ** beta
+
+
+def disc(radius: int) -> list[tuple[int, int]]:
+    """The steps (down, right) to the neighbours of a pixel that are less than `radius` away."""
+    within = range(1 - radius, radius)
+    return [(y, x) for y in within for x in within if 0 < y * y + x * x < radius * radius]
+
+
+def path(down: int, right: int) -> list[tuple[int, int]]:
+    """The pixels that the line to a neighbour passes, both ends included: those of the box less than 1 away from it."""
+    rows, columns = range(min(down, 0), max(down, 0) + 1), range(min(right, 0), max(right, 0) + 1)
+    return [(y, x) for y in rows for x in columns if (down * x - right * y) ** 2 < down * down + right * right]
+
+
+def pad(x: Tensor, radius: int, value: float) -> Tensor:
+    return F.pad(x, [radius - 1] * 4, value=value)
+
+
+def window(padded: Tensor, radius: int, down: int, right: int, size: Sequence[int]) -> Tensor:
+    """Every pixel's neighbour so many pixels down and to the right, of what :func:`pad` gave."""
+    top, left = radius - 1 + down, radius - 1 + right
+    return padded[:, :, top : top + size[0], left : left + size[1]]
 
 
 def confident_labels(
