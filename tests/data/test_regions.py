@@ -77,7 +77,7 @@ def test_negatives_and_replayed_images_need_none(root: Path, tmp_path: Path) -> 
     for name in "ab":
         write(root, name, np.ones(SIZE, np.uint8))
     negatives = open_source(write_voc(tmp_path / "none", {"n": mask_of(0, size=SIZE)}), "train")
-    replay = Replay(open_source(root, "train"), [0], torch.arange(256), 0.25)
+    replay = Replay(open_source(root, "train"), (0,), torch.arange(256), 0.25)
     data = step(root, negatives=negatives, replay=replay)
     assert [data[place]["regions"].unique().tolist() for place in range(4)] == [[1], [1], [0], [0]]
 
