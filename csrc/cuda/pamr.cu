@@ -101,7 +101,6 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
   };
   if (one_each) load(threadIdx.y);
 
-  const acc values = deviation_values<kind, acc>(s.dilations);
   acc least[3] = {}, slope[3];
   if constexpr (kind == Affinity::kPamr) {
     // The pixel counts once for each dilation. As it counts in the mean, the squares of the mean and of the differences
@@ -118,6 +117,7 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
       }
     });
     across_warps(moments, [](acc p, acc q) { return p + q; });
+    const acc values = deviation_values<kind, acc>(s.dilations);
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       const acc squares = moments[3 + c] - moments[c] * moments[c] / values;
@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kLanes* kDilationWarps, 1)
     });
     across_warps(mean, [](acc p, acc q) { return p + q; });
     across_warps(least, [](acc p, acc q) { return min(p, q); });
+    const acc values = deviation_values<kind, acc>(s.dilations);
 #pragma unroll
     for (int c = 0; c < 3; ++c) mean[c] /= values;
     for_my_dilations([&](int) {
