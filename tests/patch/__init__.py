@@ -1,0 +1,1 @@
+"""The patches of other libraries, against the libraries themselves."""
