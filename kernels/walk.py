@@ -66,7 +66,7 @@ def _walk_weights_kernel(
     edges = edge.data + b * edge.batch
     plane = tl.zeros((), tl.int64) + H * W
     out = weights + b * (links + 1) * plane + p
-    total = tl.full((BLOCK_P,), 1.0, ACC)
+    total = tl.zeros((BLOCK_P,), ACC)  # the pixel's own 1 comes last: it would swallow many of the weights one by one
     for down in range(tl.minimum(radius, H)):
         first, last = _columns(down, radius, W)
         for right in range(first, last + 1):
@@ -75,7 +75,7 @@ def _walk_weights_kernel(
             total += _weight(edges, y - down, x - right, down, right, H, W, edge.row, edge.pixel, BETA, BLOCK_P, ACC)
             tl.store(out, weight, mask=p < H * W)
             out += plane
-    tl.store(out, 1.0 / total, mask=p < H * W)
+    tl.store(out, 1.0 / (1.0 + total), mask=p < H * W)
 
 
 @triton.jit
@@ -124,7 +124,7 @@ def _walk_kernel(
             pixel = start + tl.arange(0, BLOCK_P)
             p = tl.minimum(pixel, P - 1)
             weight = weights + b * (links + 1) * plane + p
-            mean = tl.load(source + p[:, None] * BLOCK_C + k[None, :])
+            total = tl.zeros((BLOCK_P, BLOCK_C), ACC)
             for down in range(tl.minimum(radius, H)):
                 first, last = _columns(down, radius, W)
                 for right in tl.range(first, last + 1, loop_unroll_factor=UNROLLED):
@@ -133,10 +133,11 @@ def _walk_kernel(
                     below, above = tl.minimum(p + step, P - 1), tl.maximum(p - step, 0)
                     forth = tl.load(weight)
                     back = tl.load(weight - step, mask=p >= step, other=0.0)
-                    mean += forth[:, None] * tl.load(source + below[:, None] * BLOCK_C + k[None, :])
-                    mean += back[:, None] * tl.load(source + above[:, None] * BLOCK_C + k[None, :])
+                    total += forth[:, None] * tl.load(source + below[:, None] * BLOCK_C + k[None, :])
+                    total += back[:, None] * tl.load(source + above[:, None] * BLOCK_C + k[None, :])
                     weight += plane
-            mean *= tl.load(weight)[:, None]
+            own = tl.load(source + p[:, None] * BLOCK_C + k[None, :])
+            mean = (own + total) * tl.load(weight)[:, None]
             tl.store(target + pixel[:, None] * BLOCK_C + k[None, :], mean, mask=(pixel < P)[:, None])
         source, target = target, source
     tl.debug_barrier()

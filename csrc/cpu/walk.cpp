@@ -97,10 +97,11 @@ WILSON_CPU_LEVELS void weigh_row(const Stencil& s, const acc* edge, acc beta, ac
   }
 }
 
-// 1 over the sum of the weights of a row's pixels, their own of 1 included; 0 beside the map.
+// 1 over the sum of the weights of a row's pixels, their own of 1 included; 0 beside the map. The 1 comes last, here as
+// in a step: many weights are so small that it would swallow them one by one.
 template <class acc>
 WILSON_CPU_LEVELS void divide_row(const Stencil& s, const acc* weights, acc* share) {
-  std::fill_n(share, s.width, acc(1));
+  std::fill_n(share, s.width, acc(0));
   const acc* weight = weights;
   for (const Stencil::Link& link : s.links) {
     const acc* back = weight - link.back;
@@ -109,7 +110,7 @@ WILSON_CPU_LEVELS void divide_row(const Stencil& s, const acc* weights, acc* sha
     weight += s.stride;
   }
 #pragma omp simd
-  for (int64_t x = 0; x < s.width; ++x) share[x] = acc(1) / share[x];
+  for (int64_t x = 0; x < s.width; ++x) share[x] = acc(1) / (acc(1) + share[x]);
 }
 
 // A step of `kClasses` planes, at some blocks of a row.

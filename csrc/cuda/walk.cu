@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kWeightThreads)
     const acc affinity = acc(1) - strongest;
     return affinity > acc(0) ? exp(beta * log(affinity)) : acc(0);
   };
-  acc total = 1;
+  acc total = 0;  // the pixel's own 1 comes last, here as in a step: it would swallow many of the weights one by one
   acc* out = weights + b * (s.links + 1) * P + pixel;
 #pragma unroll 1
   for (int n = 0; n < s.links; ++n) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kWeightThreads)
     total += weight + weight_of(y - down, x - right, down, right);
     out[n * P] = weight;
   }
-  out[s.links * P] = acc(1) / total;
+  out[s.links * P] = acc(1) / (acc(1) + total);
 }
 
 // Rows or columns from `begin` to `end`.
@@ -136,7 +136,8 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   for (int left_to_go = steps - 1; left_to_go >= 0; --left_to_go) {
     const int more = s.halo(left_to_go);
     each_pixel(rows.around(more, s.height), columns.around(more, s.width), [&](int p, int at) {
-      Values sum = from[at];
+      Values sum{};
+      const Values own = from[at];
       const acc* weight = weights + p;
 #pragma unroll 2
       for (int n = 0; n < s.links; ++n, weight += P) {
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
       }
       const acc share = __ldg(weight);
 #pragma unroll
-      for (int k = 0; k < planes; ++k) sum.value[k] *= share;
+      for (int k = 0; k < planes; ++k) sum.value[k] = (own.value[k] + sum.value[k]) * share;
       to[at] = sum;
     });
     __syncthreads();
