@@ -113,7 +113,7 @@ def test_stages_give_maps_of_their_own(name, stride, shapes):
     with outputs(backbone.stages()) as found:
         features = backbone(torch.randn(2, 3, 64, 64))
     assert [tuple(each.shape[1:]) for each in found] == shapes
-    assert len({each.sum().item() for each in found}) == 4
+    assert len({each.abs().max().item() for each in found}) == 4  # sums are 0 after a layer norm
     if backbone.plain:
         assert torch.equal(features, found[-1])
 
