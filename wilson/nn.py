@@ -16,6 +16,7 @@ from . import ops
 
 __all__ = [
     "PAMR",
+    "PAR",
     "BalancedCrossEntropyLoss",
     "ConfidentLabels",
     "LocalizationPriorLoss",
@@ -24,6 +25,7 @@ __all__ = [
     "OneVersusRest",
     "PriorLoss",
     "PseudoLabelLoss",
+    "RandomWalk",
     "SoftMarginLoss",
     "UpsampledArgmax",
     "UpsampledCrossEntropyLoss",
@@ -167,6 +169,43 @@ class PAMR(_Op):
         return ops.pamr(
             image, mask, image_labels=image_labels, iterations=self.iterations, dilations=self.dilations
         )  # fmt: skip
+
+
+class PAR(_Op):
+    """:func:`wilson.ops.par`: masks refined by colours and distances.
+
+    Args:
+        iterations: number of passes, >= 1.
+        dilations: distances of the neighbours in pixels, each >= 1.
+    """
+
+    def __init__(self, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)) -> None:
+        super().__init__()
+        self.iterations, self.dilations = iterations, tuple(dilations)
+
+    def forward(self, image: Tensor, mask: Tensor, *, image_labels: Tensor | None = None) -> Tensor:
+        """Image `(B, 3, H, W)`, mask `(B, C, h, w)`, labels `(B, C-1)` or None, to a mask `(B, C, H, W)`."""
+        return ops.par(
+            image, mask, image_labels=image_labels, iterations=self.iterations, dilations=self.dilations
+        )  # fmt: skip
+
+
+class RandomWalk(_Op):
+    """:func:`wilson.ops.random_walk`: scores that walk at random and stop at edges.
+
+    Args:
+        radius: of the neighbourhood in pixels, 1..8.
+        beta: power of the affinities, > 0.
+        steps: of the walk, >= 0.
+    """
+
+    def __init__(self, *, radius: int = 5, beta: float = 10.0, steps: int = 256) -> None:
+        super().__init__()
+        self.radius, self.beta, self.steps = radius, beta, steps
+
+    def forward(self, scores: Tensor, edge: Tensor) -> Tensor:
+        """Scores `(B, C, H, W)` and edges `(B, H, W)` or `(B, 1, H, W)` in 0..1, to scores `(B, C, H, W)`."""
+        return ops.random_walk(scores, edge, radius=self.radius, beta=self.beta, steps=self.steps)
 
 
 class ConfidentLabels(_Op):

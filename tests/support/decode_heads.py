@@ -137,7 +137,8 @@ def loss_by_feat(self: Any, seg_logits: Tensor, batch_data_samples: list) -> dic
     found: dict[str, Tensor] = {}
     for loss in losses:
         value = loss(up, label, weight=weight, ignore_index=self.ignore_index)
-        found[loss.loss_name] = found.get(loss.loss_name, 0) + value
+        name = str(loss.loss_name)
+        found[name] = found[name] + value if name in found else value
     right = (up.argmax(1) == label)[label != self.ignore_index]
     found["acc_seg"] = 100 * right.float().mean().reshape(1)
     return found
