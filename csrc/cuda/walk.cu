@@ -52,7 +52,7 @@ Stencil stencil_of(const Tensor& scores, int64_t radius) {
 // weights: (B, links + 1, P): a^beta of each link of each pixel, 0 where it leads out of the map; then 1 over the sum
 // of the weights of all links that begin or end in the pixel, and its own of 1.
 template <class acc, class T>
-__global__ void __launch_bounds__(kWeightThreads)
+__global__ void __launch_bounds__(kWeightThreads, 1)
     walk_weights_kernel(AnyMap edge, Stencil s, acc beta, int tiles, acc* __restrict__ weights) {
   const int64_t b = blockIdx.x / tiles, P = s.pixels();
   const int pixel = blockIdx.x % tiles * kWeightThreads + threadIdx.x;
