@@ -32,6 +32,13 @@ def batch_of(size=64):
     return torch.randn(2, 3, size, size, generator=generator), mask
 
 
+def head_of(**options):
+    """What all these models end with, and its batch: fast, and where the patch is."""
+    torch.manual_seed(0)
+    head = smp.base.SegmentationHead(8, CLASSES, upsampling=4, **options)
+    return head, (torch.randn(2, 8, 16, 16), batch_of()[1])
+
+
 def loss_and_gradients(model, image, mask, loss_of):
     torch.manual_seed(2)  # of the dropout
     model.zero_grad()
@@ -57,7 +64,12 @@ def assert_equal(found, usual):
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("name", [*UPSAMPLE, *DO_NOT])
+FAST = ("FPN", "DeepLabV3Plus", "Unet")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in (*UPSAMPLE, *DO_NOT)]
+)
 def test_equal_loss_and_gradient(name, calls):
     model, (image, mask) = model_of(name).double(), batch_of(128 if name == "PAN" else 64)
     loss_of = nn.CrossEntropyLoss(ignore_index=255)
@@ -69,7 +81,7 @@ def test_equal_loss_and_gradient(name, calls):
 
 
 def test_equal_in_float32_and_under_autocast(calls):
-    model, (image, mask) = model_of(), batch_of()
+    model, (image, mask) = head_of()
     loss_of = nn.CrossEntropyLoss(ignore_index=255)
     with patch.smp():
         found = loss_and_gradients(model, image, mask, loss_of)
@@ -83,9 +95,9 @@ def test_equal_in_float32_and_under_autocast(calls):
     torch.testing.assert_close(half, usual, rtol=0.02, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:wilson.patch.smp. the loss is no torch")  # of the Dice loss
 def test_whatever_else_reads_the_logits_reads_the_librarys(calls):
-    model, (image, mask) = model_of().eval(), batch_of()
-    model.segmentation_head.train()
+    model, (image, mask) = head_of()
     usual = model(image)
     with patch.smp():
         logits = model(image)
@@ -102,7 +114,7 @@ def test_whatever_else_reads_the_logits_reads_the_librarys(calls):
     expected = F.cross_entropy(usual, mask, ignore_index=255) + 0.1 * smp.losses.DiceLoss(
         "multiclass", ignore_index=255
     )(usual, mask)
-    weight = model.segmentation_head[0].weight
+    weight = model[0].weight
     (found,), (wanted,) = torch.autograd.grad(loss, weight), torch.autograd.grad(expected, weight)
     assert len(calls) == 1
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
@@ -136,7 +148,7 @@ OWN_WAY = {
 
 @pytest.mark.parametrize("reason", OWN_WAY)
 def test_what_is_not_served_goes_its_own_way(reason, calls):
-    model, (image, mask) = model_of(), batch_of()
+    model, (image, mask) = head_of()
     usual = loss_and_gradients(model, image, mask, OWN_WAY[reason])
     with patch.smp():
         with pytest.warns(UserWarning, match=f"wilson.patch.smp: .*{reason}.*the library's own loss"):
@@ -149,10 +161,10 @@ def test_what_is_not_served_goes_its_own_way(reason, calls):
 
 
 def test_an_activation_and_evaluation_and_compiled_models(calls):
-    model, (image, _) = model_of(), batch_of()
+    model, (image, _) = head_of()
     with patch.smp():
         with pytest.warns(UserWarning, match="activation"):
-            assert type(model_of(activation="softmax2d")(image)) is torch.Tensor
+            assert type(head_of(activation="softmax2d")[0](image)) is torch.Tensor
         assert type(model.eval()(image)) is torch.Tensor
         with torch.no_grad():
             assert type(model.train()(image)) is torch.Tensor
@@ -162,7 +174,7 @@ def test_an_activation_and_evaluation_and_compiled_models(calls):
 
 
 def test_a_gradient_that_is_asked_for_at_the_logits_comes_by_there(calls):
-    model, (image, mask) = model_of(), batch_of()
+    model, (image, mask) = head_of()
     with patch.smp():
         logits = model(image)
         logits.retain_grad()
