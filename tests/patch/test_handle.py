@@ -84,7 +84,7 @@ def test_a_context_inside_another_leaves_it_in_place(theirs):
 def test_undone_below_another_patch(theirs, monkeypatch):
     handle = patched()
     below = Model.forward
-    Model.forward = lambda self, image: f"over {below(self, image)}"
+    monkeypatch.setattr(Model, "forward", lambda self, image: f"over {below(self, image)}")
     assert Model().forward("a") == "over ours a"
     handle.undo()
     assert Model().forward("a") == "over theirs a"
@@ -93,7 +93,7 @@ def test_undone_below_another_patch(theirs, monkeypatch):
         with pytest.warns(UserWarning, match="strange"):
             assert Model().forward("strange") == "over theirs strange"
     assert Model().forward("a") == "over theirs a"
-    Model.forward = theirs
+    monkeypatch.setattr(Model, "forward", theirs)
 
 
 def test_an_inherited_method_is_inherited_again():

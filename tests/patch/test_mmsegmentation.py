@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,12 @@ def calls(monkeypatch):
     found = []
     for name in ("upsampled_cross_entropy", "upsampled_soft_margin_loss"):
         op = getattr(ops, name)
-        monkeypatch.setattr(ops, name, lambda *a, op=op, name=name, **k: found.append(name) or op(*a, **k))
+
+        def counted(*args, op=op, name=name, **options):
+            found.append(name)
+            return op(*args, **options)
+
+        monkeypatch.setattr(ops, name, counted)
     return found
 
 
@@ -58,7 +64,7 @@ def assert_equal(found, usual):
     torch.testing.assert_close(found, usual, rtol=1e-6, atol=1e-9, check_dtype=False)
 
 
-SERVED = {
+SERVED: dict[str, dict[str, Any]] = {
     "plain": {"loss_decode": CE},
     "mean of the counted": {"loss_decode": {**CE, "avg_non_ignore": True, "loss_weight": 0.4}},
     "sigmoid": {"loss_decode": {**CE, "use_sigmoid": True}},
@@ -82,7 +88,7 @@ def test_equal_losses_and_gradients(what, head_of, calls):
     assert_equal(found, usual)
 
 
-OWN_WAY = {
+OWN_WAY: dict[str, dict[str, Any]] = {
     "class weights": {"loss_decode": {**CE, "class_weight": [1.0, 2.0, 3.0, 4.0, 0.5]}},
     "reduction 'sum'": {"loss_decode": {**CE, "reduction": "sum"}},
     "DiceLoss is no cross-entropy": {"loss_decode": [CE, {"type": "DiceLoss"}]},
@@ -90,7 +96,7 @@ OWN_WAY = {
     "a side is odd": {"loss_decode": CE, "align_corners": True},
     "one output": {"loss_decode": {**CE, "use_sigmoid": True}, "num_classes": 2, "out_channels": 1},
 }
-OTHER = {
+OTHER: dict[str, dict[str, Any]] = {
     "class weights": {"ignored": 0},  # mmsegmentation looks up the weight of the label to skip, too
     "a side is odd": {"low": (5, 6), "size": (33, 24)},
     "one output": {"labels": 2},

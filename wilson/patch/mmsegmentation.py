@@ -43,10 +43,11 @@ def _loss_by_feat(original: Method, patch: Patch) -> Method:
     from mmseg.models.losses import CrossEntropyLoss
 
     def loss_by_feat(self: Any, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        losses = list(self.loss_decode) if isinstance(self.loss_decode, torch.nn.ModuleList) else [self.loss_decode]
+        several = isinstance(self.loss_decode, torch.nn.ModuleList)
+        losses: list[Any] = list(self.loss_decode) if several else [self.loss_decode]
         label = self._stack_batch_gt(batch_data_samples).squeeze(1)
         reason = _reason_against(self, losses, CrossEntropyLoss, seg_logits)
-        reason = reason or reason_against(*seg_logits.shape[:2], label, self.ignore_index)
+        reason = reason or reason_against(seg_logits.shape[0], seg_logits.shape[1], label, self.ignore_index)
         pair = (seg_logits, label)
         if not reason and self.align_corners:
             framed = align_corners(seg_logits, label, self.ignore_index)
@@ -65,7 +66,7 @@ def _loss_by_feat(original: Method, patch: Patch) -> Method:
     return loss_by_feat
 
 
-def _reason_against(head: Any, losses: list, cross_entropy: type, logits: Tensor) -> str:
+def _reason_against(head: Any, losses: list[Any], cross_entropy: Any, logits: Tensor) -> str:
     """Why the head's losses are not served, whatever the labels are."""
     for loss in losses:
         if type(loss) is not cross_entropy or loss.use_mask:

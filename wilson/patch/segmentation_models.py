@@ -120,7 +120,7 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Tensor | None:
     """`torch.nn.functional.cross_entropy` of the small logits, or None where the op does not serve it."""
-    reason = reason_against(*input.shape[:2], target, ignore_index)
+    reason = reason_against(input.shape[0], input.shape[1], target, ignore_index)
     if weight is not None:
         reason = "the loss has class weights"
     elif label_smoothing:
