@@ -82,15 +82,8 @@ class SoftMarginLoss(_Op):
         return ops.soft_margin_loss(logits, targets, image_weight=image_weight)
 
 
-class MergePseudoLabels(_Op):
-    """:func:`wilson.ops.merge_pseudo_labels`: the localizer's pseudo-labels merged with the old model's output.
-
-    Args:
-        alpha: weight of the hard labels, 0..1.
-        background: "min", or the weight of the localizer's background, 0..1.
-        old_yields: whether old classes give way where the localizer sees a new one.
-        prior_weight: weight of the prior, 0..1; with it `forward` needs a prior.
-    """
+class _Merging(_Op):
+    """What the two modules of merged pseudo-labels are made with."""
 
     def __init__(
         self,
@@ -102,6 +95,17 @@ class MergePseudoLabels(_Op):
     ) -> None:
         super().__init__()
         self.alpha, self.background, self.old_yields, self.prior_weight = alpha, background, old_yields, prior_weight
+
+
+class MergePseudoLabels(_Merging):
+    """:func:`wilson.ops.merge_pseudo_labels`: the localizer's pseudo-labels merged with the old model's output.
+
+    Args:
+        alpha: weight of the hard labels, 0..1.
+        background: "min", or the weight of the localizer's background, 0..1.
+        old_yields: whether old classes give way where the localizer sees a new one.
+        prior_weight: weight of the prior, 0..1; with it `forward` needs a prior.
+    """
 
     def forward(
         self, localizer_scores: Tensor, old_logits: Tensor, image_labels: Tensor, *, prior: Tensor | None = None
@@ -114,7 +118,7 @@ class MergePseudoLabels(_Op):
         )  # fmt: skip
 
 
-class PseudoLabelLoss(_Op):
+class PseudoLabelLoss(_Merging):
     """:func:`wilson.ops.pseudo_label_loss`: :class:`SoftMarginLoss` against :class:`MergePseudoLabels`, in one op.
 
     Args:
@@ -123,17 +127,6 @@ class PseudoLabelLoss(_Op):
         old_yields: whether old classes give way where the localizer sees a new one.
         prior_weight: weight of the prior, 0..1; with it `forward` needs a prior.
     """
-
-    def __init__(
-        self,
-        *,
-        alpha: float = 0.5,
-        background: float | str = "min",
-        old_yields: bool = False,
-        prior_weight: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.alpha, self.background, self.old_yields, self.prior_weight = alpha, background, old_yields, prior_weight
 
     def forward(
         self,
