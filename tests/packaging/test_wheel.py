@@ -105,7 +105,9 @@ def wheel_of(sources: Path, out: Path, **switches: str) -> Path:
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")
     sources = copy_of_sources(folder)
-    hook = "import wilson_backend; wilson_backend.build_sdist('../dist')"
+    # As pip calls it: without the current folder on the path, where kernels/ would hide the package of that name, whose
+    # entry point setuptools calls.
+    hook = "import sys; sys.path.remove(''); import wilson_backend; wilson_backend.build_sdist('../dist')"
     done = run([sys.executable, "-c", hook], sources, PYTHONPATH=str(sources / "tools" / "build"))
     assert done.returncode == 0, done.stdout
     (archive,) = (folder / "dist").glob("*.tar.gz")
