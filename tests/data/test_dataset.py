@@ -175,6 +175,22 @@ def test_sampler_yields_every_position_once_in_an_order_of_its_own() -> None:
     assert [position for _, position in EpochSampler(50, seed=2)] != orders[0]
 
 
+def test_an_epoch_of_several_passes_is_as_many_epochs_of_one() -> None:
+    once, thrice = EpochSampler(5, seed=1), EpochSampler(5, seed=1, passes=3)
+    expected = []
+    for epoch in (3, 4, 5):
+        once.set_epoch(epoch)
+        expected += list(once)
+    thrice.set_epoch(1)
+    assert list(thrice) == expected and len(thrice) == 15
+
+
+def test_each_pass_mixes_in_whole_batches() -> None:
+    sampler = EpochSampler(5, seed=1, batch=3, mixed_in=[MixedIn(1, 4)], passes=3)
+    kinds = [[position >= 5 for _, position in list(sampler)[start : start + 3]] for start in range(0, len(sampler), 3)]
+    assert kinds == [[False, False, True]] * 6
+
+
 def test_real_and_synthetic_data_go_through_the_same_classes(source: VOCFolder) -> None:
     keys = [Counter(step_dataset(source, [0])[0].keys()), Counter(synthetic_dataset()[0].keys())]
     assert keys[0] == keys[1]

@@ -56,7 +56,7 @@ RANGED = {name: limits(hint) for name, hint in HINTS.items() if limits(hint)}
 
 COUNT, RATE, SHARE, MORE = (0, -1), (-0.1, inf, nan), (-0.1, 1.5, nan), (0.0, -1.0, inf, nan)
 STEP = {
-    "epochs": COUNT, "batch": COUNT, "lr_encoder": RATE, "lr_head": RATE, "warmup": (-1,), "power": RATE,
+    "epochs": COUNT, "batch": COUNT, "passes": COUNT, "lr_encoder": RATE, "lr_head": RATE, "warmup": (-1,), "power": RATE,
     "momentum": (-0.1, 1.0, nan), "weight_decay": RATE, "accumulate": COUNT,
     "layer_decay": (0.0, -0.1, 1.5, nan),
 }  # fmt: skip
@@ -236,7 +236,7 @@ def test_a_malformed_grid_is_one_line(text, tmp_path, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_only_steps_from_image_labels_warm_up_by_themselves(method):
-    for recipe, epochs in (("voc", 5), ("demo", 3), ("coco-voc", 5)):
+    for recipe, epochs in (("voc", 5), ("demo", 3), ("coco-voc", 5), ("few-shots", 2)):
         config = replace(RECIPES[recipe], method=method)
         assert config.for_step(0).warmup == 0
         assert config.for_step(1).warmup == (0 if METHODS[method].pixel_supervised else epochs)

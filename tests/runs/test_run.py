@@ -289,6 +289,20 @@ def test_too_few_images_for_a_batch(tmp_path):
         run(replace(TINY, base=replace(TINY.base, batch=800)), tmp_path / "a")
 
 
+def test_passes_let_few_images_fill_batches_and_epochs(tmp_path):
+    config = replace(TINY, data=replace(TINY.data, shots=1), step=replace(TINY.step, epochs=2, batch=8))
+    with pytest.raises(UserError, match=r"3 images, fewer than a batch of 8; .*--step\.passes"):
+        run(config, tmp_path / "a", steps=[0, 1])
+    run(replace(config, step=replace(config.step, passes=6)), tmp_path / "b")
+    assert len(losses(tmp_path / "b" / "step-1")["loss/total"]) == 2 * (3 * 6 // 8)
+
+
+def test_few_shots_take_the_published_number_of_iterations():
+    few = RECIPES["few-shots"]
+    images = few.data.shots * 5  # of a 15-5 step
+    assert few.step.epochs * (few.step.passes * images // few.step.batch) == 1000
+
+
 def test_not_finite_gradient_stops_with_the_terms(tmp_path):
     with pytest.raises(UserError, match=r"gradient is not finite .*lower learning rate"):
         run(replace(TINY, base=replace(TINY.base, lr_encoder=1e30, lr_head=1e30)), tmp_path / "a", steps=[0])

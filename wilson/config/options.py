@@ -28,7 +28,7 @@ from .validation import CHECKED, told
 ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps", "seam"]
 MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline"]
 MethodName: TypeAlias = Literal[ImageLevelMethod, MaskMethod]
-RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc"]
+RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc", "few-shots"]
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
 PriorUse: TypeAlias = Literal["loss", "mix"]
 Pooling: TypeAlias = Literal["ngwp_focal", "ngwp", "gap"]
@@ -38,7 +38,7 @@ WeightMerge: TypeAlias = Literal["none", "ewf"]
 ProtocolName: TypeAlias = Literal["disjoint", "overlap"]
 
 # Epochs of warm-up in incremental steps that learn from image-level labels
-WARMUP: dict[RecipeName, int] = {"voc": 5, "own": 5, "demo": 3, "coco-voc": 5}
+WARMUP: dict[RecipeName, int] = {"voc": 5, "own": 5, "demo": 3, "coco-voc": 5, "few-shots": 2}
 
 
 @told
@@ -144,16 +144,18 @@ class StepConfig:
     """How one step is trained."""
 
     epochs: Count = 30
-    """Passes over the step's images."""
+    """Epochs of the step."""
     batch: Count = 24
     """Images per iteration, over all processes; an incomplete last batch is dropped."""
+    passes: Count = 1
+    """Passes over the images that make an epoch, each with crops of its own; more than 1 for few images."""
     lr_encoder: NotNegative = 0.01
     """Learning rate of the backbone."""
     lr_head: NotNegative = 0.01
     """Learning rate of decoder, classifiers and localizer."""
     warmup: CountOrZero | None = None
     """Epochs at a constant rate; with image-level labels also the epochs before SSS and SEG. None for the recipe's
-    (5, demo 3) in incremental steps from image-level labels, and 0 for learning from masks."""
+    (5, demo 3, few-shots 2) in incremental steps from image-level labels, and 0 for learning from masks."""
     power: NotNegative = 0.9
     """Power of the schedule (1 - t/T)^power after the warm-up, t counted from the start."""
     momentum: BelowOne = 0.9

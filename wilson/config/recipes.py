@@ -35,4 +35,11 @@ OWN = Config(
     step=StepConfig(epochs=20, batch=16, lr_encoder=0.02, lr_head=0.1),
 )
 
-RECIPES = {"voc": Config(), "own": OWN, "demo": DEMO, "coco-voc": COCO_VOC}
+# RaSP (Roy et al., CoLLAs 2023): 1000 iterations of 10 images, here 10 epochs of 40 passes over 5 images of 5 classes
+FEW_SHOTS = Config(
+    recipe="few-shots",
+    data=DataConfig(shots=5),
+    step=StepConfig(epochs=10, passes=40, batch=10, lr_encoder=0.001, lr_head=0.001),
+)
+
+RECIPES = {"voc": Config(), "own": OWN, "demo": DEMO, "coco-voc": COCO_VOC, "few-shots": FEW_SHOTS}

@@ -126,7 +126,8 @@ class StepDataset(Dataset[dict[str, Any]]):
         """Load one sample.
 
         Args:
-            key: (epoch, position), or a position alone, which means epoch 0.
+            key: (epoch, position), or a position alone, which means epoch 0; with several passes an epoch,
+                (pass, position).
 
         Returns:
             image: RGB, uint8 (3, H, W).
@@ -229,11 +230,12 @@ class StepDataset(Dataset[dict[str, Any]]):
         with random_numbers_from(*key):  # those of the image
             return self.transform.maps(image, maps)
 
-    def sampler(self, batch: int) -> EpochSampler:
+    def sampler(self, batch: int, passes: int = 1) -> EpochSampler:
         """The order of an epoch, with negatives and replayed images in their places of each batch.
 
         Args:
             batch: images of a batch over all processes, negatives and replayed images included.
+            passes: passes over the step's images that make an epoch.
 
         Raises:
             UserError: a share leaves no place for these, or none for the step's own images.
@@ -249,7 +251,7 @@ class StepDataset(Dataset[dict[str, Any]]):
                 f"negatives and replayed images take all places of a batch of {batch}; choose a smaller "
                 "--data.negative-share or --data.replay-share, or a larger batch"
             )
-        return EpochSampler(len(self), self.seed, batch, mixed_in)
+        return EpochSampler(len(self), self.seed, batch, mixed_in, passes)
 
     def places(self, batch: int) -> dict[str, int]:
         """How many places of a batch negatives and replayed images take; 0 where there are none."""
@@ -285,9 +287,9 @@ class MixedIn(NamedTuple):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yield (epoch, position): every position once, in an order that derives from (seed, epoch) alone.
+    """Yield (pass, position): every position once in each pass, in an order that derives from (seed, pass) alone.
 
-    With images mixed in, the sampler yields whole batches only, and these take the last places of each, one kind after
+    Passes are counted from the first epoch on: with one pass an epoch, they are the epochs. With images mixed in, the sampler yields whole batches only, and these take the last places of each, one kind after
     the other. None of them comes again before all of its kind have come once.
 
     Args:
@@ -295,10 +297,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         seed: of the order, at least 0.
         batch: positions in a batch, all kinds included; not used if nothing is mixed in.
         mixed_in: the other kinds; their positions follow the step's own.
+        passes: passes that make an epoch.
     """
 
-    def __init__(self, length: int, seed: int, batch: int = 1, mixed_in: Sequence[MixedIn] = ()) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    def __init__(
+        self, length: int, seed: int, batch: int = 1, mixed_in: Sequence[MixedIn] = (), passes: int = 1
+    ) -> None:
+        self.length, self.seed, self.passes, self.epoch = length, seed, passes, 0
         self.batch, self.mixed_in = batch, tuple(mixed_in)
         self.own = batch - sum(extra.places for extra in mixed_in)  # places of the step's own images
 
@@ -307,14 +312,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._batches * self.batch if self.mixed_in else self.length
+        return self.passes * (self._batches * self.batch if self.mixed_in else self.length)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        with random_numbers_from(self.seed, self.epoch):
-            order = torch.randperm(self.length)
-            if self.mixed_in:
-                order = self._mixed(order)
-        return iter([(self.epoch, position) for position in order.tolist()])
+        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+            with random_numbers_from(self.seed, number):
+                order = torch.randperm(self.length)
+                if self.mixed_in:
+                    order = self._mixed(order)
+            for position in order.tolist():
+                yield number, position
 
     @property
     def _batches(self) -> int:

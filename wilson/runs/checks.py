@@ -66,8 +66,11 @@ def check_start(experiment: Experiment, steps: list[int], start: Path | None) ->
 def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
     """Raise a UserError if a batch is too large for the images, or too small for its parts or for batch-norm."""
     batch, parts = settings.batch, settings.accumulate
-    if len(dataset.sampler(batch)) < batch:
-        raise UserError(f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch")
+    if len(dataset.sampler(batch, settings.passes)) < batch:
+        raise UserError(
+            f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch, or more "
+            "passes an epoch (--step.passes)"
+        )
     if batch < parts * distributed.processes():
         raise UserError(
             f"step {step}: a batch of {batch} images cannot be shared out to {distributed.processes()} processes in "

@@ -42,7 +42,7 @@ def bench(config: Config, step: int, seconds: float, need: float | None) -> dict
     print(f"step {step}: {len(dataset)} images, crop {config.data.crop}, batches of {batch}")
     print("workers  images/s  per worker")
     for workers in counts:
-        sampler = dataset.sampler(batch)
+        sampler = dataset.sampler(batch, settings.passes)
         loader = make_loader(dataset, batch, workers, torch.device("cpu"), sampler)
         rates[workers] = images_per_second(loader, batch, seconds)
         print(f"{workers:7}  {rates[workers]:8.1f}  {rates[workers] / max(1, workers):10.1f}", flush=True)

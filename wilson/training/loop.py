@@ -67,7 +67,7 @@ def fit(
         UserError: a gradient is not finite, the training state does not fit, or the model lacks what `settings` ask.
     """
     device = next(method.parameters()).device
-    sampler = dataset.sampler(settings.batch)
+    sampler = dataset.sampler(settings.batch, settings.passes)
     loader = make_loader(dataset, settings.batch, config.data.workers, device, sampler, settings.accumulate)
     length = len(loader) // settings.accumulate  # iterations of an epoch
     optimizer, scheduler = make_optimizer(method, settings, length)
