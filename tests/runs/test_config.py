@@ -56,8 +56,8 @@ RANGED = {name: limits(hint) for name, hint in HINTS.items() if limits(hint)}
 
 COUNT, RATE, SHARE, MORE = (0, -1), (-0.1, inf, nan), (-0.1, 1.5, nan), (0.0, -1.0, inf, nan)
 STEP = {
-    "epochs": COUNT, "batch": COUNT, "passes": COUNT, "lr_encoder": RATE, "lr_head": RATE, "warmup": (-1,), "power": RATE,
-    "momentum": (-0.1, 1.0, nan), "weight_decay": RATE, "accumulate": COUNT,
+    "epochs": COUNT, "batch": COUNT, "passes": COUNT, "lr_encoder": RATE, "lr_head": RATE, "warmup": (-1,),
+    "power": RATE, "momentum": (-0.1, 1.0, nan), "weight_decay": RATE, "accumulate": COUNT,
     "layer_decay": (0.0, -0.1, 1.5, nan),
 }  # fmt: skip
 WRONG = {

@@ -289,8 +289,9 @@ class MixedIn(NamedTuple):
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yield (pass, position): every position once in each pass, in an order that derives from (seed, pass) alone.
 
-    Passes are counted from the first epoch on: with one pass an epoch, they are the epochs. With images mixed in, the sampler yields whole batches only, and these take the last places of each, one kind after
-    the other. None of them comes again before all of its kind have come once.
+    Passes are counted from the first epoch on: with one pass an epoch, they are the epochs. With images mixed in, the
+    sampler yields whole batches only, and these take the last places of each, one kind after the other. None of them
+    comes again before all of its kind have come once.
 
     Args:
         length: number of the step's own positions.
