@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from wilson.config import Activation, Config
 from wilson.errors import UserError, first_line
 
+from .depthwise import quicken
 from .layers import LEAKY_SLOPE
 from .small import SmallResNet
 from .transformer import MIT, Transformer
@@ -67,6 +68,7 @@ class TimmBackbone(nn.Module):
         if self.stride != stride:
             raise UserError(f"backbone {name} has stride {self.stride}, expected {stride}; choose another stride")
         _dilate_first_blocks(self.body)
+        quicken(self.body)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.body(image)[-1]
