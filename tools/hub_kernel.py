@@ -9,13 +9,16 @@ sources for `kernel-builder`, which was not run. The ops register as torch.ops.w
 either from here or from the package wilson, not from both.
 """
 
+import ctypes
 import hashlib
 import json
 import re
 import shutil
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("wilson/ops/", "wilson/kernels/", "wilson/_C_")
@@ -70,9 +73,10 @@ def write_variant(folder: Path, wheel: Path, oldest_torch: str) -> None:
     """One wheel as one variant."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith(PARTS) and not name.endswith("/")]
-        cuda = re.search(rb"\.nv_fatbin", archive.read("wilson/_C_cuda.so")) if "wilson/_C_cuda.so" in names else None
+        info = build_info(archive)
         machine = re.search(r"(x86_64|aarch64)\.whl$", wheel.name)[1]
-        backend = f"cu{cuda_version(archive)}" if cuda else "cpu"
+        kind = "cuda" if info["cuda_architectures"] else "cpu"
+        backend = "cu" + "".join(info["cuda"].split(".")[:2]) if kind == "cuda" else kind
         variant = folder / f"torch-stable-abi{oldest_torch.replace('.', '')}-{backend}-{machine}-linux"
         for name in names:
             target = variant / name.removeprefix("wilson/")
@@ -81,21 +85,27 @@ def write_variant(folder: Path, wheel: Path, oldest_torch: str) -> None:
                 shutil.copyfileobj(source, file)
     (variant / "__init__.py").write_text(INIT, encoding="utf-8")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()[:7]
-    kind = "cuda" if cuda else "cpu"
+    numbers = [name.removesuffix("+PTX") for name in info["cuda_architectures"]]
+    archs = [f"{number[:-1]}.{number[-1]}" for number in numbers]
     metadata = {
         "name": "wilson",
         "id": f"_wilson_{kind}_{digest}",
         "version": 1,
         "license": "MIT",
         "python-depends": [],
-        "backend": {"type": kind, **({"archs": ["8.0", "9.0", "10.0"]} if cuda else {})},
+        "backend": {"type": kind, **({"archs": archs} if archs else {})},
     }
     (variant / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
-def cuda_version(archive: zipfile.ZipFile) -> str:
-    """130 for CUDA 13.0, as the CPU library tells of the build."""
-    return "".join(re.search(rb"\0(\d+)\.(\d+)\.\d+\0", archive.read("wilson/_C_cpu.so")).group(1, 2)).decode()
+def build_info(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """What the CPU library tells of the build, CUDA's part included."""
+    import torch  # noqa: F401  brings what the library is linked with
+
+    with tempfile.TemporaryDirectory() as folder:
+        tell = ctypes.CDLL(archive.extract("wilson/_C_cpu.so", folder)).wilson_build_info
+    tell.restype = ctypes.c_char_p
+    return dict(json.loads(tell()))
 
 
 def described(oldest_torch: str) -> str:
