@@ -41,6 +41,8 @@ class Grown:
     step = 1  # the model was given to step 0
 
     def __init__(self, folder: Path, builder: str | None = None) -> None:
+        if builder is not None and not isinstance(builder, str):
+            raise UserError(f"builder: expected the text 'FILE.py:FUNCTION', got a {type(builder).__name__}")
         self.path, self._builder = folder, builder
         path = folder / DESCRIPTION
         try:
@@ -67,9 +69,9 @@ class Grown:
         return (self.path / "config.json").is_file()
 
     @property
-    def needs_builder(self) -> bool:
-        """Whether the architecture is known to a function of the user alone."""
-        return not self.is_transformers and _needs_builder(self.origin)
+    def builder(self) -> str | None:
+        """The function of the user that alone knows the architecture, as far as it is known; None if none is needed."""
+        return None if self.is_transformers else _builder(self.origin)
 
     def model(self) -> Adapted:
         """The model, in eval mode.
@@ -90,11 +92,11 @@ class Grown:
             module = builders.build(str(folder))
             auxiliary.drop(module, outputs, self._found.size)
             return module
-        if built is None or (_needs_builder(built) and self._builder is None):
+        if built is None or (_builder(built) and self._builder is None):
             how = f"by {built}" if built else "in Python"
             raise UserError(
-                f"{folder}: this model was built {how}, and no code is run unless you name it: give FILE.py:FUNCTION, "
-                "which returns the architecture, as builder"
+                f"{folder}: this model was built {how}, and no code is run unless you name it: give "
+                f"{_builder(built)}, which returns the architecture, as builder (--builder)"
             )
         state = builders.read_state(folder / WEIGHTS)
         if not builders.fixed(built):
@@ -158,8 +160,8 @@ def save(
         "results": results,
     }
     loading = 'import wilson\n\nmodel = wilson.load("FOLDER")  # where this file lies'
-    if not own and _needs_builder(origin):
-        loading = loading.replace('"FOLDER"', '"FOLDER", builder="FILE.py:FUNCTION"')
+    if not own and (builder := _builder(origin)):
+        loading = loading.replace('"FOLDER"', f'"FOLDER", builder="{builder}"')
     library = "transformers" if own else LIBRARY
     card(config, task, Grown.step, results, loading, library).save(folder / "README.md")
     with replacing(folder / DESCRIPTION) as temporary:
@@ -176,8 +178,8 @@ def is_transformers(module: nn.Module) -> bool:
     return hasattr(module, "save_pretrained") and hasattr(getattr(module, "config", None), "id2label")
 
 
-def _needs_builder(origin: str | None) -> bool:
-    return origin is None or ".py:" in origin
+def _builder(origin: str | None) -> str | None:
+    return "FILE.py:FUNCTION" if origin is None else origin if ".py:" in origin else None
 
 
 def load_into(model: Adapted, folder: Path) -> None:

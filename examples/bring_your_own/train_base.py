@@ -1,7 +1,7 @@
 """Trains a model of another library by cross-entropy, with nothing of wilson but its built-in images.
 
-`python -m examples.bring_your_own.train_base unet runs/unet.pt` writes a state dict, as people have it. It stands for
-your own training script.
+`python -m examples.bring_your_own.train_base unet runs/unet.pt 12` trains for 12 epochs and writes a state dict, as
+people have it. It stands for your own training script.
 """
 
 import sys
@@ -72,4 +72,4 @@ def main(name: str, out: str, epochs: int = 24, count: int | None = None, seed: 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:3], *map(int, sys.argv[3:4]))

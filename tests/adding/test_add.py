@@ -26,8 +26,9 @@ import wilson
 from tests.support.data_sets import box, write_instances
 from tests.support.foreign_models import CLASSES, Net
 from tests.support.processes import in_processes
-from wilson.adding import choices, subject
+from wilson.adding import choices, held_out, subject
 from wilson.adding.add import _known, make_plan
+from wilson.adding.first_look import first_look
 from wilson.adding.photographs import open_photographs
 from wilson.adding.subject import open_subject
 from wilson.cli import main
@@ -35,6 +36,8 @@ from wilson.data.dataset import EpochSampler, MixedIn
 from wilson.data.sources.base import class_sets
 from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
+from wilson.data.sources.views import Chosen
+from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint
 from wilson.models.foreign import builders
@@ -151,6 +154,45 @@ def test_what_does_not_apply_is_refused(tmp_path):
     assert named.finer(1).stride == subject.open_subject(Net()).finer(1).stride
 
 
+def test_what_cannot_be_opened_says_what_would(tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text("import torch\ndef build(): return torch.nn.Identity()\n")
+    for to, weights, match in (
+        (code, None, r"name the function that returns the model, too, as in .*mine\.py:build"),
+        (f"{code}:bild", None, "has no function bild; it has build$"),
+        (f"{code}:build", tmp_path / "w.pt", r"w\.pt: no such file; give a state dict"),
+        (tmp_path / "model.pt", None, r"model\.pt: no such file; give a checkpoint of wilson, or torchvision:NAME"),
+        ("torchvison:fcn_resnet50", None, "no model there; expected torchvision:NAME"),
+    ):
+        with pytest.raises(UserError, match=match):
+            subject.open_subject(to, weights)
+
+
+def test_new_classes_behind_the_names_are_noticed(tmp_path, capsys):
+    command = ["add", "--to", "a.py:b", "--out", str(tmp_path / "run"), "--classes", *OLD, "dots=photos"]
+    assert main(command) == 2
+    assert "dots=photos was taken for a name of --classes, so put it first" in capsys.readouterr().err
+
+
+def test_the_first_look_counts_pixels():
+    class Halves(torch.nn.Module):
+        def forward(self, image):
+            logits = torch.zeros(1, 3, *image.shape[2:])
+            logits[:, 2, :, : image.shape[3] // 4] = 1
+            return SimpleNamespace(logits=logits)
+
+    source = Chosen(Synthetic("step", 60), [0, 1])
+    line = first_look(Halves(), source, Normalization((0,) * 3, (1,) * 3), 64, ("background", "a", "b"))
+    assert line.startswith("In 2 of the photographs it now sees background 75 %, b 25 % of the pixels.")
+
+
+def test_advice_follows_the_figures():
+    good, rare, everywhere = ({"images": 9, "recall": r, "precision": p} for r, p in ((90, 90), (30, None), (90, 40)))
+    assert held_out.advice({"good": good}) == []
+    missed, seen = held_out.advice({"good": good, "rare": rare, "all": everywhere})
+    assert missed.startswith("rare is often missed") and seen.startswith("all is often seen where it is not")
+
+
 def test_published_names_are_those_of_the_classes(monkeypatch):
     pytest.importorskip("torchvision")
     monkeypatch.setattr(builders, "build", lambda *_: Net(classes=21))
@@ -166,8 +208,15 @@ def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
     classes = [f"dots={photographs / 'dots'}", f"zigzag={photographs / 'zigzag'}"]
     run = tmp_path / "run"
     assert main(["add", *classes, *to, *options, "--dry-run", "--out", str(run)]) == 0
-    assert "Batches of 4 images" in capsys.readouterr().out and not run.exists()
+    said = capsys.readouterr().out
+    assert "Batches of 4 images" in said and f"with weights from {weights}" in said and not run.exists()
+    assert main(["add", *classes, *to[:2], *options, "--dry-run", "--out", str(run)]) == 0
+    assert "with weights from what build() gave it" in capsys.readouterr().out
     assert main(["add", *classes, *to, *options, "--out", str(run)]) == 0, capsys.readouterr().err
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"try it: wilson predict PHOTOGRAPH --checkpoint {run / 'model'} --builder {build}:build"
+    assert f"--builder {build}:build" in RunFolder(run).report.read_text()
+    assert f'builder="{build}:build"' in (run / "model" / "README.md").read_text()
     image = next((photographs / "dots").iterdir())
     predict = ["predict", str(image), "--checkpoint", str(run), "--device", "cpu", "--out"]
     assert main([*predict, str(tmp_path / "p1")]) == 2
@@ -228,6 +277,7 @@ def test_the_plan_says_what_is_learned_and_what_is_taken_for_granted(photographs
     assert "Its output 0 is taken for the background" in said and "so they have numbers (--classes" in said
     assert f"12 of dots and {count} without it; {len(held.held_out.names)} of them are held out" in said
     assert "1 epoch of" in said and "In the first" not in said
+    assert "softmax cross-entropy (--output), on images normalised by the mean 0.485 0.456 0.406" in said
     wilson.add_classes(own_checkpoint(tmp_path), {"dots": photographs / "dots"}, without=without, epochs=4, **run)
     said = capsys.readouterr().out
     assert "It learns dots." in said and "output 0" not in said
@@ -397,8 +447,8 @@ def test_resumed_after_a_kill_it_has_the_same_bits(photographs, tmp_path):
         ({"b": "dots", "d": "zigzag"}, {}, "known to the model already"),
         ({"dots": "dots", "DOTS": "zigzag"}, {}, "known to the model already"),
         ({"dots": "dots", "zigzag": "dots"}, {}, "the folder of two classes"),
-        ({"dots": "nowhere", "zigzag": "zigzag"}, {}, "nowhere: no images there"),
-        ({"dots": "dots"}, {"without": "nowhere"}, "no images there"),
+        ({"dots": "nowhere", "zigzag": "zigzag"}, {}, "nowhere: no such folder"),
+        ({"dots": "dots"}, {"without": "nowhere"}, "no such folder"),
         ({"dots": "dots"}, {"without": "without", "batch": 200}, "fewer than a batch"),
         ({"dots": "dots"}, {"without": "without", "batch": 1}, "a batch needs 3 images or more, got 1"),
         ({"dots": "dots"}, {"without": "without", "batch": 2}, "a batch needs 3 images or more, got 2"),
@@ -457,7 +507,7 @@ def test_one_photograph_is_too_few(tmp_path, photographs):
     (tmp_path / "one").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "one" / "a.png")
     (tmp_path / "one" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 photographs can be used, expected at least 2"):
+    with pytest.raises(UserError, match="1 photograph can be used, expected at least 2"):
         open_photographs({"x": tmp_path / "one"}, photographs / "without", OLD, 0)
 
 

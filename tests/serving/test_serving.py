@@ -209,7 +209,7 @@ def test_what_is_missing_is_one_sentence(desk, tmp_path):
     assert "'bee' is known to the model already" in missing("bee")
     for name in ("-rf", "a=b", "a/b", "_", "x" * 41):
         assert missing(name).startswith("A name has up to 40 letters")
-    assert missing("zebra").startswith("Zebra: 1 photographs can be used, expected at least 2, better 20")
+    assert missing("zebra").startswith("Zebra: 1 photograph can be used, expected at least 2, better 20")
     photographs(desk.photographs, 1, tmp_path / "c", 7)
     plan = "\n".join(desk.plan("tiny.pt", "zebra", 3))
     assert "It learns zebra" in plan and "Zebra has only 2 photographs" in plan and "3 epochs" in plan

@@ -40,6 +40,7 @@ from wilson.training.loop import fit
 
 from . import held_out, pictures
 from .choices import Choices, Given, choose, crop_for, with_fine_features
+from .first_look import first_look
 from .photographs import Photographs, open_photographs
 from .subject import ADDED, Subject, open_subject
 
@@ -54,6 +55,7 @@ class Plan:
     photographs: Photographs
     task: Task
     choices: Choices
+    seen: str  # what the model sees in some of the photographs now
     validation: ImageSource | None
     validated_on: str = ""
 
@@ -69,11 +71,15 @@ class Plan:
         if photographs.negatives is not None:
             counts.append(f"{photographs.others} without {'it' if len(counts) == 1 else 'them'}")
         held = len(photographs.held_out.names)
+        masks = self.validation
         return [
-            f"The model is {subject.origin}. It knows {len(subject.names)} classes: {_listed(subject.names)}.",
+            f"The model is {subject.origin}{f', with weights from {subject.weights}' if subject.weights else ''}. It "
+            f"knows {len(subject.names)} classes: {_listed(subject.names)}.",
             *_outputs(subject),
+            self.seen,
             f"It learns {_listed(self.task.class_names(self.step)[len(subject.names) :])}. Photographs: "
             f"{_and(counts)}; {held or 'none'} of them {'is' if held < 2 else 'are'} held out.",
+            *([] if masks is None else [f"IoU is measured on {len(masks.names)} images of {self.validated_on}."]),
             *self.choices.reasons,
             *photographs.notes,
         ]
@@ -204,7 +210,9 @@ def make_plan(
         model=replace(config.model, backbone=subject.origin),
     )
     validated_on = "" if validation is None else Path(validation).resolve().name
-    return Plan(subject, photographs, task, replace(choices, config=config), tested, validated_on)
+    some = Chosen(photographs.training, pictures.watched(photographs.training))
+    seen = first_look(subject.model, some, subject.normalization, crop, subject.names)
+    return Plan(subject, photographs, task, replace(choices, config=config), seen, tested, validated_on)
 
 
 def training_set(plan: Plan) -> StepDataset:
@@ -280,8 +288,13 @@ def _finish(folder: RunFolder) -> str:
 
     state.remove(folder.step(ADDED))
     added.write(folder)
-    written = str(json.loads(folder.added.read_text(encoding="utf-8"))["written"])
-    print(f"{folder.path / written}\n{folder.report}", flush=True)
+    values = json.loads(folder.added.read_text(encoding="utf-8"))
+    written, builder = str(values["written"]), f" --builder {values['builder']}" if values["builder"] else ""
+    print(
+        f"model: {folder.path / written}\nreport: {folder.report}\n"
+        f"try it: wilson predict PHOTOGRAPH --checkpoint {folder.path / written}{builder}",
+        flush=True,
+    )
     return written
 
 
@@ -327,7 +340,7 @@ def _write_added(folder: RunFolder, plan: Plan, found: dict[str, Any], names: Se
     document = {
         "model": plan.subject.origin,
         "written": written.relative_to(folder.path).as_posix(),
-        "needs_builder": written.is_dir() and Grown(written).needs_builder,
+        "builder": Grown(written).builder if written.is_dir() else None,
         "classes": list(names),
         "old": len(plan.subject.names),
         "photographs": plan.photographs.counts,
@@ -348,7 +361,13 @@ def _outputs(subject: Subject) -> list[str]:
     model = subject.model
     if not isinstance(model, Adapted):
         return []
-    lines = [f"Its output {model.background} is taken for the background (--background names another)."]
+    trained = "softmax cross-entropy (--output)" if model.softmax else "binary cross-entropy, as you said"
+    mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (model.mean, model.std))
+    lines = [
+        f"Its output {model.background} is taken for the background (--background names another).",
+        f"It is taken for trained by {trained}, on images normalised by the mean {mean} and the deviation {std} "
+        "(--mean, --std).",
+    ]
     if model.class_names is None:
         lines.append("It does not tell what its classes are, so they have numbers (--classes gives them names).")
     return lines

@@ -113,7 +113,7 @@ def choose(
     warmup = max(1, round(WARM * epochs)) if epochs > 1 else 0
     reasons.append(
         f"{counted(epochs, 'epoch')} of {counted(per_epoch, 'iteration')}"
-        + (", as you said" if given.epochs else f": {LEAST_EPOCHS} to {MOST_EPOCHS}, for about {ITERATIONS} iterations")
+        + (", as you said" if given.epochs else _aim(epochs))
         + "."
         + (f" In the first {'one' if warmup == 1 else warmup} only the localizer learns." if warmup else "")
     )
@@ -144,6 +144,13 @@ def choose(
         evaluate_every=max(1, epochs // 4),
     )  # fmt: skip
     return Choices(config, tuple(reasons))
+
+
+def _aim(epochs: int) -> str:
+    """Why so many epochs were chosen."""
+    if LEAST_EPOCHS < epochs < MOST_EPOCHS:
+        return f", for {ITERATIONS} iterations or so"
+    return f", the {'least' if epochs == LEAST_EPOCHS else 'most'} that are chosen"
 
 
 def _own(batch: int, negatives: ImageSource | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from wilson.data.loading import Batch
 from wilson.methods import Method
 
 APPEARS = 0.005  # share of the pixels from which a class counts as found
+LOW = 60.0  # percent of recall or precision, under which there is advice
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def measure(method: Method, batches: Iterable[Batch], names: Sequence[str], old:
     Returns:
         For each new class: `images` that show it, `precision` and `recall` in percent over the photographs, None where
         nothing was found or there was nothing to find. `agreement`: the share in percent of the pixels outside of new
-        classes where the model says what the old one says. `images`: how many there were.
+        classes where the model says what the old one says. `images`: how many there were. `appears`: the share in
+        percent of the pixels from which a class counts as found. `advice`: sentences on what may help.
     """
     device = next(method.parameters()).device
     new = len(names) - old
@@ -58,17 +60,32 @@ def measure(method: Method, batches: Iterable[Batch], names: Sequence[str], old:
         "images": int(pixels[2]),
         "classes": classes,
         "agreement": percent(pixels[0].item(), pixels[1].item()),
+        "appears": 100 * APPEARS,
+        "advice": advice(classes),
     }
+
+
+def advice(classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What may help a class that is found too rarely, or where it is not."""
+    lines = []
+    for name, of in classes.items():
+        if (of["recall"] or 0) < LOW and of["images"]:
+            lines.append(f"{name} is often missed: give more photographs of it, or more epochs.")
+        elif (of["precision"] or 0) < LOW:
+            lines.append(
+                f"{name} is often seen where it is not: give more photographs without it, of what it is taken for."
+            )
+    return lines
 
 
 def summary(found: dict[str, Any]) -> str:
     """The figures in one line."""
     parts = [
-        f"{name} found in {_percent(of['recall'])} of {of['images']}, {_percent(of['precision'])} of the finds right"
+        f"{name}: recall {_percent(of['recall'])} of {of['images']}, precision {_percent(of['precision'])}"
         for name, of in found["classes"].items()
     ]
-    return f"held out: {'; '.join(parts)}; old classes unchanged on {_percent(found['agreement'])} of the other pixels"
+    return f"held out: {'; '.join(parts)}; unchanged on {_percent(found['agreement'])} of the other pixels"
 
 
 def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{value:.0f} %"
+    return "unknown" if value is None else f"{value:.0f} %"

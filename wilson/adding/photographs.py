@@ -86,7 +86,10 @@ def open_photographs(
     for name, count in counts.items():
         if count < LEAST:
             why = "; ".join(["", *filter(None, notes)])
-            raise UserError(f"{name}: {count} photographs can be used, expected at least {LEAST}, better {FEW}{why}")
+            raise UserError(
+                f"{name}: {count} photograph{'s' * (count != 1)} can be used, expected at least {LEAST}, better "
+                f"{FEW}{why}"
+            )
         if count < FEW:
             notes.append(f"{name} has only {count} photographs; with {FEW} and more it is learned better")
     training, held = _divided(shown, range(len(old), len(everything)), seed)

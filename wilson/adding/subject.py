@@ -37,6 +37,7 @@ class Subject:
         stride: pixels of the image per pixel of the features.
         side: the side that images must have; None where it takes any.
         origin: what it was built of, in words.
+        weights: where its weights are from, in words; empty where the origin tells.
         parameters: numbers that take part in the output.
         finer: the same with a finer map of features, of a stride at most, if the model has one and its user named none.
         task: from the names of the new classes to a task, whose second step they are.
@@ -50,6 +51,7 @@ class Subject:
     stride: int
     side: int | None
     origin: str
+    weights: str
     parameters: int
     finer: Callable[[int], Subject]
     task: Callable[[Sequence[str]], Task]
@@ -90,6 +92,8 @@ def open_subject(
         before = grown.Grown(folder, builder)
         _check(given, set() if before.is_transformers else {"builder"}, f"{path}, which tells them itself")
         return _adapted(before.model(), str(folder) if before.is_transformers else before.origin)
+    if _is_weights(path) and not path.exists():
+        raise UserError(f"{path}: no such file; give a checkpoint of wilson, or {builders.KINDS}")
     if path.name == CHECKPOINT or last_checkpoint(path) or checkpoint.is_saved(path) or _is_weights(path):
         _check(given, set(), f"{path}, which has its weights and the names of its classes")
         try:
@@ -110,7 +114,8 @@ def open_subject(
     if classes is None and state is None:
         classes = builders.published_classes(str(model))
     named = adapting.get("features") is not None
-    return _adapted(adapt(module, classes=classes, **adapting), str(model), named)
+    from_where = builders.own_weights(str(model)) if weights is None else str(weights)
+    return _adapted(adapt(module, classes=classes, **adapting), str(model), named, from_where)
 
 
 def _adapting() -> list[str]:
@@ -178,6 +183,7 @@ def _own(saved: Checkpoint) -> Subject:
         saved.config.model.stride,
         saved.config.data.crop,
         f"{saved.path}, a {saved.config.model.backbone} of wilson",
+        "",
         sum(p.numel() for p in model.parameters()),
         lambda stride: _own(saved),
         task,
@@ -185,7 +191,7 @@ def _own(saved: Checkpoint) -> Subject:
     )
 
 
-def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject:
+def _adapted(model: Adapted, origin: str | None, named: bool = False, weights: str = "") -> Subject:
     """A model of another library: the grown one is a folder with its own files."""
     names = model.names()
 
@@ -213,8 +219,9 @@ def _adapted(model: Adapted, origin: str | None, named: bool = False) -> Subject
         found.stride,
         found.size if found.multiple is None else None,
         kind,
+        weights,
         found.parameters,
-        lambda stride: _adapted(model if named else model.with_finer_features(stride), origin, named),
+        lambda stride: _adapted(model if named else model.with_finer_features(stride), origin, named, weights),
         task,
         write,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from wilson.errors import UserError
 
@@ -15,15 +15,16 @@ from wilson.errors import UserError
 class Add:
     """Add classes to a trained model of any library, from photographs that show them: zebra=photos/zebra."""
 
-    new: Positional[tuple[str, ...]]
+    new: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME=FOLDER [NAME=FOLDER ...]")]
     """The new classes, each as NAME=FOLDER with photographs that show it: at least 2, better 20 and more."""
     to: str
     """The model: a checkpoint or run of wilson, a folder that this command wrote, torchvision:NAME,
     smp:ARCHITECTURE?encoder_name=NAME, a folder of transformers, or FILE.py:FUNCTION, which is imported and called."""
+    weights: Path | None = None
+    """The model's weights, a state dict (.pt, .pth, .safetensors); by default those that come with it: for
+    FILE.py:FUNCTION what the function loads itself."""
     builder: str | None = None
     """FILE.py:FUNCTION that returns the architecture, if a folder that this command wrote needs it."""
-    weights: Path | None = None
-    """Its weights, a state dict (.pt, .pth, .safetensors); by default those that come with it."""
     without: Path | None = None
     """Folder of photographs that show none of the new classes: any will do. A single class needs it. Photographs of the
     classes' own folders, if these lie in it, are left out."""
@@ -49,7 +50,8 @@ class Add:
     crop: int | None = None
     """Side of the training crops in pixels; by default chosen by the photographs and the model."""
     epochs: int | None = None
-    """Passes over the photographs; by default chosen by their number."""
+    """Passes over the photographs; by default so many that the step has about 1200 iterations. Fewer are quicker, and
+    teach less."""
     batch: int | None = None
     """Images per iteration; by default 16, or fewer for few photographs. With --without 3 or more."""
     seed: int = 0
@@ -69,6 +71,10 @@ class Add:
         from wilson.adding import add_classes
         from wilson.runs.folder import timed_folder
 
+        if not self.new:
+            swallowed = next((text for text in self.classes if "=" in text), None)
+            why = f"; {swallowed} was taken for a name of --classes, so put it first" if swallowed else ""
+            raise UserError(f"no new class was named; give NAME=FOLDER, such as zebra=photos/zebra{why}")
         new = dict(_pair(text) for text in self.new)
         if len(new) < len(self.new):
             raise UserError("a class was named twice; give each class once, as NAME=FOLDER")

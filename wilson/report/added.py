@@ -50,6 +50,7 @@ def _held_out(values: dict[str, Any]) -> str:
     if not found:
         return """<h2>How it went</h2><p class="note">No photograph was held out, as no class has ten of them. Look at
 the pictures, which the model has learned from, and at photographs of your own.</p>"""
+    advice = "".join(f"<p>{escape(line)}</p>" for line in found["advice"])
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="figure">{of["images"]}</td><td class="figure">{percent(of["recall"])}'
         f'</td><td class="figure">{percent(of["precision"])}</td></tr>'
@@ -57,9 +58,10 @@ the pictures, which the model has learned from, and at photographs of your own.<
     )
     return f"""<h2>How it went</h2>
 <p>Asked of {found["images"]} photographs that were held out, each seen whole, as <code>wilson predict</code> shows it.
-Recall: of those that show the class, the share in which the model finds it. Precision: of those in which it finds the
-class, the share that shows it. Neither says how good the outlines are: look at the pictures for that. Outside of
-the new classes, the model says what it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>
+A class is found in a photograph where the model gives it {found["appears"]:g} % of the pixels or more. Recall: of those
+that show the class, the share in which it is found. Precision: of those in which it is found, the share that shows it.
+Neither says how good the outlines are: look at the pictures for that. Outside of the new classes, the model says what
+it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>{advice}
 <div class="scroll"><table class="data"><thead><tr><th>new class</th><th class="figure">photographs</th>
 <th class="figure">recall, %</th><th class="figure">precision, %</th></tr></thead><tbody>{rows}</tbody></table></div>"""
 
@@ -126,15 +128,21 @@ def _plan(values: dict[str, Any]) -> str:
 
 def _training(folder: RunFolder) -> str:
     found = curves(folder.step(1))
-    chart = f'<div class="chart">{figures.curves(found)}</div>' if found else ""
-    return f"<h2>Training</h2>{chart}" if chart else ""
+    if not found:
+        return ""
+    measured = any(tag.startswith("validation/") for tag in found)
+    chart = figures.curves(found) if measured else figures.losses(found)
+    return f"""<h2>Training</h2>
+<p>The loss terms: <code>cls</code>, are the classes in the photographs; <code>loc</code>, does the localizer of the new
+classes know the old ones; <code>enc</code>, do the features stay; after a warm-up also <code>sss</code>, does the
+localizer agree with itself, and <code>seg</code>, does the model learn what the localizer sees.</p>
+<div class="chart">{chart}</div>"""
 
 
 def _use(folder: RunFolder, values: dict[str, Any]) -> str:
     path = escape(str(folder.path / values["written"]))
-    command, argument = (
-        (" --builder FILE.py:FUNCTION", ', builder="FILE.py:FUNCTION"') if values.get("needs_builder") else ("", "")
-    )
+    builder = escape(values.get("builder") or "")
+    command, argument = (f" --builder {builder}", f', builder="{builder}"') if builder else ("", "")
     return f"""<h2>How to use it</h2>
 <pre>wilson predict photo.jpg --checkpoint {path}{command}</pre>
 <p>In Python: <code>wilson.load("{path}"{argument}).predict("photo.jpg")</code>.</p>"""

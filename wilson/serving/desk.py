@@ -132,7 +132,7 @@ class Desk:
 
     def _needed(self, path: Path) -> str | None:
         folder = inside(path)
-        return self.builder if folder is not None and Grown(folder).needs_builder else None
+        return self.builder if folder is not None and Grown(folder).builder else None
 
     def _predictor(self, path: Path) -> Predictor:
         return Predictor.load(path, choose_device(self.device), self._needed(path))

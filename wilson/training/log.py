@@ -113,7 +113,9 @@ class Log:
         return left, left + each * self.batches * (self.epochs - self.epoch - 1)
 
     def end_of_epoch(self) -> None:
-        """Print the mean loss terms of the epoch, and the speed."""
+        """Print the mean loss terms of the epoch, the speed, and the time left of the step."""
         if distributed.is_main():
             means = " ".join(f"{term} {value / self.iterations:.4f}" for term, value in self.sums.items())
-            print(f"{self.name}: {means}, {self.speed:.0f} images/s", flush=True)
+            left = round(self.left()[1])
+            rest = f", about {timedelta(seconds=left)} left" if self.epoch + 1 < self.epochs else ""
+            print(f"{self.name}: {means}, {self.speed:.0f} images/s{rest}", flush=True)

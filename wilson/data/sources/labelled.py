@@ -112,9 +112,13 @@ def open_folders(folders: Mapping[Path, int], classes: Sequence[str]) -> Labelle
     pairs = [(image, class_id) for folder, class_id in folders.items() for image in images_below(folder)]
     for folder, class_id in folders.items():
         if class_id not in {held for _, held in pairs}:
-            raise UserError(f"{folder}: no images there; expected a folder of photographs of {classes[class_id]}")
+            raise UserError(f"{folder}: {_why(folder)}; expected a folder of photographs of {classes[class_id]}")
     held = _same(pairs)
     return Labelled(list(zip(_names(held, [f.parent for f in folders]), held, held.values(), strict=True)), classes)
+
+
+def _why(folder: Path) -> str:
+    return "no images there" if folder.is_dir() else "no such folder"
 
 
 def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
@@ -122,7 +126,7 @@ def open_negatives(folder: str | Path, classes: Sequence[str]) -> Labelled:
     folder = Path(folder)
     found = images_below(folder)
     if not found:
-        raise UserError(f"{folder}: no images there; expected a folder of images that do not hold the new classes")
+        raise UserError(f"{folder}: {_why(folder)}; expected a folder of images that do not hold the new classes")
     names = _names(found, [folder])
     return Labelled([(name, file, frozenset()) for name, file in zip(names, found, strict=True)], classes)
 

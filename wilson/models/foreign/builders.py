@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from wilson.errors import UserError, first_line
 from wilson.models.weight_files import not_finite, read_weights
 
-KINDS = "torchvision:NAME, smp:NAME, a folder of transformers (save_pretrained), or FILE.py:FUNCTION"
+KINDS = (
+    "torchvision:NAME, smp:ARCHITECTURE?encoder_name=NAME, a folder of transformers (save_pretrained), or "
+    "FILE.py:FUNCTION"
+)
 TORCHVISION, SMP = "torchvision:", "smp:"
 HEADS = {TORCHVISION: "classifier.", SMP: "segmentation_head."}  # where the weights of the classifier are
 
@@ -41,6 +44,8 @@ def build(what: str, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
         model = _transformers(Path(what))
     elif ".py:" in what:
         model = _function(what)
+    elif what.endswith(".py"):
+        raise UserError(f"{what}: name the function that returns the model, too, as in {what}:build")
     else:
         raise UserError(f"{what}: no model there; expected {KINDS}, or a checkpoint or run of wilson")
     if weights is not None:
@@ -51,6 +56,13 @@ def build(what: str, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
 def named(what: str) -> bool:
     """Whether a library knows the model by this name; else it is a path."""
     return what.startswith((TORCHVISION, SMP))
+
+
+def own_weights(what: str) -> str:
+    """Where the weights of a model are from that are not given, in words."""
+    if what.startswith(TORCHVISION):
+        return "the published ones"
+    return f"what {what.rpartition(':')[2]}() gave it (--weights FILE gives others)" if ".py:" in what else "its own"
 
 
 def fixed(what: str) -> bool:
@@ -73,12 +85,14 @@ def published_classes(what: str) -> tuple[str, ...] | None:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Read a state dict, as trainers of many kinds write it: alone, or among other things; UserError if it is none."""
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file; give a state dict (.pt, .pth, .safetensors)")
     try:
         state, _ = read_weights(path)
     except UserError:
         from wilson import tensor_files
 
-        if path.suffix == ".safetensors" or not path.is_file():
+        if path.suffix == ".safetensors":
             raise
         try:
             values = tensor_files.read(path)
@@ -217,7 +231,8 @@ def _function(what: str) -> nn.Module:
         spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise UserError(f"{what}: {path} has no function {name}")
+        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise UserError(f"{what}: {path} has no function {name}; it has {', '.join(own) or 'none'}")
     with _others_code(what, path.resolve().parent):
         model = function()
     if not isinstance(model, nn.Module):
