@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -40,6 +40,7 @@ from wilson.data.sources.views import Chosen
 from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint
+from wilson.models import SegmentationModel
 from wilson.models.foreign import builders
 from wilson.run_folder import RunFolder
 from wilson.runs.folder import prepared
@@ -182,7 +183,9 @@ def test_the_first_look_counts_pixels():
             return SimpleNamespace(logits=logits)
 
     source = Chosen(Synthetic("step", 60), [0, 1])
-    line = first_look(Halves(), source, Normalization((0,) * 3, (1,) * 3), 64, ("background", "a", "b"))
+    line = first_look(
+        cast(SegmentationModel, Halves()), source, Normalization((0,) * 3, (1,) * 3), 64, ("background", "a", "b")
+    )
     assert line.startswith("In 2 of the photographs it now sees background 75 %, b 25 % of the pixels.")
 
 

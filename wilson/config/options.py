@@ -147,8 +147,6 @@ class StepConfig:
     """Epochs of the step."""
     batch: Count = 24
     """Images per iteration, over all processes; an incomplete last batch is dropped."""
-    passes: Count = 1
-    """Passes over the images that make an epoch, each with crops of its own; more than 1 for few images."""
     lr_encoder: NotNegative = 0.01
     """Learning rate of the backbone."""
     lr_head: NotNegative = 0.01
@@ -176,6 +174,8 @@ class StepConfig:
     checkpointing: Flag = False
     """Compute the backbone's activations again in the backward pass instead of keeping them: less memory, more time,
     the same result. Batch-norm in the backbone must be frozen."""
+    passes: Count = 1
+    """Passes over the images that make an epoch, each with crops of its own; more than 1 for few images."""
 
 
 @told
