@@ -299,7 +299,7 @@ def test_passes_let_few_images_fill_batches_and_epochs(tmp_path):
 
 def test_few_shots_take_the_published_number_of_iterations():
     few = RECIPES["few-shots"]
-    images = few.data.shots * 5  # of a 15-5 step
+    images = (few.data.shots or 0) * 5  # of a 15-5 step
     assert few.step.epochs * (few.step.passes * images // few.step.batch) == 1000
 
 
