@@ -289,7 +289,7 @@ def _finish(folder: RunFolder) -> str:
     state.remove(folder.step(ADDED))
     added.write(folder)
     values = json.loads(folder.added.read_text(encoding="utf-8"))
-    written, builder = str(values["written"]), f" --builder {values['builder']}" if values["builder"] else ""
+    written, builder = str(values["written"]), f" --builder {values['builder']}" if values.get("builder") else ""
     print(
         f"model: {folder.path / written}\nreport: {folder.report}\n"
         f"try it: wilson predict PHOTOGRAPH --checkpoint {folder.path / written}{builder}",

@@ -50,7 +50,7 @@ def _held_out(values: dict[str, Any]) -> str:
     if not found:
         return """<h2>How it went</h2><p class="note">No photograph was held out, as no class has ten of them. Look at
 the pictures, which the model has learned from, and at photographs of your own.</p>"""
-    advice = "".join(f"<p>{escape(line)}</p>" for line in found["advice"])
+    advice = "".join(f"<p>{escape(line)}</p>" for line in found.get("advice", ()))
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="figure">{of["images"]}</td><td class="figure">{percent(of["recall"])}'
         f'</td><td class="figure">{percent(of["precision"])}</td></tr>'
@@ -58,7 +58,7 @@ the pictures, which the model has learned from, and at photographs of your own.<
     )
     return f"""<h2>How it went</h2>
 <p>Asked of {found["images"]} photographs that were held out, each seen whole, as <code>wilson predict</code> shows it.
-A class is found in a photograph where the model gives it {found["appears"]:g} % of the pixels or more. Recall: of those
+A class is found in a photograph where the model gives it {found.get("appears", 0.5):g} % of the pixels or more. Recall: of those
 that show the class, the share in which it is found. Precision: of those in which it is found, the share that shows it.
 Neither says how good the outlines are: look at the pictures for that. Outside of the new classes, the model says what
 it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>{advice}
