@@ -58,10 +58,10 @@ the pictures, which the model has learned from, and at photographs of your own.<
     )
     return f"""<h2>How it went</h2>
 <p>Asked of {found["images"]} photographs that were held out, each seen whole, as <code>wilson predict</code> shows it.
-A class is found in a photograph where the model gives it {found.get("appears", 0.5):g} % of the pixels or more. Recall: of those
-that show the class, the share in which it is found. Precision: of those in which it is found, the share that shows it.
-Neither says how good the outlines are: look at the pictures for that. Outside of the new classes, the model says what
-it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>{advice}
+A class is found in a photograph where the model gives it {found.get("appears", 0.5):g} % of the pixels or more.
+Recall: of those that show the class, the share in which it is found. Precision: of those in which it is found, the
+share that shows it. Neither says how good the outlines are: look at the pictures for that. Outside of the new classes,
+the model says what it said before on <b>{percent(found["agreement"])} %</b> of the pixels.</p>{advice}
 <div class="scroll"><table class="data"><thead><tr><th>new class</th><th class="figure">photographs</th>
 <th class="figure">recall, %</th><th class="figure">precision, %</th></tr></thead><tbody>{rows}</tbody></table></div>"""
 
