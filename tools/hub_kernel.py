@@ -3,7 +3,8 @@
     python tools/hub_kernel.py OUT WHEEL...
     python -c "import kernels; ops = kernels.get_local_kernel('OUT'); print(ops.providers())"
 
-Each wheel of `tools/wheels.sh` becomes one variant, OUT/build/torch-stable-abi210-cpu-x86_64-linux or ...-cu130-...:
+Runs on a machine of the wheels' kind, with torch, because it asks their libraries what they are. Each wheel of
+`tools/wheels.sh` becomes one variant, OUT/build/torch-stable-abi210-cpu-x86_64-linux or ...-cu130-...:
 the ops, their kernels and what tells them apart, without the training. OUT/build.toml describes the same build from the
 sources for `kernel-builder`, which was not run. The ops register as torch.ops.wilson, so that a process takes them
 either from here or from the package wilson, not from both.
@@ -102,8 +103,11 @@ def build_info(archive: zipfile.ZipFile) -> dict[str, Any]:
     """What the CPU library tells of the build, CUDA's part included."""
     import torch  # noqa: F401  brings what the library is linked with
 
-    with tempfile.TemporaryDirectory() as folder:
-        tell = ctypes.CDLL(archive.extract("wilson/_C_cpu.so", folder)).wilson_build_info
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tell = ctypes.CDLL(archive.extract("wilson/_C_cpu.so", folder)).wilson_build_info
+    except OSError as error:
+        sys.exit(f"{archive.filename}: its library does not load here ({error}); lay it out on a machine of its kind")
     tell.restype = ctypes.c_char_p
     return dict(json.loads(tell()))
 

@@ -36,7 +36,6 @@ from wilson.data.dataset import EpochSampler, MixedIn
 from wilson.data.sources.base import class_sets
 from wilson.data.sources.labelled import open_negatives
 from wilson.data.sources.synthetic import Synthetic
-from wilson.data.sources.views import Chosen
 from wilson.data.transforms import Normalization
 from wilson.errors import UserError
 from wilson.evaluation.evaluate import evaluate_checkpoint
@@ -175,23 +174,33 @@ def test_new_classes_behind_the_names_are_noticed(tmp_path, capsys):
     assert "dots=photos was taken for a name of --classes, so put it first" in capsys.readouterr().err
 
 
-def test_the_first_look_counts_pixels():
-    class Halves(torch.nn.Module):
-        def forward(self, image):
-            logits = torch.zeros(1, 3, *image.shape[2:])
-            logits[:, 2, :, : image.shape[3] // 4] = 1
-            return SimpleNamespace(logits=logits)
+def test_the_first_look_counts_pixels(tmp_path):
+    class Bright(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.least = torch.nn.Parameter(torch.zeros(()))
 
-    source = Chosen(Synthetic("step", 60), [0, 1])
-    line = first_look(
-        cast(SegmentationModel, Halves()), source, Normalization((0,) * 3, (1,) * 3), 64, ("background", "a", "b")
-    )
-    assert line.startswith("In 2 of the photographs it now sees background 75 %, b 25 % of the pixels.")
+        def forward(self, image):
+            bright = (image.mean(1) > self.least).float()
+            return SimpleNamespace(logits=torch.stack([1 - bright, 0 * bright, bright], 1))
+
+    folder = tmp_path / "shades"
+    folder.mkdir()
+    picture = np.full((64, 64, 3), 60, np.uint8)
+    picture[:, :16] = 200  # a quarter is brighter than the mean of 0.5
+    for number in range(2):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    source = open_negatives(folder, OLD)
+    for mean, seen in ((0.5, "background 75 %, b 25 %"), (0.0, "b 100 %")):
+        normalization, names = Normalization((mean,) * 3, (1,) * 3), ("background", "a", "b")
+        line = first_look(cast(SegmentationModel, Bright()), source, normalization, 64, names)
+        assert line.startswith(f"In 2 of the photographs it now sees {seen} of the pixels.")
 
 
 def test_advice_follows_the_figures():
-    good, rare, everywhere = ({"images": 9, "recall": r, "precision": p} for r, p in ((90, 90), (30, None), (90, 40)))
-    assert held_out.advice({"good": good}) == []
+    figures = ((90, 90), (30, None), (90, 40), (None, None))
+    good, rare, everywhere, unheld = ({"images": 9, "recall": r, "precision": p} for r, p in figures)
+    assert held_out.advice({"good": good, "unheld": unheld}) == []
     missed, seen = held_out.advice({"good": good, "rare": rare, "all": everywhere})
     assert missed.startswith("rare is often missed") and seen.startswith("all is often seen where it is not")
 
@@ -212,9 +221,9 @@ def test_the_command_its_folder_and_prediction(photographs, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["add", *classes, *to, *options, "--dry-run", "--out", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "Batches of 4 images" in said and f"with weights from {weights}" in said and not run.exists()
+    assert "Batches of 4 images" in said and f"with the weights of {weights}" in said and not run.exists()
     assert main(["add", *classes, *to[:2], *options, "--dry-run", "--out", str(run)]) == 0
-    assert "with weights from what build() gave it" in capsys.readouterr().out
+    assert "with the weights that build() gave it (no --weights)" in capsys.readouterr().out
     assert main(["add", *classes, *to, *options, "--out", str(run)]) == 0, capsys.readouterr().err
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"try it: wilson predict PHOTOGRAPH --checkpoint {run / 'model'} --builder {build}:build"
@@ -281,6 +290,7 @@ def test_the_plan_says_what_is_learned_and_what_is_taken_for_granted(photographs
     assert f"12 of dots and {count} without it; {len(held.held_out.names)} of them are held out" in said
     assert "1 epoch of" in said and "In the first" not in said
     assert "softmax cross-entropy (--output), on images normalised by the mean 0.485 0.456 0.406" in said
+    assert "In 4 of the photographs it now sees" in said
     wilson.add_classes(own_checkpoint(tmp_path), {"dots": photographs / "dots"}, without=without, epochs=4, **run)
     said = capsys.readouterr().out
     assert "It learns dots." in said and "output 0" not in said
@@ -359,6 +369,7 @@ def test_coco_validation_list_is_found(photographs, tmp_path, capsys):
     given = {"dots": photographs / "dots", "zigzag": photographs / "zigzag"}
     options = {"validation": tmp_path, "out": tmp_path / "run", "dry_run": True, "device": "cpu"}
     wilson.add_classes(Net(), given, names=("background", "train", "b", "c"), **options)
+    assert f"IoU is measured on 1 image of {tmp_path.name}." in capsys.readouterr().out
     with pytest.raises(UserError, match="none of its classes"):
         wilson.add_classes(Net(), given, names=OLD, **options)
 
@@ -558,6 +569,13 @@ def test_settings_follow_the_model_and_the_photographs(photographs):
         assert f"of {choices.counted(len(sampler) // batch, 'iteration')}" in " ".join(
             choose(Net(), batch=batch).reasons
         )
+
+
+def test_the_number_of_epochs_has_its_reason():
+    reasons = [choices._aim(epochs) for epochs in (8, 40, 300)]
+    assert [next(word for word in ("least", "1200", "most") if word in reason) for reason in reasons] == [
+        "least", "1200", "most"
+    ]  # fmt: skip
 
 
 def test_a_coarse_map_of_features_gives_way_to_what_the_classifier_reads(photographs, capsys, tmp_path):

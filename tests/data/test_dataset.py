@@ -185,10 +185,17 @@ def test_an_epoch_of_several_passes_is_as_many_epochs_of_one() -> None:
     assert list(thrice) == expected and len(thrice) == 15
 
 
-def test_each_pass_mixes_in_whole_batches() -> None:
-    sampler = EpochSampler(5, seed=1, batch=3, mixed_in=[MixedIn(1, 4)], passes=3)
-    kinds = [[position >= 5 for _, position in list(sampler)[start : start + 3]] for start in range(0, len(sampler), 3)]
-    assert kinds == [[False, False, True]] * 6
+def test_passes_fill_batches_together_where_others_are_mixed_in() -> None:
+    sampler = EpochSampler(5, seed=1, batch=10, mixed_in=[MixedIn(2, 4)], passes=4)
+    assert len(EpochSampler(5, seed=1, batch=10, mixed_in=[MixedIn(2, 4)])) == 0
+    keys = list(sampler)
+    batches = [keys[start : start + 10] for start in range(0, len(keys), 10)]
+    assert len(keys) == len(sampler) == 20  # 20 of its own make two batches of 8
+    assert all([position >= 5 for _, position in batch] == [False] * 8 + [True] * 2 for batch in batches)
+    own = [key for batch in batches for key in batch[:8]]
+    assert len(set(own)) == 16 and all(sorted(p for n, p in own if n == number) == [0, 1, 2, 3, 4] for number in (0, 1))
+    assert [batch[8][0] for batch in batches] == [batch[0][0] for batch in batches] == [0, 1]
+    assert sorted(position for batch in batches for _, position in batch[8:]) == [5, 6, 7, 8]
 
 
 def test_real_and_synthetic_data_go_through_the_same_classes(source: VOCFolder) -> None:

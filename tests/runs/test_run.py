@@ -1,6 +1,7 @@
 """The loop: schedule, resuming, checkpoints, guards, run folders, and the errors that users make."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -289,12 +290,14 @@ def test_too_few_images_for_a_batch(tmp_path):
         run(replace(TINY, base=replace(TINY.base, batch=800)), tmp_path / "a")
 
 
-def test_passes_let_few_images_fill_batches_and_epochs(tmp_path):
+def test_passes_let_few_images_fill_batches_and_epochs(tmp_path, capsys):
     config = replace(TINY, data=replace(TINY.data, shots=1), step=replace(TINY.step, epochs=2, batch=8))
     with pytest.raises(UserError, match=r"3 images, fewer than a batch of 8; .*--step\.passes"):
         run(config, tmp_path / "a", steps=[0, 1])
     run(replace(config, step=replace(config.step, passes=6)), tmp_path / "b")
     assert len(losses(tmp_path / "b" / "step-1")["loss/total"]) == 2 * (3 * 6 // 8)
+    first, last = (line for line in capsys.readouterr().out.splitlines() if line.startswith("step 1, epoch"))
+    assert re.search(r"images/s, about \d+:\d\d:\d\d left$", first) and last.endswith("images/s")
 
 
 def test_few_shots_take_the_published_number_of_iterations():

@@ -39,7 +39,7 @@ from wilson.training.cost import Cost
 from wilson.training.loop import fit
 
 from . import held_out, pictures
-from .choices import Choices, Given, choose, crop_for, with_fine_features
+from .choices import Choices, Given, choose, counted, crop_for, with_fine_features
 from .first_look import first_look
 from .photographs import Photographs, open_photographs
 from .subject import ADDED, Subject, open_subject
@@ -55,9 +55,9 @@ class Plan:
     photographs: Photographs
     task: Task
     choices: Choices
-    seen: str  # what the model sees in some of the photographs now
     validation: ImageSource | None
     validated_on: str = ""
+    seen: str = ""  # what the model sees in some of the photographs now
 
     @property
     def step(self) -> int:
@@ -73,13 +73,17 @@ class Plan:
         held = len(photographs.held_out.names)
         masks = self.validation
         return [
-            f"The model is {subject.origin}{f', with weights from {subject.weights}' if subject.weights else ''}. It "
+            f"The model is {', with '.join(filter(None, [subject.origin, subject.weights]))}. It "
             f"knows {len(subject.names)} classes: {_listed(subject.names)}.",
             *_outputs(subject),
-            self.seen,
+            *filter(None, [self.seen]),
             f"It learns {_listed(self.task.class_names(self.step)[len(subject.names) :])}. Photographs: "
             f"{_and(counts)}; {held or 'none'} of them {'is' if held < 2 else 'are'} held out.",
-            *([] if masks is None else [f"IoU is measured on {len(masks.names)} images of {self.validated_on}."]),
+            *(
+                []
+                if masks is None
+                else [f"IoU is measured on {counted(len(masks.names), 'image')} of {self.validated_on}."]
+            ),
             *self.choices.reasons,
             *photographs.notes,
         ]
@@ -151,6 +155,7 @@ def add_classes(
             subject = open_subject(model, None if weights is None else Path(weights), names, builder, **adapting)
             plan = make_plan(subject, classes, without, None if validation is None else str(validation), given)
             if distributed.is_main():
+                plan = _looked(plan)
                 print("\n".join(map(printable, plan.lines())), flush=True)
             dataset = training_set(plan)
             if distributed.is_main() and not dry_run:
@@ -210,9 +215,14 @@ def make_plan(
         model=replace(config.model, backbone=subject.origin),
     )
     validated_on = "" if validation is None else Path(validation).resolve().name
-    some = Chosen(photographs.training, pictures.watched(photographs.training))
-    seen = first_look(subject.model, some, subject.normalization, crop, subject.names)
-    return Plan(subject, photographs, task, replace(choices, config=config), seen, tested, validated_on)
+    return Plan(subject, photographs, task, replace(choices, config=config), tested, validated_on)
+
+
+def _looked(plan: Plan) -> Plan:
+    """The plan with what the model sees now."""
+    subject, training = plan.subject, plan.photographs.training
+    some, side = Chosen(training, pictures.watched(training)), plan.choices.config.data.crop
+    return replace(plan, seen=first_look(subject.model, some, subject.normalization, side, subject.names))
 
 
 def training_set(plan: Plan) -> StepDataset:
@@ -361,12 +371,14 @@ def _outputs(subject: Subject) -> list[str]:
     model = subject.model
     if not isinstance(model, Adapted):
         return []
-    trained = "softmax cross-entropy (--output)" if model.softmax else "binary cross-entropy, as you said"
+    trained = f"{'softmax' if model.softmax else 'binary'} cross-entropy"
     mean, std = (" ".join(f"{value:.3g}" for value in values) for values in (model.mean, model.std))
+    if subject.settled:
+        return [f"It was trained by {trained}, on images normalised by the mean {mean} and the deviation {std}."]
     lines = [
         f"Its output {model.background} is taken for the background (--background names another).",
-        f"It is taken for trained by {trained}, on images normalised by the mean {mean} and the deviation {std} "
-        "(--mean, --std).",
+        f"It is taken for trained by {trained} (--output), on images normalised by the mean {mean} and the deviation "
+        f"{std} (--mean, --std).",
     ]
     if model.class_names is None:
         lines.append("It does not tell what its classes are, so they have numbers (--classes gives them names).")

@@ -21,19 +21,19 @@ def first_look(
     """Say in a line what a model sees in some photographs.
 
     Args:
-        model: in eval mode, on the CPU.
+        model: in eval mode.
         photographs: few; all are looked at, whole, their short side resized to `side`.
         normalization: of the images.
         side: in pixels.
         names: of the model's classes by channel.
     """
-    pixels = torch.zeros(len(names), dtype=torch.int64)
+    pixels, device = torch.zeros(len(names), dtype=torch.int64), next(model.parameters()).device
     whole = WholeImage(side)
     for index in range(len(photographs.names)):
         rgb, _ = whole(photographs.image(index), None)
-        logits = model(normalization(unit_range(rgb)[None])).logits
+        logits = model(normalization(unit_range(rgb[None].to(device)))).logits
         seen = ops.upsampled_argmax(logits, (rgb.shape[1], rgb.shape[2]))
-        pixels += seen.flatten().bincount(minlength=len(names))
+        pixels += seen.cpu().flatten().bincount(minlength=len(names))
     most = [place for place in pixels.argsort(descending=True).tolist() if pixels[place]][:SHOWN]
     shares = ", ".join(f"{names[place]} {100 * pixels[place] / pixels.sum():.0f} %" for place in most)
     return (

@@ -69,9 +69,9 @@ def advice(classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What may help a class that is found too rarely, or where it is not."""
     lines = []
     for name, of in classes.items():
-        if (of["recall"] or 0) < LOW and of["images"]:
+        if of["recall"] is not None and of["recall"] < LOW:
             lines.append(f"{name} is often missed: give more photographs of it, or more epochs.")
-        elif (of["precision"] or 0) < LOW:
+        elif of["precision"] is not None and of["precision"] < LOW:
             lines.append(
                 f"{name} is often seen where it is not: give more photographs without it, of what it is taken for."
             )
@@ -82,6 +82,8 @@ def summary(found: dict[str, Any]) -> str:
     """The figures in one line."""
     parts = [
         f"{name}: recall {_percent(of['recall'])} of {of['images']}, precision {_percent(of['precision'])}"
+        if of["images"]
+        else f"{name}: none"
         for name, of in found["classes"].items()
     ]
     return f"held out: {'; '.join(parts)}; unchanged on {_percent(found['agreement'])} of the other pixels"

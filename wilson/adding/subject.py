@@ -37,7 +37,8 @@ class Subject:
         stride: pixels of the image per pixel of the features.
         side: the side that images must have; None where it takes any.
         origin: what it was built of, in words.
-        weights: where its weights are from, in words; empty where the origin tells.
+        weights: which ones it has, in words; empty where the origin tells.
+        settled: it tells itself its output and its images' statistics, so that its user cannot.
         parameters: numbers that take part in the output.
         finer: the same with a finer map of features, of a stride at most, if the model has one and its user named none.
         task: from the names of the new classes to a task, whose second step they are.
@@ -56,6 +57,7 @@ class Subject:
     finer: Callable[[int], Subject]
     task: Callable[[Sequence[str]], Task]
     write: Callable[[SegmentationModel, Config, Task, dict[str, Any], RunFolder], Path]
+    settled: bool = True
 
 
 def open_subject(
@@ -86,7 +88,7 @@ def open_subject(
     if isinstance(model, nn.Module):
         _check(given, choices, "a module")
         named = adapting.get("features") is not None
-        return _adapted(adapt(heads.copied(model), classes=classes, **adapting), None, named)
+        return _adapted(adapt(heads.copied(model), classes=classes, **adapting), None, named, settled=False)
     path = Path(model)
     if (folder := grown.inside(path)) is not None:
         before = grown.Grown(folder, builder)
@@ -114,8 +116,8 @@ def open_subject(
     if classes is None and state is None:
         classes = builders.published_classes(str(model))
     named = adapting.get("features") is not None
-    from_where = builders.own_weights(str(model)) if weights is None else str(weights)
-    return _adapted(adapt(module, classes=classes, **adapting), str(model), named, from_where)
+    which = builders.own_weights(str(model)) if weights is None else f"the weights of {weights}"
+    return _adapted(adapt(module, classes=classes, **adapting), str(model), named, which, settled=False)
 
 
 def _adapting() -> list[str]:
@@ -191,7 +193,9 @@ def _own(saved: Checkpoint) -> Subject:
     )
 
 
-def _adapted(model: Adapted, origin: str | None, named: bool = False, weights: str = "") -> Subject:
+def _adapted(
+    model: Adapted, origin: str | None, named: bool = False, weights: str = "", settled: bool = True
+) -> Subject:
     """A model of another library: the grown one is a folder with its own files."""
     names = model.names()
 
@@ -221,7 +225,8 @@ def _adapted(model: Adapted, origin: str | None, named: bool = False, weights: s
         kind,
         weights,
         found.parameters,
-        lambda stride: _adapted(model if named else model.with_finer_features(stride), origin, named, weights),
+        lambda stride: _adapted(model if named else model.with_finer_features(stride), origin, named, weights, settled),
         task,
         write,
+        settled,
     )

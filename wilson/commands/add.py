@@ -50,8 +50,8 @@ class Add:
     crop: int | None = None
     """Side of the training crops in pixels; by default chosen by the photographs and the model."""
     epochs: int | None = None
-    """Passes over the photographs; by default so many that the step has about 1200 iterations. Fewer are quicker, and
-    teach less."""
+    """Passes over the photographs; by default so many that the step has about 1200 iterations, between 8 and 300. Fewer
+    are quicker, and teach less."""
     batch: int | None = None
     """Images per iteration; by default 16, or fewer for few photographs. With --without 3 or more."""
     seed: int = 0

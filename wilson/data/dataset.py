@@ -290,8 +290,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Yield (pass, position): every position once in each pass, in an order that derives from (seed, pass) alone.
 
     Passes are counted from the first epoch on: with one pass an epoch, they are the epochs. With images mixed in, the
-    sampler yields whole batches only, and these take the last places of each, one kind after the other. None of them
-    comes again before all of its kind have come once.
+    sampler yields whole batches only, and these take the last places of each, one kind after the other, with the pass
+    of the batch's first image. None of them comes again before all of its kind have come once.
 
     Args:
         length: number of the step's own positions.
@@ -313,29 +313,36 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.passes * (self._batches * self.batch if self.mixed_in else self.length)
+        return self._batches * self.batch if self.mixed_in else self.passes * self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        own: list[tuple[int, int]] = []
+        others: list[list[int]] = []
         for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
             with random_numbers_from(self.seed, number):
-                order = torch.randperm(self.length)
-                if self.mixed_in:
-                    order = self._mixed(order)
-            for position in order.tolist():
-                yield number, position
+                own += [(number, position) for position in torch.randperm(self.length).tolist()]
+                if len(own) == self.passes * self.length and self.mixed_in:
+                    others = self._others()
+        for batch, extra in enumerate(others):
+            keys = own[batch * self.own : (batch + 1) * self.own]
+            yield from keys
+            yield from ((keys[0][0], position) for position in extra)
+        if not self.mixed_in:
+            yield from own
 
     @property
     def _batches(self) -> int:
-        return self.length // self.own
+        return self.passes * self.length // self.own
 
-    def _mixed(self, order: Tensor) -> Tensor:
-        batches, first = self._batches, self.length
-        parts = [order[: batches * self.own].view(batches, self.own)]
+    def _others(self) -> list[list[int]]:
+        """The positions that are mixed into each batch."""
+        batches, first, parts = self._batches, self.length, []
         for places, images in self.mixed_in:
             rounds = [torch.randperm(images) for _ in range(math.ceil(batches * places / images))]
-            parts.append(first + torch.cat([*rounds, order[:0]])[: batches * places].view(batches, places))
+            drawn = torch.cat([*rounds, torch.empty(0, dtype=torch.int64)])[: batches * places]
+            parts.append(first + drawn.view(batches, places))
             first += images
-        return torch.cat(parts, 1).flatten()
+        return torch.cat(parts, 1).tolist()
 
 
 @contextmanager

@@ -43,11 +43,16 @@ def _fits(conv: nn.Conv2d) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding, ctx.dilation = padding, dilation
+    def forward(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
         return F.conv2d(x, weight, None, 1, padding, dilation, len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, ctx.padding, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,7 +67,8 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             padded = F.pad(x.contiguous(memory_format=torch.channels_last), (columns, columns, rows, rows))
             h, w = grad.shape[2:]
-            products = torch.empty_like(grad)  # one for all places: fresh memory costs more than the products
+            # One for all places, as fresh memory costs more than the products; not where these have gradients, too
+            products = None if torch.is_grad_enabled() else torch.empty_like(grad)
             sums = [
                 torch.mul(grad, padded[:, :, i : i + h, j : j + w], out=products).sum((0, 2, 3))
                 for i in range(0, down * height, down)

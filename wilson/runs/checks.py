@@ -69,7 +69,7 @@ def check_batch(step: int, dataset: StepDataset, settings: StepConfig) -> None:
     if len(dataset.sampler(batch, settings.passes)) < batch:
         raise UserError(
             f"step {step} has {len(dataset)} images, fewer than a batch of {batch}; choose a smaller batch, or more "
-            "passes an epoch (--step.passes)"
+            f"passes an epoch (--{'step' if step else 'base'}.passes)"
         )
     if batch < parts * distributed.processes():
         raise UserError(

@@ -59,10 +59,11 @@ def named(what: str) -> bool:
 
 
 def own_weights(what: str) -> str:
-    """Where the weights of a model are from that are not given, in words."""
+    """Which weights a model has where none are given, in words."""
     if what.startswith(TORCHVISION):
-        return "the published ones"
-    return f"what {what.rpartition(':')[2]}() gave it (--weights FILE gives others)" if ".py:" in what else "its own"
+        return "the published weights"
+    function = what.rpartition(":")[2]
+    return f"the weights that {function}() gave it (no --weights)" if ".py:" in what else "its own weights"
 
 
 def fixed(what: str) -> bool:
