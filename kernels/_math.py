@@ -185,24 +185,49 @@ def aligned_corners(i, small, large, ACC: tl.constexpr):
 
 
 @triton.jit
-def half_pixels(i, small, large, ACC: tl.constexpr):
-    """The same with corners not aligned: point i lies at (i + 1/2) small / large - 1/2, and not before the first."""
-    before = tl.maximum((2 * i.to(tl.int64) + 1) * small - large, 0) // (2 * large)
-    return before, tl.minimum(before + 1, small - 1), weight_after(i, before, small, large, ACC)
+def between(i, small, large, ALIGNED: tl.constexpr, ACC: tl.constexpr):
+    """The same in whole numbers, and not before the first.
+
+    Corners not aligned, point i lies at (i + 1/2) small / large - 1/2; aligned, at i (small - 1) / (large - 1).
+    """
+    before = tl.maximum(_place(i, small, large, ALIGNED), 0) // _unit(large, ALIGNED)
+    return before, tl.minimum(before + 1, small - 1), weight_after(i, before, small, large, ALIGNED, ACC)
 
 
 @triton.jit
-def weight_after(i, before, small, large, ACC: tl.constexpr):
+def weight_after(i, before, small, large, ALIGNED: tl.constexpr, ACC: tl.constexpr):
     """The weight of the point after point `before` of `small`, for point i of `large`, which lies between them."""
-    beyond = (2 * i.to(tl.int64) + 1) * small - large - 2 * large * before
-    return tl.maximum(beyond, 0).to(ACC) / (2 * large)
+    beyond = _place(i, small, large, ALIGNED) - _unit(large, ALIGNED) * before
+    return tl.maximum(beyond, 0).to(ACC) / _unit(large, ALIGNED)
 
 
 @triton.jit
-def first_from(k, small, large):
-    """The first of `large` points that lies at point k of `small` or after it. Corners not aligned."""
-    twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
-    return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
+def first_from(k, small, large, ALIGNED: tl.constexpr):
+    """The first of `large` points that lies at point k of `small` or after it."""
+    if ALIGNED:
+        i = (k.to(tl.int64) * _unit(large, ALIGNED) + small - 2) // tl.maximum(small - 1, 1)
+        i = tl.where((small == 1) & (k > 0), large, i)
+        return tl.minimum(tl.maximum(i, 0), large)
+    else:
+        twice = tl.maximum(large * (2 * k.to(tl.int64) + 1) - small, 0)
+        return tl.minimum((twice + 2 * small - 1) // (2 * small), large)
+
+
+@triton.jit
+def _place(i, small, large, ALIGNED: tl.constexpr):
+    """Where point i of `large` lies among those of `small`, in shares of 1 / `_unit`."""
+    if ALIGNED:
+        return i.to(tl.int64) * (small - 1)
+    else:
+        return (2 * i.to(tl.int64) + 1) * small - large
+
+
+@triton.jit
+def _unit(large, ALIGNED: tl.constexpr):
+    if ALIGNED:
+        return tl.maximum(large - 1, 1)
+    else:
+        return 2 * large
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Losses and labels at the image's size from logits at feature resolution, in Triton.
 
-The upsampled logits (bilinear, corners not aligned) are worked out where they are needed and never stored. A thread has
+The upsampled logits (bilinear) are worked out where they are needed and never stored. A thread has
 a column of the image: it interpolates two rows of low resolution there, and the pixels between them from these. The
 gradient is gathered: a program visits all pixels of the image that its low-resolution rows influence, so that each sum
 has one owner and one order.
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._launch import accumulator, class_block, map_of, on_device_of
-from ._math import first_from, half_pixels, interpolable, interpolated, log1p, lowest, mix, times_one_plus, weight_after
+from ._math import between, first_from, interpolable, interpolated, log1p, lowest, mix, times_one_plus, weight_after
 from ._tiles import carries_class, class_rows, no_peak
 
 # Losses and labels: a thread holds 16 upsampled logits, of up to 8 pixels of a column.
@@ -83,6 +83,7 @@ def _upsampled_loss_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """The soft-margin loss and its derivative, or the derivative of the cross-entropy.
@@ -106,14 +107,16 @@ def _upsampled_loss_fwd_kernel(
     here = visit // BLOCK_K
     j = (begin + here) % sizes.width
     last = j == sizes.width - 1
-    x = first_from(j, sizes.width, sizes.large_width) + visit % BLOCK_K
-    end = first_from(tl.where(last, 0, j + 1), sizes.width, sizes.large_width) + tl.where(last, sizes.large_width, 0)
+    x = first_from(j, sizes.width, sizes.large_width, ALIGNED) + visit % BLOCK_K
+    end = first_from(tl.where(last, 0, j + 1), sizes.width, sizes.large_width, ALIGNED) + tl.where(
+        last, sizes.large_width, 0
+    )
     inside = (x < end) & (here < (arc if WHOLE else arc - 1))
     before = x >= sizes.large_width  # the first pixel
     x = tl.where(before, x - sizes.large_width, x)
     left = tl.where(before, 0, j).to(tl.int64) * logits.pixel
     right = tl.where(last, tl.where(before, 0, j), j + 1).to(tl.int64) * logits.pixel
-    along = tl.where(last, before.to(ACC), weight_after(x, j, sizes.width, sizes.large_width, ACC))
+    along = tl.where(last, before.to(ACC), weight_after(x, j, sizes.width, sizes.large_width, ALIGNED, ACC))
     columns = (left, right, along)
     there = (c < C)[:, None] & inside[None, :]
     classes = class_rows(logits, b, c)
@@ -130,12 +133,12 @@ def _upsampled_loss_fwd_kernel(
         linear = tl.zeros_like(loss)
         product = tl.zeros_like(loss)
         below = tl.zeros_like(gradient)
-        y_begin = tl.where(row == 0, 0, first_from(row, sizes.height, sizes.large_height))
-        for k in range(y_begin, first_from(row + 1, sizes.height, sizes.large_height)):
+        y_begin = tl.where(row == 0, 0, first_from(row, sizes.height, sizes.large_height, ALIGNED))
+        for k in range(y_begin, first_from(row + 1, sizes.height, sizes.large_height, ALIGNED)):
             y = tl.zeros((), tl.int64) + k
             label = _labels(labels, b, y, x, inside, C, ignore_index)
             own = c[:, None] == label[None, :]
-            down = weight_after(y, row, sizes.height, sizes.large_height, ACC)
+            down = weight_after(y, row, sizes.height, sizes.large_height, ALIGNED, ACC)
             s = mix(top, bottom, down)
             if peaks is None:
                 # sigmoid(s) - 1 is -sigmoid(-s)
@@ -180,7 +183,7 @@ def _upsampled_loss_fwd_kernel(
 @triton.jit
 def _run(
     logits, program, column_blocks, runs, runs_of_row, sizes,
-    BANDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+    BANDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The pixels (BANDS ROWS COLUMNS,) that a program takes: rows between the same two of low resolution, or three.
 
@@ -192,22 +195,22 @@ def _run(
     p = tl.arange(0, BANDS * ROWS * COLUMNS)
     if ROWS == 1:  # rows may lie further apart than those of low resolution
         y = run.to(tl.int64) + p // COLUMNS
-        first, _, _ = half_pixels(run, sizes.height, sizes.large_height, ACC)
+        first, _, _ = between(run, sizes.height, sizes.large_height, ALIGNED, ACC)
         above = first
         end = sizes.large_height
     else:
         first = (run // runs_of_row * BANDS - 1).to(tl.int64)  # -1 stands for row 0, which the pixels before it are of
         k = first + p // (ROWS * COLUMNS)
-        y = first_from(k, sizes.height, sizes.large_height) + run % runs_of_row * ROWS + p // COLUMNS % ROWS
+        y = first_from(k, sizes.height, sizes.large_height, ALIGNED) + run % runs_of_row * ROWS + p // COLUMNS % ROWS
         above = tl.maximum(k, 0)
-        end = first_from(k + 1, sizes.height, sizes.large_height)
+        end = first_from(k + 1, sizes.height, sizes.large_height, ALIGNED)
     begin = program % column_blocks * COLUMNS
     x = begin + p % COLUMNS
     inside = (y < end) & (x < sizes.large_width)
     column = tl.minimum(begin + tl.arange(0, COLUMNS), sizes.large_width - 1)
-    left, right, along = half_pixels(column, sizes.width, sizes.large_width, ACC)
+    left, right, along = between(column, sizes.width, sizes.large_width, ALIGNED, ACC)
     columns = (left * logits.pixel, right * logits.pixel, along)
-    return b, y, x, inside, first, weight_after(y, above, sizes.height, sizes.large_height, ACC), columns
+    return b, y, x, inside, first, weight_after(y, above, sizes.height, sizes.large_height, ALIGNED, ACC), columns
 
 
 @triton.jit
@@ -254,11 +257,12 @@ def _upsampled_cross_entropy_fwd_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
     b, y, x, inside, first, down, columns = _run(
-        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ACC
+        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ALIGNED, ACC
     )
     label = _labels(labels, b, y, x, inside, C, ignore_index)
     peak = no_peak(BANDS * ROWS * COLUMNS, ACC)
@@ -315,11 +319,12 @@ def _upsampled_argmax_fwd_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
     b, y, x, inside, first, down, columns = _run(
-        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ACC
+        logits, program, column_blocks, runs, runs_of_row, sizes, BANDS, ROWS, COLUMNS, ALIGNED, ACC
     )
     highest = tl.full((BANDS * ROWS * COLUMNS,), -float("inf"), ACC)
     best = tl.zeros((BANDS * ROWS * COLUMNS,), tl.int32)
@@ -343,14 +348,19 @@ def _higher(p, q):
     return tl.maximum(p, q, propagate_nan=tl.PropagateNan.ALL)
 
 
-def _runs(logits: Tensor, large_height: int, large_width: int) -> tuple[int, dict[str, int]]:
+def _between(small: int, large: int, aligned: bool) -> int:
+    """Points of `large` between two of `small`, at most."""
+    return triton.cdiv(large - 1, small - 1) if aligned and small > 1 else triton.cdiv(large, 1 if aligned else small)
+
+
+def _runs(logits: Tensor, large_height: int, large_width: int, aligned: bool) -> tuple[int, dict[str, int]]:
     """How many programs take all pixels of the image, and what each of them takes."""
     batch, classes, height, _ = logits.shape
     columns = min(MAX_COLUMNS, max(32, triton.next_power_of_2(large_width)))
-    between = triton.cdiv(large_height, height)  # rows of the image between two of low resolution, at most
-    rows = min(MAX_ROWS, triton.next_power_of_2(between))
+    apart = _between(height, large_height, aligned)  # rows of the image between two of low resolution
+    rows = min(MAX_ROWS, triton.next_power_of_2(apart))
     bands = 2 if 1 < rows < MAX_ROWS else 1
-    runs_of_row, column_blocks = triton.cdiv(between, rows), triton.cdiv(large_width, columns)
+    runs_of_row, column_blocks = triton.cdiv(apart, rows), triton.cdiv(large_width, columns)
     runs = large_height if rows == 1 else triton.cdiv(height + 1, bands) * runs_of_row
     return batch * runs * column_blocks, {
         "column_blocks": column_blocks,
@@ -359,15 +369,16 @@ def _runs(logits: Tensor, large_height: int, large_width: int) -> tuple[int, dic
         "BANDS": bands,
         "ROWS": rows,
         "COLUMNS": columns,
+        "ALIGNED": aligned,
         "BLOCK_C": class_block(classes, LOGITS // (bands * rows)),
         "num_warps": columns // 32,
     }
 
 
-def _arcs(logits: Tensor, labels: Tensor) -> tuple[int, dict[str, int]]:
+def _arcs(logits: Tensor, labels: Tensor, aligned: bool) -> tuple[int, dict[str, int]]:
     """How many programs visit all pixels for the losses or derivatives at low resolution; what each of them takes."""
     batch, classes, height, width = logits.shape
-    columns = triton.cdiv(labels.shape[2], width)  # right of a low-resolution pixel, at most
+    columns = _between(width, labels.shape[2], aligned)  # right of a low-resolution pixel
     block_k = triton.next_power_of_2(columns)
     block_c = class_block(classes, max(1, GRAD_CLASSES * MAX_VISITS // max(MAX_VISITS, 4 * block_k)))
     block_x = min(max(4, MAX_VISITS // block_k), triton.next_power_of_2(width))
@@ -383,19 +394,20 @@ def _arcs(logits: Tensor, labels: Tensor) -> tuple[int, dict[str, int]]:
         "BLOCK_C": block_c,
         "BLOCK_X": block_x,
         "BLOCK_K": block_k,
+        "ALIGNED": aligned,
         "num_warps": max(1, min(16, block_x * block_k // 32)),
     }
 
 
 def upsampled_soft_margin_loss(
-    logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the derivative of the sum over pixels (B, C, H, W) if asked."""
     dtype, acc = accumulator(logits)
     derivative = logits.new_empty(logits.shape if with_derivative else 0, dtype=dtype)
     if logits.shape[0] == 0:
         return logits.new_zeros((), dtype=dtype), derivative
-    programs, blocks = _arcs(logits, labels)
+    programs, blocks = _arcs(logits, labels, align_corners)
     sizes = Sizes(*logits.shape[2:], *labels.shape[1:])
     sums = logits.new_empty(programs, dtype=dtype)
     with on_device_of(logits):
@@ -407,7 +419,7 @@ def upsampled_soft_margin_loss(
 
 
 def upsampled_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; the pixels with a class, at least 1; the derivative of the sum over pixels (B, C, H, W) if asked."""
     batch, classes, _, _ = logits.shape
@@ -417,7 +429,7 @@ def upsampled_cross_entropy(
         return logits.new_zeros((), dtype=dtype), logits.new_ones((), dtype=dtype), derivative
     loss, counted = (logits.new_empty((), dtype=dtype) for _ in range(2))
     peaks, norms = (logits.new_empty(labels.shape, dtype=dtype) if with_derivative else None for _ in range(2))
-    programs, blocks = _runs(logits, *labels.shape[1:])
+    programs, blocks = _runs(logits, *labels.shape[1:], align_corners)
     sums = logits.new_empty((programs, 2), dtype=dtype)
     s, own, sizes = map_of(logits), map_of(labels), Sizes(*logits.shape[2:], *labels.shape[1:])
     with on_device_of(logits):
@@ -427,14 +439,14 @@ def upsampled_cross_entropy(
         )  # fmt: skip
         _upsampled_cross_entropy_finish_kernel[(1,)](sums, loss, counted, programs, ACC=acc, num_warps=4)
         if with_derivative:
-            programs, blocks = _arcs(logits, labels)
+            programs, blocks = _arcs(logits, labels, align_corners)
             _upsampled_loss_fwd_kernel[(programs,)](
                 s, own, peaks, norms, None, derivative, classes, sizes, labels.numel(), ignore_index, ACC=acc, **blocks
             )
     return loss, counted, derivative
 
 
-def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
+def upsampled_argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     """Classes (B, height, width), uint8 up to 255 of them, else int64."""
     batch, classes, low_height, low_width = logits.shape
     dtype = torch.int64 if classes > 255 else torch.uint8
@@ -442,7 +454,7 @@ def upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     if batch == 0:
         return labels
     _, acc = accumulator(logits)
-    programs, blocks = _runs(logits, height, width)
+    programs, blocks = _runs(logits, height, width, align_corners)
     with on_device_of(logits):
         _upsampled_argmax_fwd_kernel[(programs,)](
             map_of(logits), labels, classes, Sizes(low_height, low_width, height, width), ACC=acc, **blocks

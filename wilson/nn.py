@@ -253,15 +253,18 @@ class UpsampledSoftMarginLoss(_Op):
 
     Args:
         ignore_index: a label to skip.
+        align_corners: how logits are upsampled.
     """
 
-    def __init__(self, *, ignore_index: int = 255) -> None:
+    def __init__(self, *, ignore_index: int = 255, align_corners: bool = False) -> None:
         super().__init__()
-        self.ignore_index = ignore_index
+        self.ignore_index, self.align_corners = ignore_index, align_corners
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits `(B, C, H, W)`, label map `(B, H', W')` to a scalar."""
-        return ops.upsampled_soft_margin_loss(logits, labels, ignore_index=self.ignore_index)
+        return ops.upsampled_soft_margin_loss(
+            logits, labels, ignore_index=self.ignore_index, align_corners=self.align_corners
+        )
 
 
 class UpsampledCrossEntropyLoss(_Op):
@@ -271,23 +274,34 @@ class UpsampledCrossEntropyLoss(_Op):
 
     Args:
         ignore_index: a label to skip.
+        align_corners: how logits are upsampled.
     """
 
-    def __init__(self, *, ignore_index: int = 255) -> None:
+    def __init__(self, *, ignore_index: int = 255, align_corners: bool = False) -> None:
         super().__init__()
-        self.ignore_index = ignore_index
+        self.ignore_index, self.align_corners = ignore_index, align_corners
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits `(B, C, H, W)`, label map `(B, H', W')` to a scalar."""
-        return ops.upsampled_cross_entropy(logits, labels, ignore_index=self.ignore_index)
+        return ops.upsampled_cross_entropy(
+            logits, labels, ignore_index=self.ignore_index, align_corners=self.align_corners
+        )
 
 
 class UpsampledArgmax(_Op):
-    """:func:`wilson.ops.upsampled_argmax`: predicted classes at the image's size."""
+    """:func:`wilson.ops.upsampled_argmax`: predicted classes at the image's size.
+
+    Args:
+        align_corners: how logits are upsampled.
+    """
+
+    def __init__(self, *, align_corners: bool = False) -> None:
+        super().__init__()
+        self.align_corners = align_corners
 
     def forward(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits `(B, C, H, W)` and (H', W') to classes `(B, H', W')`."""
-        return ops.upsampled_argmax(logits, size)
+        return ops.upsampled_argmax(logits, size, align_corners=self.align_corners)
 
 
 class OneVersusRest(_Op):

@@ -1,5 +1,5 @@
-// Losses and labels at the image's size from logits at feature resolution, on the CPU. The upsampled logits (bilinear,
-// corners not aligned) are computed where they are needed and never stored.
+// Losses and labels at the image's size from logits at feature resolution, on the CPU. The upsampled logits (bilinear)
+// are computed where they are needed and never stored.
 //
 // Threads share out bands of low-resolution rows. A band has the pixels between its rows, and those between its last
 // row and the next band's first. Their gradient for that first row, the seam, is kept apart and added afterwards, band
@@ -28,12 +28,14 @@ struct Axis {
   std::vector<int32_t> low;
   std::vector<acc> weight;
 
-  Axis(int64_t size, int64_t low_size) : low(size), weight(size) {
-    const HalfPixelAxis axis{size, low_size};
-    for (int64_t i = 0; i < size; ++i) {
-      low[i] = static_cast<int32_t>(axis.low(i));
-      weight[i] = axis.weight<acc>(i, low[i]);
-    }
+  Axis(int64_t size, int64_t low_size, bool align_corners) : low(size), weight(size) {
+    with_axes(align_corners, [&](auto axis) {
+      axis = {size, low_size};
+      for (int64_t i = 0; i < size; ++i) {
+        low[i] = static_cast<int32_t>(axis.low(i));
+        weight[i] = axis.template weight<acc>(i, low[i]);
+      }
+    });
   }
 };
 
@@ -43,15 +45,15 @@ struct Upsampling {
   int64_t classes, low_height, low_width, height, width;
   Axis<acc> y, x;
 
-  Upsampling(const Tensor& logits, int64_t height, int64_t width)
+  Upsampling(const Tensor& logits, int64_t height, int64_t width, bool align_corners)
       : logits(any_map(logits)),
         classes(logits.size(1)),
         low_height(logits.size(2)),
         low_width(logits.size(3)),
         height(height),
         width(width),
-        y(height, low_height),
-        x(width, low_width) {}
+        y(height, low_height, align_corners),
+        x(width, low_width, align_corners) {}
 
   int64_t bands() const { return (low_height + kBand - 1) / kBand; }
   int64_t rows(int64_t band) const { return std::min(kBand, low_height - band * kBand); }
@@ -395,13 +397,13 @@ Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
 }
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
-                                                      bool with_derivative) {
+                                                      bool align_corners, bool with_derivative) {
   check_upsampled_loss("upsampled_soft_margin_loss", logits, labels);
   Tensor loss = torch::stable::empty({}, acc_dtype(logits));
   Tensor derivative = empty_derivative(logits, with_derivative);
   with_acc(acc_dtype(logits), [&](auto type) {
     using acc = decltype(type);
-    const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
+    const Upsampling<acc> u(logits, labels.size(1), labels.size(2), align_corners);
     const LabelMap map = label_map(labels, u.classes, ignore_index);
     acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
     const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
@@ -414,14 +416,15 @@ std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, cons
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
-                                                           int64_t ignore_index, bool with_derivative) {
+                                                           int64_t ignore_index, bool align_corners,
+                                                           bool with_derivative) {
   check_upsampled_loss("upsampled_cross_entropy", logits, labels);
   const ScalarType dtype = acc_dtype(logits);
   Tensor loss = torch::stable::empty({}, dtype), counted = torch::stable::empty({}, dtype);
   Tensor derivative = empty_derivative(logits, with_derivative);
   with_acc(acc_dtype(logits), [&](auto type) {
     using acc = decltype(type);
-    const Upsampling<acc> u(logits, labels.size(1), labels.size(2));
+    const Upsampling<acc> u(logits, labels.size(1), labels.size(2), align_corners);
     const LabelMap map = label_map(labels, u.classes, ignore_index);
     acc* out = with_derivative ? mutable_data<acc>(derivative) : nullptr;
     const auto total = loss_of_bands(u, out, [&](int64_t b, int64_t band, Scratch<acc>& scratch) {
@@ -435,13 +438,13 @@ std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits,
   return {loss, counted, derivative};
 }
 
-Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
+Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
   check_upsampled_argmax(logits, height, width);
   const bool many = logits.size(1) > 255;
   Tensor labels = torch::stable::empty({logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
   with_acc(acc_dtype(logits), [&](auto type) {
     using acc = decltype(type);
-    const Upsampling<acc> u(logits, height, width);
+    const Upsampling<acc> u(logits, height, width, align_corners);
     const int64_t bands = u.bands();
     torch::stable::parallel_for(0, logits.size(0) * bands, 1, [&](int64_t begin, int64_t end) {
       Scratch<acc> scratch(u);

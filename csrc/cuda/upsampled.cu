@@ -1,5 +1,5 @@
 // Losses and labels at the image's size from logits at feature resolution, on NVIDIA GPUs. The upsampled logits
-// (bilinear, corners not aligned) are computed where they are needed and never stored.
+// (bilinear) are computed where they are needed and never stored.
 //
 // Losses and labels: a thread has a few pixels of a column and goes through the classes.
 // Derivatives: a block owns a rectangle of the low-resolution map. Each of its threads goes down a column of the image,
@@ -49,12 +49,12 @@ struct Column {
   int64_t left, right;  // offsets in a row
   acc weight;           // of `right`
 
-  template <class T>
-  __device__ Column(const LowMap<T>& map, const HalfPixelAxis& axis, int64_t x) {
+  template <class T, class Axis>
+  __device__ Column(const LowMap<T>& map, const Axis& axis, int64_t x) {
     const int64_t low = axis.low(x);
     left = low * map.pixel_stride;
     right = min(low + 1, map.width - 1) * map.pixel_stride;
-    weight = axis.weight<acc>(x, low);
+    weight = axis.template weight<acc>(x, low);
   }
 
   template <class T>
@@ -68,7 +68,8 @@ template <class acc>
 struct RowWeight {
   acc share;
 
-  __device__ explicit RowWeight(const HalfPixelAxis& rows) : share(acc(1) / static_cast<acc>(2 * rows.size)) {}
+  template <class Axis>
+  __device__ explicit RowWeight(const Axis& rows) : share(acc(1) / static_cast<acc>(rows.unit())) {}
 
   // Of the row below, given rows.rest().
   __device__ acc of(int rest) const { return static_cast<acc>(max(rest, 0)) * share; }
@@ -196,16 +197,17 @@ struct CrossEntropy {
 struct Runs {
   int64_t runs, tiles;  // of the rows, of the columns
 
-  explicit Runs(const HalfPixelAxis& rows, const HalfPixelAxis& columns)
+  template <class Axis>
+  Runs(const Axis& rows, const Axis& columns)
       : runs((rows.size + kRun - 1) / kRun), tiles((columns.size + kThreads - 1) / kThreads) {}
   int64_t blocks() const { return runs * tiles; }  // of an image
 };
 
 // sums, counted: (B, blocks), the loss and number of the pixels with a class. ArgMax reads no labels.
-template <class T, class Visit>
+template <class T, class Axis, class Visit>
 __global__ void __launch_bounds__(kThreads, 1)
-    upsampled_loss_fwd_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
-                              Visit visit, Runs runs, acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
+    upsampled_loss_fwd_kernel(LowMap<T> logits, Axis rows, Axis columns, LabelView labels, Visit visit, Runs runs,
+                              acc_t<T>* __restrict__ sums, int32_t* __restrict__ counted) {
   using acc = acc_t<T>;
   const int64_t tile = blockIdx.x % runs.tiles, run = blockIdx.x / runs.tiles % runs.runs;
   const int64_t b = blockIdx.x / runs.tiles / runs.runs;
@@ -265,8 +267,9 @@ struct Cells {
   int64_t owned, tiles, bands, groups;
 
   // A block owns as many columns as have all their pixels among kThreads, and all blocks about the same number.
-  Cells(const HalfPixelAxis& rows, const HalfPixelAxis& columns, int64_t classes) {
-    const int64_t most = std::max<int64_t>(1, kThreads * columns.low_size / columns.size - 1);
+  template <class Axis>
+  Cells(const Axis& rows, const Axis& columns, int64_t classes) {
+    const int64_t most = std::max<int64_t>(1, kThreads * columns.slope() / columns.unit() - 1);
     tiles = (columns.low_size + most - 1) / most;
     owned = (columns.low_size + tiles - 1) / tiles;
     tiles = (columns.low_size + owned - 1) / owned;
@@ -281,11 +284,10 @@ template <class acc>
 constexpr int kDerivativeBlocks = std::is_same_v<acc, float> ? 2 : 1;
 
 // derivative: (B, C, H, W), the sum over the pixels of the derivative of their losses. sums: (B, blocks), the losses.
-template <class T, class Loss>
+template <class T, class Axis, class Loss>
 __global__ void __launch_bounds__(kThreads, kDerivativeBlocks<acc_t<T>>)
-    upsampled_loss_derivative_kernel(LowMap<T> logits, HalfPixelAxis rows, HalfPixelAxis columns, LabelView labels,
-                                     Loss loss_of, Cells cells, acc_t<T>* __restrict__ derivative,
-                                     acc_t<T>* __restrict__ sums) {
+    upsampled_loss_derivative_kernel(LowMap<T> logits, Axis rows, Axis columns, LabelView labels, Loss loss_of,
+                                     Cells cells, acc_t<T>* __restrict__ derivative, acc_t<T>* __restrict__ sums) {
   using acc = acc_t<T>;
   __shared__ acc column_sum[kGroup][kThreads], column_weight[kThreads];
   const int thread = threadIdx.y * kLanes + threadIdx.x;
@@ -303,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, kDerivativeBlocks<acc_t<T>>)
   LogisticSum<acc> loss;
   acc total = 0;  // of the pixels that the block owns
   const RowWeight<acc> row_weight(rows);
-  const int rest_step = static_cast<int>(2 * rows.low_size);
+  const int rest_step = static_cast<int>(rows.slope());
   const int64_t end = columns.first(right);
   int64_t begin = columns.first(left - 1);
   bool again = false;  // whether the block has more columns than threads, and this is not the first of their runs
@@ -403,23 +405,33 @@ __global__ void __launch_bounds__(kThreads, kDerivativeBlocks<acc_t<T>>)
 
 // ------------------------------------------------------------------------------------------------------------- the ops
 
-template <class T, class Visit>
-void visit_pixels(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns,
-                  const LabelView& labels, Visit visit, acc_t<T>* sums, int32_t* counted) {
+template <class T, class Axis, class Visit>
+void visit_pixels(const Tensor& logits, const Axis& rows, const Axis& columns, const LabelView& labels, Visit visit,
+                  acc_t<T>* sums, int32_t* counted) {
   const Runs runs(rows, columns);
   upsampled_loss_fwd_kernel<T><<<logits.size(0) * runs.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
       low_map<T>(logits), rows, columns, labels, visit, runs, sums, counted);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <class T, class Loss>
-void derivatives(const Tensor& logits, const HalfPixelAxis& rows, const HalfPixelAxis& columns, const LabelView& labels,
-                 Loss loss_of, acc_t<T>* derivative, acc_t<T>* sums) {
+template <class T, class Axis, class Loss>
+void derivatives(const Tensor& logits, const Axis& rows, const Axis& columns, const LabelView& labels, Loss loss_of,
+                 acc_t<T>* derivative, acc_t<T>* sums) {
   const Cells cells(rows, columns, logits.size(1));
   upsampled_loss_derivative_kernel<T>
       <<<logits.size(0) * cells.blocks(), dim3(kLanes, kWarps), 0, current_stream(logits)>>>(
           low_map<T>(logits), rows, columns, labels, loss_of, cells, derivative, sums);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+template <class Run>
+void with_type_and_axes(const Tensor& logits, int64_t height, int64_t width, bool align_corners, Run run) {
+  with_type_of(logits.scalar_type(), [&](auto type) {
+    with_axes(align_corners, [&](auto axis) {
+      using Axis = decltype(axis);
+      run(type, Axis{height, logits.size(2)}, Axis{width, logits.size(3)});
+    });
+  });
 }
 
 Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
@@ -429,15 +441,14 @@ Tensor empty_derivative(const Tensor& logits, bool with_derivative) {
 }
 
 std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, const Tensor& labels, int64_t ignore_index,
-                                                      bool with_derivative) {
+                                                      bool align_corners, bool with_derivative) {
   check_upsampled_loss("upsampled_soft_margin_loss", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const ScalarType dtype = acc_dtype(logits);
-  const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
   const LabelView view = label_view(labels, logits.size(1), ignore_index);
   const int64_t B = logits.size(0);
   Tensor loss = torch::stable::new_empty(logits, {}, dtype), derivative = empty_derivative(logits, with_derivative);
-  with_type_of(logits.scalar_type(), [&](auto type) {
+  with_type_and_axes(logits, labels.size(1), labels.size(2), align_corners, [&](auto type, auto rows, auto columns) {
     using T = decltype(type);
     using acc = acc_t<T>;
     const int64_t blocks =
@@ -454,16 +465,16 @@ std::tuple<Tensor, Tensor> upsampled_soft_margin_loss(const Tensor& logits, cons
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits, const Tensor& labels,
-                                                           int64_t ignore_index, bool with_derivative) {
+                                                           int64_t ignore_index, bool align_corners,
+                                                           bool with_derivative) {
   check_upsampled_loss("upsampled_cross_entropy", logits, labels);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const ScalarType dtype = acc_dtype(logits);
-  const HalfPixelAxis rows{labels.size(1), logits.size(2)}, columns{labels.size(2), logits.size(3)};
   const LabelView view = label_view(labels, logits.size(1), ignore_index);
   const int64_t B = logits.size(0);
   Tensor loss = torch::stable::new_empty(logits, {}, dtype), count = torch::stable::new_empty(logits, {}, dtype),
          derivative = empty_derivative(logits, with_derivative);
-  with_type_of(logits.scalar_type(), [&](auto type) {
+  with_type_and_axes(logits, labels.size(1), labels.size(2), align_corners, [&](auto type, auto rows, auto columns) {
     using T = decltype(type);
     using acc = acc_t<T>;
     const int64_t blocks = Runs(rows, columns).blocks();
@@ -482,17 +493,16 @@ std::tuple<Tensor, Tensor, Tensor> upsampled_cross_entropy(const Tensor& logits,
   return {loss, count, derivative};
 }
 
-Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width) {
+Tensor upsampled_argmax(const Tensor& logits, int64_t height, int64_t width, bool align_corners) {
   check_upsampled_argmax(logits, height, width);
   const torch::stable::accelerator::DeviceGuard guard(logits.get_device_index());
   const bool many = logits.size(1) > 255;
   Tensor labels =
       torch::stable::new_empty(logits, {logits.size(0), height, width}, many ? ScalarType::Long : ScalarType::Byte);
   if (logits.size(0) == 0) return labels;
-  with_type_of(logits.scalar_type(), [&](auto type) {
+  with_type_and_axes(logits, height, width, align_corners, [&](auto type, auto rows, auto columns) {
     const ArgMax argmax{labels.mutable_data_ptr(), many};
-    visit_pixels<decltype(type)>(logits, {height, logits.size(2)}, {width, logits.size(3)}, LabelView{}, argmax,
-                                 nullptr, nullptr);
+    visit_pixels<decltype(type)>(logits, rows, columns, LabelView{}, argmax, nullptr, nullptr);
   });
   return labels;
 }

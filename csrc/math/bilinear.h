@@ -9,36 +9,48 @@
 
 namespace wilson {
 
-// Corners not aligned, in whole numbers: exact, so that a pixel is on the same side of a border whoever asks. Pixel i
-// of `size` lies at ((2i + 1) low_size - size) / (2 size) among `low_size` pixels, and not before the first.
-struct HalfPixelAxis {
+// In whole numbers: exact, so that a pixel is on the same side of a border whoever asks. Pixel i of `size` lies at
+// (slope i + offset) / unit among `low_size` pixels, and not before the first. Corners not aligned, that is
+// (i + 1/2) low_size / size - 1/2; aligned, i (low_size - 1) / (size - 1). A type each, as one for both takes a
+// register more than the derivatives have on sm_100 (where those of aligned corners spill 4 bytes).
+template <bool kAligned>
+struct PixelAxis {
   int64_t size, low_size;
+
+  WILSON_HOST_DEVICE int64_t slope() const { return kAligned ? low_size - 1 : 2 * low_size; }
+  WILSON_HOST_DEVICE int64_t offset() const { return kAligned ? 0 : low_size - size; }
+  WILSON_HOST_DEVICE int64_t unit() const { return kAligned ? (size > 1 ? size - 1 : 1) : 2 * size; }
 
   // The last pixel at or before pixel i.
   WILSON_HOST_DEVICE int64_t low(int64_t i) const {
-    const int64_t place = (2 * i + 1) * low_size - size;
-    return place > 0 ? place / (2 * size) : 0;
+    const int64_t place = slope() * i + offset();
+    return place > 0 ? place / unit() : 0;
   }
 
-  // How far pixel i is from there, in shares of 1 / (2 size) of the way to the next one; below 0 before the first.
-  WILSON_HOST_DEVICE int64_t rest(int64_t i, int64_t low) const {
-    return (2 * i + 1) * low_size - size - 2 * size * low;
-  }
+  // How far pixel i is from there, in shares of 1 / unit of the way to the next one; below 0 before the first.
+  WILSON_HOST_DEVICE int64_t rest(int64_t i, int64_t low) const { return slope() * i + offset() - unit() * low; }
   // The same as the weight of the next one.
   template <class acc>
   WILSON_HOST_DEVICE acc weight(int64_t i, int64_t low) const {
     const int64_t shares = rest(i, low);
-    return shares > 0 ? static_cast<acc>(shares) / static_cast<acc>(2 * size) : acc(0);
+    return shares > 0 ? static_cast<acc>(shares) / static_cast<acc>(unit()) : acc(0);
   }
 
   // The first pixel that has `low` or one after it as its low.
   WILSON_HOST_DEVICE int64_t first(int64_t low) const {
     if (low <= 0) return 0;
-    const int64_t above = 2 * size * low + size - low_size, step = 2 * low_size;
-    const int64_t i = above > 0 ? (above + step - 1) / step : 0;
+    if (kAligned && low_size == 1) return size;
+    const int64_t above = unit() * low - offset();
+    const int64_t i = above > 0 ? (above + slope() - 1) / slope() : 0;
     return i < size ? i : size;
   }
 };
+
+// Calls run with the type of the axes.
+template <class Run>
+auto with_axes(bool align_corners, Run run) {
+  return align_corners ? run(PixelAxis<true>()) : run(PixelAxis<false>());
+}
 
 // Where pixel i of `size` lies among those of `source_size` when the corners are aligned: between `low` and `high`.
 template <class acc>

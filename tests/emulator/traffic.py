@@ -103,7 +103,7 @@ def least(name: str, args: tuple[Any, ...], result: Any, launches: int) -> int:
         return once + _bytes(edge) + weights + walks * weights + 2 * (walks - 1) * _bytes(result)
     if name == "confident_labels":  # peaks first, then labels
         return once + _bytes(args[0])
-    if name == "upsampled_cross_entropy" and args[3]:
+    if name == "upsampled_cross_entropy" and args[4]:
         # The softmax of a pixel is needed by all low-resolution pixels around it: one number of each pixel is kept
         # between two passes
         logits, labels, *_ = args

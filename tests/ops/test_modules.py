@@ -25,7 +25,7 @@ OP_OF = {name: op for name in MODULES for op in OPS if word(op) == word(name)}
 OTHER_OPTIONS = {
     "eps": 0.5, "gamma": 2.0, "lam": 0.1, "focal": False, "alpha": 0.75, "background": 0.25, "old_yields": True,
     "iterations": 2, "dilations": (1, 3), "background_ratio": 0.5, "class_ratio": 0.25, "floor": 0.125,
-    "ignore_index": 1, "prior_weight": 0.3, "radius": 3, "beta": 2.0, "steps": 4,
+    "ignore_index": 1, "align_corners": True, "prior_weight": 0.3, "radius": 3, "beta": 2.0, "steps": 4,
 }  # fmt: skip
 
 

@@ -113,9 +113,9 @@ REFUSED = [
     ),
     (
         r"labels must be \(B, H', W'\) with B = 2 and no empty side, got \(4, 4\)",
-        lambda: RAW.upsampled_soft_margin_loss(Z, LABELS[0], 255, False),
+        lambda: RAW.upsampled_soft_margin_loss(Z, LABELS[0], 255, False, False),
     ),
-    ("height and width must be at least 1, got 0 and 4", lambda: RAW.upsampled_argmax(Z, 0, 4)),
+    ("height and width must be at least 1, got 0 and 4", lambda: RAW.upsampled_argmax(Z, 0, 4, False)),
 ]
 
 

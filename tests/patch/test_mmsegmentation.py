@@ -93,12 +93,10 @@ OWN_WAY: dict[str, dict[str, Any]] = {
     "reduction 'sum'": {"loss_decode": {**CE, "reduction": "sum"}},
     "DiceLoss is no cross-entropy": {"loss_decode": [CE, {"type": "DiceLoss"}]},
     "Sampler weighs the pixels": {"loss_decode": CE, "sampler": {"type": "OHEMPixelSampler", "thresh": 0.7}},
-    "a side is odd": {"loss_decode": CE, "align_corners": True},
     "one output": {"loss_decode": {**CE, "use_sigmoid": True}, "num_classes": 2, "out_channels": 1},
 }
 OTHER: dict[str, dict[str, Any]] = {
     "class weights": {"ignored": 0},  # mmsegmentation looks up the weight of the label to skip, too
-    "a side is odd": {"low": (5, 6), "size": (33, 24)},
     "one output": {"labels": 2},
 }
 

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from wilson import ops, patch
 from wilson.patch.segmentation_models import UpsampledLogits
-from wilson.patch.served import align_corners
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason='needs pip install -e ".[examples]"')
 
@@ -185,22 +184,3 @@ def test_a_gradient_that_is_asked_for_at_the_logits_comes_by_there(calls):
         logits.retain_grad()
         F.cross_entropy(logits, mask, ignore_index=255).backward()
     assert not calls and logits.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("sides", [(8, 32), (16, 16), (1, 12), (6, 10), (5, 33), (2, 64), (128, 512)])
-def test_aligned_corners_by_a_frame(sides):
-    """Exact, where it can be done: in float64 up to its rounding."""
-    low, high = sides
-    x = torch.randn(2, 3, low, 4, dtype=torch.float64, requires_grad=True)
-    y = torch.randint(0, 4, (2, high, 14), dtype=torch.uint8)  # 3 is no class
-    pair = align_corners(x, y, -100)
-    if sides == (5, 33):
-        assert pair is None
-        return
-    assert pair is not None
-    found = ops.upsampled_cross_entropy(*pair, ignore_index=-100)
-    up = F.interpolate(x, (high, 14), mode="bilinear", align_corners=True)
-    usual = F.cross_entropy(up, y.long(), ignore_index=3)
-    torch.testing.assert_close(found, usual, rtol=1e-11, atol=0)
-    (one,), (other,) = torch.autograd.grad(found, x), torch.autograd.grad(usual, x)
-    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-13)

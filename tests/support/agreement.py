@@ -46,7 +46,7 @@ class Expected:
             if case.op == "upsampled_argmax":
                 assert got.dtype == eager.dtype and got.shape == eager.shape
                 logits, size = case.double().args
-                tolerance.assert_highest(got, reference.upsample(logits, size), dtype)
+                tolerance.assert_highest(got, reference.upsample(logits, size, **case.kwargs), dtype)
             elif got.is_floating_point():
                 assert not gradient or got.dtype == dtype
                 tolerance.assert_close(got, eager, exact, dtype, gradient=gradient)

@@ -603,6 +603,19 @@ def upsampled(dtype: torch.dtype) -> Iterator[Case]:
         yield Case(op, "smaller", (draw.scores(), draw.label_map(0.6)))
     yield case("upsampled_cross_entropy", "many_images", MANY_IMAGES, dtype)
     yield from _layouts("upsampled_argmax", dtype)
+    yield from aligned_corners(dtype)
+
+
+def aligned_corners(dtype: torch.dtype) -> Iterator[Case]:
+    """Sides that are multiples or not, equal, smaller, of one pixel, and far apart."""
+    sides = ((5, 7), (33, 20)), ((4, 1), (9, 6)), ((1, 3), (1, 40)), ((6, 6), (6, 3)), ((2, 2), (90, 150))
+    for (height, width), large in sides:
+        draw = Draw("aligned_corners", Shape(2, 5, height, width), dtype)
+        labels = torch.randint(0, 6, (2, *large), generator=draw.generator)  # 5 is no class
+        name, aligned = f"aligned_{height}x{width}", {"align_corners": True}
+        for op in ("upsampled_soft_margin_loss", "upsampled_cross_entropy"):
+            yield Case(op, name, (draw.scores(), labels), aligned)
+        yield Case("upsampled_argmax", name, (draw.scores(), large), aligned)
 
 
 def one_versus_rest(dtype: torch.dtype) -> Iterator[Case]:

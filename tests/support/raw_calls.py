@@ -100,9 +100,10 @@ def upsampled(blank: Blank) -> Iterator[Call]:
     z, large = blank.map(), tuple(16 * side for side in blank.size)
     labels = blank.tensor(blank.batch, *large, dtype=torch.uint8)
     for op in ("upsampled_soft_margin_loss", "upsampled_cross_entropy"):
-        yield op, (z, labels, 255, True)
-        yield op, (z, labels, 255, False)
-    yield "upsampled_argmax", (z, *large)
+        for aligned in (False, True):
+            yield op, (z, labels, 255, aligned, True)
+            yield op, (z, labels, 255, aligned, False)
+    yield "upsampled_argmax", (z, *large, False)
 
 
 def one_versus_rest(blank: Blank) -> Iterator[Call]:

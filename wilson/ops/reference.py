@@ -406,44 +406,50 @@ def balanced_weights(counts: Tensor, image_labels: Tensor, dtype: torch.dtype) -
     return complete * (n - counts).to(dtype) / (1 + n).to(dtype)
 
 
-def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def upsampled_soft_margin_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
     """BCE of the upsampled logits against the one-hot label: sum over classes, mean over all pixels (base step).
 
     A pixel labelled ignore_index or outside 0..C-1 adds 0 and is counted.
     """
-    up, valid, index = upsampled_with_labels(logits, labels, ignore_index)
+    up, valid, index = upsampled_with_labels(logits, labels, ignore_index, align_corners)
     # BCE with logits against y is -log sigmoid(-s) - y s
     per_pixel = -F.logsigmoid(-up).sum(1) - up.gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(valid, per_pixel, 0).sum() / max(labels.numel(), 1)
 
 
-def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
     """Softmax cross-entropy of the upsampled logits, mean over pixels whose label is a class; 0 if there is none."""
-    up, valid, index = upsampled_with_labels(logits, labels, ignore_index)
+    up, valid, index = upsampled_with_labels(logits, labels, ignore_index, align_corners)
     entropy = -up.log_softmax(1).gather(1, index.unsqueeze(1)).squeeze(1)
     return torch.where(valid, entropy, 0).sum() / valid.sum().clamp(min=1)
 
 
-def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsampled_argmax(logits: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """The class of the highest upsampled logit (the first of equals): uint8, int64 above 255 classes."""
-    best = upsample(logits.detach(), size).argmax(1)
+    best = upsample(logits.detach(), size, align_corners).argmax(1)
     return best if logits.shape[1] > 255 else best.to(torch.uint8)
 
 
-def upsampled_with_labels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def upsampled_with_labels(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """The logits at the labels' size, 0 where there is no class; which pixels carry a class; and that class."""
     valid, index = valid_labels(labels, logits.shape[1], ignore_index)
-    return upsample(logits, labels.shape[1:]).masked_fill(~valid.unsqueeze(1), 0), valid, index
+    return upsample(logits, labels.shape[1:], align_corners).masked_fill(~valid.unsqueeze(1), 0), valid, index
 
 
-def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, corners not aligned, in the accumulation dtype; -inf where a pixel of -inf has a share."""
+def upsample(logits: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Bilinear, in the accumulation dtype; -inf where a pixel of -inf has a share."""
     logits = logits.to(accumulate(logits))
     if not len(logits):  # which interpolate refuses
         return logits[:, :, :1, :1].expand(0, -1, *size)
     lowest = torch.finfo(logits.dtype).min  # instead of -inf, which a weight of 0 would make NaN
     finite = logits.masked_fill(logits == -torch.inf, lowest)
-    up = F.interpolate(finite, size=list(size), mode="bilinear", align_corners=False)
+    up = F.interpolate(finite, size=list(size), mode="bilinear", align_corners=align_corners)
     return F.threshold(up, lowest * 2.0**-40, -torch.inf, inplace=True)
 
 

@@ -17,7 +17,9 @@ ENTROPY = "upsampled_cross_entropy"
 ARGMAX = "upsampled_argmax"
 
 
-def _derivative(probabilities: Tensor, labels: Tensor, logits: Tensor, ignore_index: int) -> Tensor:
+def _derivative(
+    probabilities: Tensor, labels: Tensor, logits: Tensor, ignore_index: int, align_corners: bool
+) -> Tensor:
     """Of the loss summed over pixels: `probabilities` - onehot where there is a class, at the logits' resolution."""
     if not logits.shape[0]:
         return probabilities.new_zeros(logits.shape)
@@ -25,7 +27,7 @@ def _derivative(probabilities: Tensor, labels: Tensor, logits: Tensor, ignore_in
     probabilities.scatter_add_(1, index.unsqueeze(1), -torch.ones_like(probabilities[:, :1]))
     grad_up = probabilities.masked_fill(~valid.unsqueeze(1), 0)
     # the transpose of the bilinear upsampling
-    return torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, False)
+    return torch.ops.aten.upsample_bilinear2d_backward(grad_up, grad_up.shape[2:], logits.shape, align_corners)
 
 
 def _empty_derivative(logits: Tensor, wanted: bool) -> Tensor:
@@ -38,41 +40,47 @@ def _empty_derivative(logits: Tensor, wanted: bool) -> Tensor:
 
 
 @_registry.raw("upsampled_soft_margin_loss")
-def _margin(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
+def _margin(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
+) -> tuple[Tensor, Tensor]:
     """The loss, and the derivative of the sum over pixels if asked: sigmoid - onehot where there is a class."""
     _library.note_reference(MARGIN, logits)
-    loss = reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
+    loss = reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
     if not with_derivative:
         return loss, loss.new_empty(0)
-    probabilities = reference.upsample(logits, labels.shape[1:]).sigmoid()
-    return loss, _derivative(probabilities, labels, logits, ignore_index)
+    probabilities = reference.upsample(logits, labels.shape[1:], align_corners).sigmoid()
+    return loss, _derivative(probabilities, labels, logits, ignore_index, align_corners)
 
 
 @torch.library.register_fake(_margin)
-def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
+) -> tuple[Tensor, Tensor]:
     return logits.new_empty((), dtype=reference.accumulate(logits)), _empty_derivative(logits, with_derivative)
 
 
 class _UpsampledSoftMarginLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        loss, derivative = _margin(logits, labels, ignore_index, True)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+        loss, derivative = _margin(logits, labels, ignore_index, align_corners, True)
         ctx.save_for_backward(logits, derivative)  # the logits, only for the refusal of second derivatives
         ctx.pixels = max(labels.numel(), 1)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         logits, derivative = ctx.saved_tensors
         grad_logits = scaled(derivative, grad.detach() / ctx.pixels, logits.dtype)
-        return first_order(MARGIN, grad_logits, logits), None, None
+        return first_order(MARGIN, grad_logits, logits), None, None, None
 
 
 @_registry.op("the base step's loss, on logits at feature resolution", gradient_to="logits")
-def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def upsampled_soft_margin_loss(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
     """The base step's loss: binary cross-entropy of the upsampled logits against the one-hot label.
 
-    Logits are upsampled to the labels' size (bilinear, corners not aligned); sum over classes, mean over all pixels.
+    Logits are upsampled to the labels' size (bilinear); sum over classes, mean over all pixels.
     WILSON's published code (after MiB, Cermelli et al., CVPR 2020).
 
     Args:
@@ -80,6 +88,7 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
         labels: `(B, H', W')` integers of any width. A pixel labelled ignore_index or outside 0..C-1 adds 0 but is
             counted in the mean.
         ignore_index: a label to skip; with more than 255 classes not 255, which then is one.
+        align_corners: how logits are upsampled, as in `F.interpolate`.
 
     Returns:
         The loss, a scalar; float64 for float64 logits, else float32. 0 for an empty batch.
@@ -96,50 +105,58 @@ def upsampled_soft_margin_loss(logits: Tensor, labels: Tensor, *, ignore_index: 
     ignore_index = _checks.ignored(MARGIN, ignore_index, logits.shape[1])
     _checks.same_device(MARGIN, logits=logits, labels=labels)
     if under_transform():
-        return reference.upsampled_soft_margin_loss(logits, labels, ignore_index=ignore_index)
+        return reference.upsampled_soft_margin_loss(
+            logits, labels, ignore_index=ignore_index, align_corners=align_corners
+        )
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledSoftMarginLoss.apply(logits, labels, ignore_index)
-    return _margin(logits.detach(), labels, ignore_index, False)[0]
+        return _UpsampledSoftMarginLoss.apply(logits, labels, ignore_index, align_corners)
+    return _margin(logits.detach(), labels, ignore_index, align_corners, False)[0]
 
 
 # --------------------------------------------------------------------------------------------- softmax cross-entropy
 
 
 @_registry.raw("upsampled_cross_entropy")
-def _entropy(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss; the pixels with a class, at least 1; and softmax - onehot summed over them, if asked."""
     _library.note_reference(ENTROPY, logits)
-    loss = reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
+    loss = reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
     valid, _ = reference.valid_labels(labels, logits.shape[1], ignore_index)
     counted = valid.sum().clamp(min=1).to(loss.dtype)
     if not with_derivative:
         return loss, counted, loss.new_empty(0)
-    probabilities = reference.upsample(logits, labels.shape[1:]).softmax(1)
-    return loss, counted, _derivative(probabilities, labels, logits, ignore_index)
+    probabilities = reference.upsample(logits, labels.shape[1:], align_corners).softmax(1)
+    return loss, counted, _derivative(probabilities, labels, logits, ignore_index, align_corners)
 
 
 @torch.library.register_fake(_entropy)
-def _(logits: Tensor, labels: Tensor, ignore_index: int, with_derivative: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_derivative: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     loss = logits.new_empty((), dtype=reference.accumulate(logits))
     return loss, torch.empty_like(loss), _empty_derivative(logits, with_derivative)
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        loss, counted, derivative = _entropy(logits, labels, ignore_index, True)
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+        loss, counted, derivative = _entropy(logits, labels, ignore_index, align_corners, True)
         ctx.save_for_backward(logits, counted, derivative)  # the logits, only for the refusal of second derivatives
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         logits, counted, derivative = ctx.saved_tensors
         grad_logits = scaled(derivative, grad.detach() / counted, logits.dtype)
-        return first_order(ENTROPY, grad_logits, logits), None, None
+        return first_order(ENTROPY, grad_logits, logits), None, None, None
 
 
 @_registry.op("softmax cross-entropy, on logits at feature resolution", gradient_to="logits")
-def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
+def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, *, ignore_index: int = 255, align_corners: bool = False
+) -> Tensor:
     """Softmax cross-entropy of the upsampled logits, mean over the pixels that carry a class.
 
     What `F.cross_entropy(F.interpolate(logits, labels.shape[1:], mode="bilinear"), labels, ignore_index=...)` computes,
@@ -149,6 +166,7 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int
         logits: `(B, C, H, W)` at feature resolution; float64, float32, bfloat16 or float16, any strides.
         labels: `(B, H', W')` integers of any width. A pixel labelled ignore_index or outside 0..C-1 is skipped.
         ignore_index: a label to skip; with more than 255 classes not 255, which then is one.
+        align_corners: how logits are upsampled, as in `F.interpolate`.
 
     Returns:
         The loss, a scalar; float64 for float64 logits, else float32. 0 if no pixel counts.
@@ -165,36 +183,37 @@ def upsampled_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int
     ignore_index = _checks.ignored(ENTROPY, ignore_index, logits.shape[1])
     _checks.same_device(ENTROPY, logits=logits, labels=labels)
     if under_transform():
-        return reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
+        return reference.upsampled_cross_entropy(logits, labels, ignore_index=ignore_index, align_corners=align_corners)
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index)
-    return _entropy(logits.detach(), labels, ignore_index, False)[0]
+        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
+    return _entropy(logits.detach(), labels, ignore_index, align_corners, False)[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
 
 
 @_registry.raw("upsampled_argmax")
-def _argmax(logits: Tensor, height: int, width: int) -> Tensor:
+def _argmax(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     _library.note_reference(ARGMAX, logits)
-    return reference.upsampled_argmax(logits, (height, width))
+    return reference.upsampled_argmax(logits, (height, width), align_corners=align_corners)
 
 
 @torch.library.register_fake(_argmax)
-def _(logits: Tensor, height: int, width: int) -> Tensor:
+def _(logits: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     dtype = torch.int64 if logits.shape[1] > 255 else torch.uint8
     return logits.new_empty((logits.shape[0], height, width), dtype=dtype)
 
 
 @_registry.op("predicted classes at the image's size")
-def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def upsampled_argmax(logits: Tensor, size: tuple[int, int], *, align_corners: bool = False) -> Tensor:
     """The predicted class of every pixel of the image, from logits at feature resolution.
 
-    Arg-max over classes of the bilinearly upsampled logits (corners not aligned); the first of equals.
+    Arg-max over classes of the bilinearly upsampled logits; the first of equals.
 
     Args:
         logits: `(B, C, H, W)`; float64, float32, bfloat16 or float16, any strides.
         size: (H', W') of the result, each at least 1.
+        align_corners: how logits are upsampled, as in `F.interpolate`.
 
     Returns:
         Classes `(B, H', W')`, uint8 (int64 above 255 classes).
@@ -208,5 +227,5 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     _checks.scores(ARGMAX, "logits", logits)
     height, width = _checks.size(ARGMAX, size)
     if under_transform():
-        return reference.upsampled_argmax(logits, (height, width))
-    return _argmax(logits.detach(), height, width)
+        return reference.upsampled_argmax(logits, (height, width), align_corners=align_corners)
+    return _argmax(logits.detach(), height, width, align_corners)

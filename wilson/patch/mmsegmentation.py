@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .handle import Method, Patch, find
-from .served import align_corners, reason_against
+from .served import reason_against
 
 NAME = "mmseg"
 
@@ -20,8 +20,8 @@ def mmseg() -> Patch:
     `BaseDecodeHead.loss_by_feat`, which most heads inherit, resizes the logits to the masks' size, for its losses and
     for the accuracy. With the patch `CrossEntropyLoss` is :func:`wilson.ops.upsampled_cross_entropy`, and with
     `use_sigmoid` :func:`wilson.ops.upsampled_soft_margin_loss`, in mmsegmentation's mean (`avg_non_ignore`), and the
-    accuracy comes from :func:`wilson.ops.upsampled_argmax`. Corners may be aligned where all sides are even. A label
-    that is no class is skipped, where PyTorch raises an error.
+    accuracy comes from :func:`wilson.ops.upsampled_argmax`. A label that is no class is skipped, where PyTorch raises
+    an error.
 
     Other losses, class weights, pixel samplers, another reduction and heads of one output go the library's own way.
 
@@ -48,19 +48,15 @@ def _loss_by_feat(original: Method, patch: Patch) -> Method:
         label = self._stack_batch_gt(batch_data_samples).squeeze(1)
         reason = _reason_against(self, losses, CrossEntropyLoss, seg_logits)
         reason = reason or reason_against(seg_logits.shape[0], seg_logits.shape[1], label, self.ignore_index)
-        pair = (seg_logits, label)
-        if not reason and self.align_corners:
-            framed = align_corners(seg_logits, label, self.ignore_index)
-            pair, reason = framed or pair, "" if framed else "corners are aligned and a side is odd"
         if reason:
             patch.falls_back(reason)
             return original(self, seg_logits, batch_data_samples)
-        total, counted = label.numel(), ((label >= 0) & (label != self.ignore_index)).sum()
+        counted = ((label >= 0) & (label != self.ignore_index)).sum()
         found: dict[str, Tensor] = {}
         for loss in losses:
-            value = _loss(loss, *pair, self.ignore_index, total, counted)
+            value = _loss(loss, seg_logits, label, self, counted)
             found[loss.loss_name] = found[loss.loss_name] + value if loss.loss_name in found else value
-        found["acc_seg"] = _accuracy(*pair, self.ignore_index)
+        found["acc_seg"] = _accuracy(seg_logits, label, self)
         return found
 
     return loss_by_feat
@@ -80,19 +76,20 @@ def _reason_against(head: Any, losses: list[Any], cross_entropy: Any, logits: Te
     return "the head has one output" if logits.shape[1] == 1 else ""
 
 
-def _loss(loss: Any, logits: Tensor, label: Tensor, ignore_index: int, total: int, counted: Tensor) -> Tensor:
-    """In mmsegmentation's mean: over `total` pixels, or over those counted; of all classes for the sigmoid."""
-    if loss.use_sigmoid:  # the op: sum over classes, mean over all pixels of the label that it is given
-        value = ops.upsampled_soft_margin_loss(logits, label, ignore_index=ignore_index)
-        value = value * (label.numel() / logits.shape[1])
+def _loss(loss: Any, logits: Tensor, label: Tensor, head: Any, counted: Tensor) -> Tensor:
+    """In mmsegmentation's mean: over all pixels, or over those counted; of all classes for the sigmoid."""
+    options = {"ignore_index": head.ignore_index, "align_corners": head.align_corners}
+    if loss.use_sigmoid:  # the op: sum over classes, mean over all pixels
+        value = ops.upsampled_soft_margin_loss(logits, label, **options) * (label.numel() / logits.shape[1])
     else:  # the op: mean over the pixels counted
-        value = ops.upsampled_cross_entropy(logits, label, ignore_index=ignore_index) * counted
-    return loss.loss_weight * value / (counted.clamp(min=1) if loss.avg_non_ignore else total)
+        value = ops.upsampled_cross_entropy(logits, label, **options) * counted
+    return loss.loss_weight * value / (counted.clamp(min=1) if loss.avg_non_ignore else label.numel())
 
 
-def _accuracy(logits: Tensor, label: Tensor, ignore_index: int) -> Tensor:
+def _accuracy(logits: Tensor, label: Tensor, head: Any) -> Tensor:
     """Percent of the counted pixels that are right `(1,)`."""
-    counted = label != ignore_index
-    right = (ops.upsampled_argmax(logits, (label.shape[1], label.shape[2])) == label) & counted
+    counted = label != head.ignore_index
+    predicted = ops.upsampled_argmax(logits, (label.shape[1], label.shape[2]), align_corners=head.align_corners)
+    right = (predicted == label) & counted
     eps = torch.finfo(torch.float32).eps
     return (right.sum().float().reshape(1) + eps) * 100 / (counted.sum() + eps)

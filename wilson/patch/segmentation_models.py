@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from .handle import Method, Patch, find
-from .served import align_corners, reason_against
+from .served import reason_against
 
 NAME = "smp"
 OTHER_LOSSES = (torch.log_softmax, F.log_softmax, Tensor.log_softmax, F.logsigmoid, F.binary_cross_entropy_with_logits)
@@ -28,7 +28,7 @@ def smp() -> Patch:
     that is no class is skipped, where PyTorch raises an error.
 
     Class weights, label smoothing, soft labels, other reductions, other losses (Dice, focal, smp's own ones), an
-    activation in the head, odd sides and compiled models go the library's own way. Models whose decoder has the image's
+    activation in the head and compiled models go the library's own way. Models whose decoder has the image's
     size (Unet, UnetPlusPlus, MAnet, Linknet) upsample nothing, and DPT has a head of its own: nothing changes for them.
     Undo the patch before `torch.jit.script`.
 
@@ -131,8 +131,7 @@ def _cross_entropy(
         reason = "the logits were written into"
     elif not reason and target.shape[1:] != input.shape[2:]:
         reason = "the labels have another size than the logits"
-    framed = None if reason else align_corners(input._low, target, ignore_index)
-    if framed is None:
-        input._patch.falls_back(reason or "corners are aligned and a side is odd")
+    if reason:
+        input._patch.falls_back(reason)
         return None
-    return ops.upsampled_cross_entropy(*framed, ignore_index=ignore_index)
+    return ops.upsampled_cross_entropy(input._low, target, ignore_index=ignore_index, align_corners=True)
