@@ -429,7 +429,7 @@ def upsampled_cross_entropy(
         return logits.new_zeros((), dtype=dtype), logits.new_ones((), dtype=dtype), derivative
     loss, counted = (logits.new_empty((), dtype=dtype) for _ in range(2))
     peaks, norms = (logits.new_empty(labels.shape, dtype=dtype) if with_derivative else None for _ in range(2))
-    programs, blocks = _runs(logits, *labels.shape[1:], align_corners)
+    programs, blocks = _runs(logits, labels.shape[1], labels.shape[2], align_corners)
     sums = logits.new_empty((programs, 2), dtype=dtype)
     s, own, sizes = map_of(logits), map_of(labels), Sizes(*logits.shape[2:], *labels.shape[1:])
     with on_device_of(logits):
