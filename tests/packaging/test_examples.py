@@ -1,8 +1,13 @@
 """The examples run, learn, and compute what the code that they replace computes."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
+
+from tests.support import decode_heads
 
 
 @pytest.mark.slow
@@ -35,8 +40,16 @@ def test_segmentation_models_loss():
         example.UpsampledLoss("binary")
 
 
-def test_mmseg_decode_head():
-    from examples import mmseg_decode_head as example
+@pytest.mark.parametrize("library", ["mmsegmentation", "none"])
+def test_mmseg_decode_head(library, monkeypatch):
+    if library == "none":
+        for module in ("mmseg", "mmseg.registry"):
+            monkeypatch.setitem(sys.modules, module, None)
+    else:
+        decode_heads.put_in(library, monkeypatch)
+    monkeypatch.delitem(sys.modules, "examples.mmseg_decode_head", raising=False)
+    example = importlib.import_module("examples.mmseg_decode_head")
+    assert example.MODELS.__module__.split(".")[0] == ("examples" if library == "none" else "mmengine")
 
     losses, saved = example.main(size=128, batch=2)
     assert losses["loss_wilson"].requires_grad and 0 <= losses["acc_seg"] <= 100 and saves(saved)
