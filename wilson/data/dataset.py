@@ -318,17 +318,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         own: list[tuple[int, int]] = []
         others: list[list[int]] = []
-        for number in range(self.epoch * self.passes, (self.epoch + 1) * self.passes):
+        numbers = range(self.epoch * self.passes, (self.epoch + 1) * self.passes)
+        for number in numbers:
             with random_numbers_from(self.seed, number):
                 own += [(number, position) for position in torch.randperm(self.length).tolist()]
-                if len(own) == self.passes * self.length and self.mixed_in:
+                if self.mixed_in and number == numbers[-1]:
                     others = self._others()
+        if not self.mixed_in:
+            yield from own
         for batch, extra in enumerate(others):
             keys = own[batch * self.own : (batch + 1) * self.own]
             yield from keys
             yield from ((keys[0][0], position) for position in extra)
-        if not self.mixed_in:
-            yield from own
 
     @property
     def _batches(self) -> int:
