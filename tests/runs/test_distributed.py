@@ -122,7 +122,7 @@ def step_in_parts(method, out, start, similarity):
 
 @pytest.mark.parametrize(
     "method",
-    ["cam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rasp", "finetune", "ss", "plop", "mib"))],
+    ["cam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rasp", "finetune", "ss", "plop", "mib", "sdr"))],
 )
 def test_methods_on_processes_in_parts(alone, tmp_path, method):
     """Two processes that take their share in two parts, through the end of the warm-up."""

@@ -71,7 +71,7 @@ def test_a_step_of_every_other_method(start, tmp_path, similarity, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["plop", "rasp"])
+@pytest.mark.parametrize("method", ["plop", "sdr", "rasp"])
 def test_a_method_resumes_with_what_it_keeps(start, tmp_path, similarity, monkeypatch, method):
     config = replace(TINY, method=method, data=replace(TINY.data, similarity=str(similarity)))
     whole = run(config, tmp_path / "whole", steps=[1], start=start)

@@ -26,7 +26,7 @@ from .ranges import (
 from .validation import CHECKED, told
 
 ImageLevelMethod: TypeAlias = Literal["wilson", "rasp", "finetune", "cam", "ss", "eps", "seam"]
-MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "plop", "joint", "offline"]
+MaskMethod: TypeAlias = Literal["finetune-pixel", "lwf", "lwf-mc", "ilt", "mib", "sdr", "plop", "joint", "offline"]
 MethodName: TypeAlias = Literal[ImageLevelMethod, MaskMethod]
 RecipeName: TypeAlias = Literal["voc", "own", "demo", "coco-voc", "few-shots"]
 Prior: TypeAlias = Literal["loc", "softmax", "fixed", "background", "none"]
@@ -234,7 +234,7 @@ class LossConfig:
     pamr_dilations: Counts = (1, 2, 4, 8, 12)
     """Distances of PAMR's neighbours, in feature pixels."""
     distillation: NotNegative = 1.0
-    """Factor on the published weights of what lwf, lwf-mc, ilt, mib and plop distil from the old model."""
+    """Factor on the published weights of what lwf, lwf-mc, ilt, mib, sdr and plop distil from the old model."""
 
 
 @told
@@ -251,8 +251,8 @@ class Config:
     method: MethodName = "wilson"
     """What the incremental steps do. From image-level labels: wilson; rasp, which adds what the names of the classes
     tell; finetune; and the two-stage rivals cam, ss, eps and seam, whose localizer learns in the warm-up epochs. From
-    masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib, plop. From all masks: joint, the classes seen so far at
-    each step; offline, all classes at once."""
+    masks of the step: finetune-pixel, lwf, lwf-mc, ilt, mib, sdr, plop. From all masks: joint, the classes seen so far
+    at each step; offline, all classes at once."""
     seed: Seed = 0
     """Seed of initialisation, order and augmentation."""
     all_labels: Flag = False

@@ -16,6 +16,7 @@ from .lwf_mc import LwfMc
 from .mib import Mib
 from .plop import Plop
 from .rasp import Rasp
+from .sdr import Sdr
 from .seam import Seam
 from .ss import SingleStage
 from .supervised import Supervised
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "lwf-mc": LwfMc,
     "ilt": Ilt,
     "mib": Mib,
+    "sdr": Sdr,
     "plop": Plop,
     "joint": Supervised,
     "offline": Supervised,
@@ -53,6 +55,7 @@ __all__ = [
     "Mib",
     "Plop",
     "Rasp",
+    "Sdr",
     "Seam",
     "Settings",
     "SingleStage",
