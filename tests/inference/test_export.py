@@ -14,8 +14,10 @@ import wilson
 from tests.support.tiny_runs import CPU, one_line, save_tiny
 from wilson.checkpoint import Checkpoint
 from wilson.cli import main
+from wilson.errors import UserError
 from wilson.inference import export
 from wilson.inference.exported import Description, Exported
+from wilson.models import build_segmenter
 
 PARAMETERS = [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)]
 
@@ -85,11 +87,35 @@ def test_an_export_that_computes_something_else_is_refused(model, tmp_path, monk
 
 @torch.no_grad()
 def test_tensorflows_padding_is_kept():
-    for size in (3, 5):
-        conv = Conv2dSame(4, 6, size, stride=2, groups=2)
+    convs = [Conv2dSame(4, 6, size, stride=2, groups=2) for size in (3, 5)]
+    convs += [Conv2dSame(4, 6, size, dilation=dilation) for size in (2, 3) for dilation in (1, 2)]
+    convs += [Conv2dSame(4, 6, 2, stride=2, dilation=2)]
+    for conv in convs:
+        assert export.SamePadding.serves(conv)
         for shape in ((2, 4, 8, 9), (2, 4, 9, 8), (1, 4, 7, 7), (1, 4, 6, 6)):
             x = torch.randn(shape)
             assert torch.allclose(export.SamePadding(conv)(x), conv(x), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize(("name", "stride"), [("convnext_atto", 16), ("eva02_tiny_patch14_224", 14), ("pvt_v2_b0", 16)])
+def test_backbones_of_every_kind(name, stride, suffix):
+    """A dilated one with TensorFlow's padding, one with rotary embeddings, and one with stages."""
+    network = build_segmenter(name, stride, "none", 8, [3], 64, (1, 2, 3)).eval()
+    program, description = (
+        export.trace(network, 64),
+        Description(("background", "a", "b"), (0, 1, 2), *((0.5,) * 3,) * 2, 64),
+    )
+    data = export._onnx(program, description) if suffix == ".onnx" else export._program(program, description)
+    difference, largest = export.compare(network, Exported.parse(data, suffix, CPU), 64)
+    assert difference <= export.TOLERANCE * largest
+
+
+def test_windows_are_refused():
+    network = build_segmenter("swin_tiny_patch4_window7_224", 16, "none", 8, [3], 64, (1, 2, 3))
+    with pytest.raises(UserError, match="windows of swin_tiny"):
+        export.trace(network, 64)
 
 
 def test_metadata_is_plain_json(exported):

@@ -75,7 +75,7 @@ def compare(model: SegmentationModel, exported: Exported, crop: int) -> tuple[fl
     Below the training crop, too, unless the model is of another library, which may not take these.
     """
     generator, difference, largest = torch.Generator().manual_seed(0), 0.0, 0.0
-    small = max(LEAST, crop // 2) if isinstance(model, Segmenter) else crop
+    small = max(least_side(model), crop // 2) if isinstance(model, Segmenter) else crop
     for shape in (
         (1, 3, small, small + 1),
         (2, 3, crop, crop),
@@ -90,19 +90,20 @@ def compare(model: SegmentationModel, exported: Exported, crop: int) -> tuple[fl
 
 
 def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
-    """Trace the graph from images to logits, for any number of images and any sides of at least `LEAST` pixels.
+    """Trace the graph from images to logits, for any number of images and any sides from :func:`least_side` on.
 
     The least sides of another library's model are its own; they follow from its code.
     """
     example = torch.zeros(2, 3, crop + LEAST + 1, crop + LEAST + 3)
     if isinstance(model, Segmenter):
-        if isinstance(model.backbone, Transformer) and not model.backbone.plain:
+        if isinstance(model.backbone, Transformer) and model.backbone.windowed:
             raise UserError(
                 f"torch.export takes minutes and more to follow the windows of {model.backbone.name} for images of any "
-                "size; use the checkpoint itself, or a plain transformer such as vit_small_patch14_dinov2"
+                "size; use the checkpoint itself, or a backbone without windows such as vit_small_patch14_dinov2"
             )
         network: nn.Module = AnySize(model)
-        sides = {2: torch.export.Dim("height", min=LEAST), 3: torch.export.Dim("width", min=LEAST)}
+        least = least_side(model)
+        sides = {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
     else:
         network, sides = Foreign(model), {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     shapes = ({0: torch.export.Dim("batch"), **sides},)
@@ -117,6 +118,12 @@ def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
             f"torch.export cannot follow the model's code for images of any size: {first_line(error)}; "
             f"use the {instead}"
         ) from error
+
+
+def least_side(model: Segmenter) -> int:
+    """The least side of an image, in pixels: torch.export takes a map of a single pixel for one of that size alone."""
+    stages = isinstance(model.backbone, Transformer) and not model.backbone.plain
+    return LEAST + 1 if stages else LEAST
 
 
 class Foreign(nn.Module):
@@ -151,6 +158,9 @@ class AnySizeHead(DeepLabV3Head):
     gives the same. On a side shorter than the window, all pixels count.
     """
 
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.contiguous())  # of maps that are channels last, torch.export guards the strides
+
     def _pool(self, features: Tensor) -> Tensor:
         for dimension in (2, 3):
             index = torch.arange(features.shape[dimension], device=features.device)
@@ -167,24 +177,36 @@ def _replace_same_padding(module: nn.Module) -> None:
     from timm.layers.conv2d_same import Conv2dSame
 
     for name, child in module.named_children():
-        if isinstance(child, Conv2dSame) and child.stride == (2, 2) and child.dilation == (1, 1):
+        if isinstance(child, Conv2dSame) and SamePadding.serves(child):
             setattr(module, name, SamePadding(child))
         else:
             _replace_same_padding(child)
 
 
 class SamePadding(nn.Module):
-    """A convolution of stride 2 and odd size k with TensorFlow's padding: k - 2 pixels on even sides, k - 1 on odd."""
+    """A convolution with TensorFlow's padding that does not branch on the size of the image.
+
+    Between its first and its last pixel, a kernel of size k and dilation d spans d (k - 1) pixels. So many are padded
+    at stride 1; at stride 2 one less on even sides. Half of them come first, and an odd one last.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
 
+    @staticmethod
+    def serves(conv: nn.Conv2d) -> bool:
+        """Whether this module can take the convolution's place."""
+        spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return conv.stride == (1, 1) or (conv.stride == (2, 2) and all(span % 2 == 0 for span in spans))
+
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (size // 2 for size in self.conv.kernel_size)
-        height, width = x.shape[2:]
-        x = F.pad(x, (columns - 1 + width % 2, columns, rows - 1 + height % 2, rows))
-        return F.conv2d(x, self.conv.weight, self.conv.bias, self.conv.stride, 0, 1, self.conv.groups)
+        conv, padding = self.conv, []
+        for side in (1, 0):  # F.pad begins with the last dimension
+            span = conv.dilation[side] * (conv.kernel_size[side] - 1)
+            fewer = 1 - x.shape[2 + side] % 2 if conv.stride[side] == 2 else 0
+            padding += [span // 2 - fewer, span - span // 2]
+        return F.conv2d(F.pad(x, padding), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 def _program(program: torch.export.ExportedProgram, description: Description) -> bytes:

@@ -51,11 +51,12 @@ class Transformer(nn.Module):
         self.normalized = self.plain and isinstance(getattr(self.body, "norm", None), nn.LayerNorm)
         if name not in MIT:
             self.body.prune_intermediate_layers(self.taken, prune_norm=not self.normalized, prune_head=True)
+        self.windowed = any(hasattr(module, "window_size") or hasattr(module, "ws") for module in self.body.modules())
         self.channels = self._channels()
 
     def forward(self, image: Tensor) -> Tensor:
         unit = self.coarsest
-        size = [-(-side // unit) * unit for side in image.shape[2:]]
+        size = [(side + unit - 1) // unit * unit for side in image.shape[2:]]  # ONNX rounds negative quotients up
         found = self._maps(F.interpolate(image, size=size, mode="bilinear", align_corners=False))
         found = [keep(each) for keep, each in zip(self.maps, map(self._normalize, found), strict=True)]
         finest, *coarser = found[-self.fused :]
