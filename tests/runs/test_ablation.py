@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from tests.support.tiny_runs import QUICK, changes
-from wilson.cli import main
+from wilson.cli import main, parse
+from wilson.commands.run import Run
 from wilson.errors import UserError
 from wilson.report.grid import Outcome, write
 from wilson.report.text import DASH
@@ -34,6 +35,13 @@ def test_grid_is_read(tmp_path):
     assert first.config == base.config and first.seeds == (0, 3)
     assert second.config.losses.prior == "none" and second.config.losses.alpha == 1.0 and second.seeds == (3,)
     assert second.config.step == base.config.step and second.folder(3) == "no_prior-seed3"
+
+
+def test_the_options_of_a_row_are_those_of_the_command_line(tmp_path):
+    changed = {"all_labels": True, "losses": {"merge": False, "pamr_dilations": [1, 2]}}
+    _, (row,) = read(grid(tmp_path, base={"recipe": "demo"}, rows={"a": changed}))
+    command = parse(["run", "--recipe", "demo", *row.options.split()])
+    assert isinstance(command, Run) and command.config == row.config
 
 
 @pytest.mark.parametrize(

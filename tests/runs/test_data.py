@@ -56,11 +56,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_single_class_is_refused_without_negatives_only(exported: Path) -> None:
     task = ("--task", "1,2,3,4,5/6")
-    with pytest.raises(UserError, match=r"single class zigzag.*--data.negatives FOLDER.*--all-labels"):
+    with pytest.raises(UserError, match=r"single class zigzag.*--data.negatives FOLDER.*--data.prior"):
         check_single_class(Experiment.open(configured(*task)), [0, 1])
     negatives = ("--data.negatives", str(exported / "negatives" / "JPEGImages"))
-    for options in (negatives, ("--all-labels",), ("--method", "mib"), ("--method", "offline")):
+    for options in (negatives, ("--method", "mib"), ("--method", "offline")):
         check_single_class(Experiment.open(configured(*task, *options)), [0, 1])
+
+
+def test_old_labels_lift_the_refusal_of_a_single_class_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    check_single_class(Experiment.open(configured("--task", "1,2,3,4,5/6", "--all-labels")), [0, 1])
+    warning = capsys.readouterr().out
+    assert warning.startswith("warning: step 1 ") and "single class zigzag" in warning and "--data.negatives" in warning
 
 
 def test_maps_lift_the_refusal_of_a_single_class_with_a_warning(

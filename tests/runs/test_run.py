@@ -277,9 +277,9 @@ def test_start_of_another_task_or_network_is_refused(whole, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_single_new_class_is_refused_unless_all_labels_are_given(tmp_path):
+def test_a_single_new_class_is_refused_before_anything_is_written(tmp_path):
     config = replace(TINY, task="1,2,3,4,5/6")
-    with pytest.raises(UserError, match=r"single class zigzag.*--all-labels"):
+    with pytest.raises(UserError, match=r"single class zigzag.*--data\.negatives"):
         run(config, tmp_path / "a")
     assert not (tmp_path / "a").exists()
     run(replace(config, all_labels=True, step=replace(TINY.step, epochs=1)), tmp_path / "b")

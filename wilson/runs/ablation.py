@@ -163,6 +163,8 @@ def _flags(changes: dict[str, Any], group: str = "") -> list[str]:
     for name, value in changes.items():
         if isinstance(value, dict):
             flags += _flags(value, f"{group}{name}.")
+        elif isinstance(value, bool):
+            flags.append(f"--{group}{'' if value else 'no-'}{name.replace('_', '-')}")
         else:
             values = value if isinstance(value, list) else [value]
             flags.append(f"--{group}{name.replace('_', '-')} {' '.join(map(str, values))}")
