@@ -19,6 +19,7 @@ from wilson.inference import export
 from wilson.inference.exported import Description, Exported
 from wilson.models import build_segmenter
 
+HALF = (0.5, 0.5, 0.5)
 PARAMETERS = [".pt2", pytest.param(".onnx", marks=pytest.mark.slow)]
 
 
@@ -90,6 +91,7 @@ def test_tensorflows_padding_is_kept():
     convs = [Conv2dSame(4, 6, size, stride=2, groups=2) for size in (3, 5)]
     convs += [Conv2dSame(4, 6, size, dilation=dilation) for size in (2, 3) for dilation in (1, 2)]
     convs += [Conv2dSame(4, 6, 2, stride=2, dilation=2)]
+    assert not export.SamePadding.serves(Conv2dSame(4, 6, 1, stride=2))
     for conv in convs:
         assert export.SamePadding.serves(conv)
         for shape in ((2, 4, 8, 9), (2, 4, 9, 8), (1, 4, 7, 7), (1, 4, 6, 6)):
@@ -99,14 +101,15 @@ def test_tensorflows_padding_is_kept():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-@pytest.mark.parametrize(("name", "stride"), [("convnext_atto", 16), ("eva02_tiny_patch14_224", 14), ("pvt_v2_b0", 16)])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [("convnext_atto", 16), ("eva02_tiny_patch14_224", 14), ("pvt_v2_b0", 16), ("vit_small_patch32_224", 32)],
+)
 def test_backbones_of_every_kind(name, stride, suffix):
-    """A dilated one with TensorFlow's padding, one with rotary embeddings, and one with stages."""
+    """A dilated one with TensorFlow's padding, with rotary embeddings, with stages, and with patches of 32."""
     network = build_segmenter(name, stride, "none", 8, [3], 64, (1, 2, 3)).eval()
-    program, description = (
-        export.trace(network, 64),
-        Description(("background", "a", "b"), (0, 1, 2), *((0.5,) * 3,) * 2, 64),
-    )
+    program = export.trace(network, 64)
+    description = Description(classes=("background", "a", "b"), ids=(0, 1, 2), mean=HALF, std=HALF, crop=64)
     data = export._onnx(program, description) if suffix == ".onnx" else export._program(program, description)
     difference, largest = export.compare(network, Exported.parse(data, suffix, CPU), 64)
     assert difference <= export.TOLERANCE * largest

@@ -10,45 +10,19 @@ from torch.nn import functional as F
 
 import wilson
 from tests.support.foreign_models import CLASSES, Net
+from tests.support.pixel_supervised import NEW, OLD, SIDE, C, build, moved
 from wilson import ops
-from wilson.config import LossConfig
-from wilson.methods import METHODS, Mib, Plop, Sdr, Settings
+from wilson.methods import METHODS, Mib, Plop, Settings
 from wilson.methods.mib import unbiased_cross_entropy, unbiased_distillation
 from wilson.methods.plop import guess, local_pod, strips
-from wilson.methods.sdr import clustering, matching, sparsity
-from wilson.models import build_backbone, build_segmenter
+from wilson.models import build_backbone
 from wilson.models.wide_resnet import Stage, WideResNet
 
-OLD, NEW = 3, 2  # background counts as old
-C, SIDE = OLD + NEW, 32
 REMEMBERING = ["lwf", "lwf-mc", "ilt", "mib", "sdr", "plop"]
-
-
-@pytest.fixture
-def parts():
-    torch.manual_seed(0)
-    old = build_segmenter("small_resnet", 4, "none", 8, [OLD], SIDE, (1, 2, 3))
-    with torch.no_grad():
-        old.get_parameter("classifiers.0.weight").mul_(10)  # so that its entropy varies
-    model = old.extended(NEW)
-    mask = torch.randint(0, NEW + 1, (3, SIDE, SIDE))
-    return model, old, {"image": torch.randn(3, 3, SIDE, SIDE), "mask": torch.where(mask > 0, mask + OLD - 1, 0)}
-
-
-def build(name, parts, **losses):
-    return METHODS[name](parts[0], parts[1], Settings(LossConfig(**losses)))
 
 
 def up(logits):
     return F.interpolate(logits, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
-
-
-def moved(module):
-    """The same module after a little training: not where it started."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return module
 
 
 def learned(module):
@@ -128,7 +102,7 @@ def test_mib_loses_nothing_where_old_and_new_hide_in_the_background():
     assert unbiased_distillation(new_class, background) < 1e-6
 
 
-@pytest.mark.parametrize("kind", [Mib, Plop, Sdr])
+@pytest.mark.parametrize("kind", [Mib, Plop])
 def test_new_classifiers_share_the_backgrounds_probability(parts, kind):
     model, old, batch = parts
     kind(model, old)
@@ -271,103 +245,3 @@ def test_losses_of_sigmoids_read_a_softmax_model_as_one_versus_rest(name):
         was = up(ops.one_versus_rest(old(batch["image"]).logits)).sigmoid()
         kd = F.binary_cross_entropy_with_logits(odds[:, :CLASSES], was, reduction="none").sum(1).mean()
         torch.testing.assert_close(terms["kd"], 10 * kd)
-
-
-def labelled_features():
-    """Features of two images, their labels, and prototypes of which that of class 4 is not known."""
-    torch.manual_seed(1)
-    features = torch.randn(2, 6, 3, 4, dtype=torch.float64).requires_grad_()
-    labels = torch.tensor([[0, 0, 3, 3], [3, 255, 4, 4], [0, 3, 3, 4]])
-    labels = torch.stack([labels, torch.tensor([0, 255, 255, 0]).repeat(3, 1)])
-    known = torch.tensor([False, True, True, True, False])
-    return features, labels, torch.randn(C, 6, dtype=torch.float64), known
-
-
-def of_class(features, labels, image, c):
-    """The features of a class in an image, (n, D)."""
-    return torch.stack([features[image, :, y, x] for y in range(3) for x in range(4) if labels[image, y, x] == c])
-
-
-def test_sdr_compares_mean_features_with_prototypes():
-    features, labels, prototypes, known = labelled_features()
-    labels = torch.where(labels == 0, 1, labels)
-    first = [(of_class(features, labels, 0, c).mean(0) - prototypes[c]).square().mean() for c in (1, 3)]
-    second = (of_class(features, labels, 1, 1).mean(0) - prototypes[1]).square().mean()
-    torch.testing.assert_close(matching(features, labels, prototypes, known), (sum(first) / 2 + second) / 2)
-
-
-def test_sdr_attracts_classes_to_prototypes_and_repels_them_from_each_other():
-    features, labels, prototypes, known = labelled_features()
-    attraction, repulsion = clustering(features, labels, prototypes, known)
-    attracted = (of_class(features, labels, 0, 3) - prototypes[3]).square().mean()
-    means = [of_class(features, labels, 0, c).mean(0) for c in (0, 3, 4)]
-    apart = [1 / (means[i] - means[j]).norm() for i, j in ((0, 1), (0, 2), (1, 2))]
-    torch.testing.assert_close(attraction, attracted / 2)
-    torch.testing.assert_close(repulsion, sum(apart) / 3 / 2)
-    repulsion.backward()
-    assert features.grad.isfinite().all() and features.grad[0].any() and not features.grad[1].any()
-
-
-def test_sdr_repels_nothing_between_equal_means():
-    features, labels, prototypes, known = labelled_features()
-    same = torch.ones_like(features).requires_grad_()
-    repulsion = clustering(same, labels, prototypes, known)[1]
-    repulsion.backward()
-    assert repulsion == 0 and not same.grad.any()
-
-
-def test_sdr_compares_exponentials_with_their_argument():
-    features, labels, *_ = labelled_features()
-    with torch.no_grad():
-        features[0, :, 0, 0] = -1  # a pixel without a positive feature
-    means = []
-    for image in range(2):
-        ratios = []
-        for c in set(labels[image].flatten().tolist()) - {255}:
-            positive = of_class(features, labels, image, c).relu()
-            shares = positive / positive.max()
-            ratios += [row.exp().sum() / row.sum() for row in shares if row.sum() > 0]
-        means.append(sum(ratios) / len(ratios))
-    value = sparsity(features, labels, C)
-    torch.testing.assert_close(value, sum(means) / 2)
-    value.backward()
-    assert features.grad.isfinite().all() and features.grad.any()
-
-
-def test_sdr_prototypes_are_the_old_features_of_the_labels(parts):
-    _, old, batch = parts
-    method = build("sdr", parts)
-    method.prepare([{name: value[:2] for name, value in batch.items()}, {name: v[2:] for name, v in batch.items()}])
-    logits, features = old(batch["image"])
-    side = features.shape[2]
-    labels = batch["mask"][:, :: SIDE // side, :: SIDE // side]
-    labels = torch.where(labels == 0, logits.argmax(1), labels)
-    assert set(labels.unique().tolist()) >= {0, 1, 3, 4}  # more than one old class, and both new ones
-    for c in range(C):
-        chosen = features.movedim(1, 3)[labels == c]
-        assert method.known[c] == (c > 0 and len(chosen) > 0)
-        if c > 0 and len(chosen):
-            torch.testing.assert_close(method.prototypes[c], chosen.mean(0))
-
-
-def test_sdr_terms(parts):
-    """MiB's terms with its own weight; old classes match where the old model sees them in the background."""
-    model, old, batch = parts
-    mib, method = build("mib", parts).eval(), build("sdr", parts).eval()
-    moved(model)
-    method.prepare([batch])
-    terms, of_mib = method(batch, 0), mib(batch, 0)
-    features, logits = model(batch["image"]).features, old(batch["image"]).logits
-    labels = batch["mask"][:, :: SIDE // features.shape[2], :: SIDE // features.shape[2]]
-    remembered = torch.where(labels == 0, logits.argmax(1), 255)
-    attraction, repulsion = clustering(features, labels, method.prototypes, method.known)
-    expected = {
-        "ce": of_mib["ce"],
-        "kd": 10 * of_mib["kd"],
-        "match": 0.01 * matching(features, remembered, method.prototypes, method.known),
-        "attract": 0.001 * attraction,
-        "repel": 0.001 * repulsion,
-        "sparse": 0.001 * sparsity(features, labels, C),
-    }
-    torch.testing.assert_close(terms, expected)
-    assert all(term > 0 for term in terms.values())

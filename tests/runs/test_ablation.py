@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 
 import pytest
 import yaml
@@ -38,9 +39,13 @@ def test_grid_is_read(tmp_path):
 
 
 def test_the_options_of_a_row_are_those_of_the_command_line(tmp_path):
-    changed = {"all_labels": True, "losses": {"merge": False, "pamr_dilations": [1, 2]}}
+    changed = {
+        "all_labels": True,
+        "losses": {"merge": False, "pamr_dilations": [1, 2]},
+        "data": {"negatives": "my photos"},
+    }
     _, (row,) = read(grid(tmp_path, base={"recipe": "demo"}, rows={"a": changed}))
-    command = parse(["run", "--recipe", "demo", *row.options.split()])
+    command = parse(["run", "--recipe", "demo", *shlex.split(row.options)])
     assert isinstance(command, Run) and command.config == row.config
 
 

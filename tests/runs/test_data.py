@@ -66,7 +66,7 @@ def test_a_single_class_is_refused_without_negatives_only(exported: Path) -> Non
 def test_old_labels_lift_the_refusal_of_a_single_class_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     check_single_class(Experiment.open(configured("--task", "1,2,3,4,5/6", "--all-labels")), [0, 1])
     warning = capsys.readouterr().out
-    assert warning.startswith("warning: step 1 ") and "single class zigzag" in warning and "--data.negatives" in warning
+    assert warning.startswith("warning: step 1 ") and "single class zigzag" in warning and "12.2" in warning
 
 
 def test_maps_lift_the_refusal_of_a_single_class_with_a_warning(
@@ -76,6 +76,8 @@ def test_maps_lift_the_refusal_of_a_single_class_with_a_warning(
     check_single_class(Experiment.open(configured(*task)), [0, 1])
     warning = capsys.readouterr().out
     assert warning.startswith("warning: step 1 ") and "single class zigzag" in warning and "28.6" in warning
+    check_single_class(Experiment.open(configured(*task, "--all-labels")), [0, 1])
+    assert capsys.readouterr().out == warning
     for options in (("--method", "finetune"), ("--losses.maps", "0")):
         with pytest.raises(UserError, match=r"single class zigzag.*--data\.prior"):
             check_single_class(Experiment.open(configured(*task, *options)), [0, 1])

@@ -282,7 +282,11 @@ def test_a_single_new_class_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match=r"single class zigzag.*--data\.negatives"):
         run(config, tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    run(replace(config, all_labels=True, step=replace(TINY.step, epochs=1)), tmp_path / "b")
+
+
+def test_a_single_new_class_learns_with_the_labels_of_old_ones(tmp_path):
+    config = replace(TINY, task="1,2,3,4,5/6", all_labels=True, step=replace(TINY.step, epochs=1))
+    assert run(config, tmp_path / "a").joinpath("step-1", "checkpoint.pt").exists()
 
 
 def test_too_few_images_for_a_batch(tmp_path):

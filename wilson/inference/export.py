@@ -30,7 +30,7 @@ def export(checkpoint: Path, out: Path, builder: str | None = None) -> float:
     Args:
         checkpoint: of a step, or a folder, see :func:`wilson.checkpoint.open_model`.
         out: the .pt2 or .onnx file to write. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32
-            pixels, to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
+            pixels (33 with stages or patches of 32), to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
             deviation and crop.
         builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
 
@@ -122,8 +122,7 @@ def trace(model: SegmentationModel, crop: int) -> torch.export.ExportedProgram:
 
 def least_side(model: Segmenter) -> int:
     """The least side of an image, in pixels: torch.export takes a map of a single pixel for one of that size alone."""
-    stages = isinstance(model.backbone, Transformer) and not model.backbone.plain
-    return LEAST + 1 if stages else LEAST
+    return max(LEAST, model.backbone.coarsest + 1) if isinstance(model.backbone, Transformer) else LEAST
 
 
 class Foreign(nn.Module):
@@ -198,7 +197,7 @@ class SamePadding(nn.Module):
     def serves(conv: nn.Conv2d) -> bool:
         """Whether this module can take the convolution's place."""
         spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        return conv.stride == (1, 1) or (conv.stride == (2, 2) and all(span % 2 == 0 for span in spans))
+        return conv.stride == (1, 1) or (conv.stride == (2, 2) and all(span and span % 2 == 0 for span in spans))
 
     def forward(self, x: Tensor) -> Tensor:
         conv, padding = self.conv, []

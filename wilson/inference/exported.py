@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from wilson.hub import HubModel  # which needs huggingface_hub
 
 PROGRAM, ONNX = ".pt2", ".onnx"
-LEAST = 32  # smallest side of an image, in pixels
+LEAST = 32  # smallest side of an image, in pixels, but for a few backbones
 KEY = "wilson"  # key of the description in a file's metadata
 
 

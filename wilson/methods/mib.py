@@ -16,6 +16,8 @@ from .base import Method, Settings
 from .lwf import distil
 from .upsampling import upsample
 
+WEIGHT = 10.0  # of the distillation, as published
+
 
 class Mib(Method):
     """Unbiased cross-entropy, unbiased distillation, and new classifiers that start from the background (Sec. 3.2).
@@ -27,7 +29,6 @@ class Mib(Method):
     pixel_supervised: ClassVar[bool] = True
     softmax: ClassVar[bool] = True
     remembers: ClassVar[bool] = True
-    weight: ClassVar[float] = 10.0  # of the distillation, as published
 
     def __init__(
         self, model: SegmentationModel, old: SegmentationModel | None, settings: Settings | None = None
@@ -36,15 +37,12 @@ class Mib(Method):
         model.start_from_background(model.classes - self.old_classes)
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return self.terms(self.model(batch["image"]).logits, self.remember(batch).logits, batch["mask"])
-
-    def terms(self, logits: Tensor, old_logits: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The weighted loss terms of logits (B, C, h, w), the old model's (B, O, h, w), and a mask (B, H, W)."""
-        size = mask.shape[1:]
-        logits, old_logits = upsample(logits, size), upsample(old_logits, size)
+        size = batch["mask"].shape[1:]
+        logits = upsample(self.model(batch["image"]).logits, size)
+        old = upsample(self.remember(batch).logits, size)
         return {
-            "ce": unbiased_cross_entropy(logits, mask, self.old_classes),
-            "kd": self.config.distillation * self.weight * unbiased_distillation(logits, old_logits),
+            "ce": unbiased_cross_entropy(logits, batch["mask"], self.old_classes),
+            "kd": self.config.distillation * WEIGHT * unbiased_distillation(logits, old),
         }
 
 

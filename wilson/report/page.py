@@ -25,7 +25,7 @@ _WHAT = {
     "lwf-mc": "Learns the new classes from their masks, and keeps the old model's sigmoid of each old class.",
     "ilt": "Like lwf, and also keeps the old model's features.",
     "mib": "Learns the new classes from their masks, and allows for old classes in the background.",
-    "sdr": "Like mib, and gathers the features of each class around one prototype.",
+    "sdr": "Like mib, and holds the features of each class at a prototype.",
     "plop": "Learns the new classes from their masks and the old model's labels, and keeps the features of all stages.",
     "joint": "Learns from the masks of all classes seen so far: the best that can be expected.",
     "supervised": "The first step: learns its classes from masks.",

@@ -14,6 +14,7 @@ plot.png, which are updated after every row. The record holds all figures, with 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -167,7 +168,7 @@ def _flags(changes: dict[str, Any], group: str = "") -> list[str]:
             flags.append(f"--{group}{'' if value else 'no-'}{name.replace('_', '-')}")
         else:
             values = value if isinstance(value, list) else [value]
-            flags.append(f"--{group}{name.replace('_', '-')} {' '.join(map(str, values))}")
+            flags.append(f"--{group}{name.replace('_', '-')} {shlex.join(map(str, values))}")
     return flags
 
 

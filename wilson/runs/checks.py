@@ -25,9 +25,9 @@ SINGLE = (
     "before the step. Images without the class help, too (--data.negatives)"
 )
 OLD_LABELS = (
-    "the labels of old classes do not tell where it is not. In trials on photographs, horse alone, the mIoU of all "
-    "classes was 10.2 to 12.2 with --all-labels, and 27.0 to 29.3 with negatives in place of them. Add images without "
-    "the class (--data.negatives, --data.find-negatives)"
+    "the labels of old classes do not tell where the class is not. In trials on photographs, horse alone, the mIoU of "
+    "all classes was 10.2 to 12.2 with --all-labels, and 27.0 to 29.3 with negatives in place of them. Use images "
+    "without the class in place of --all-labels (--data.negatives, --data.find-negatives)"
 )
 
 
