@@ -30,8 +30,8 @@ def export(checkpoint: Path, out: Path, builder: str | None = None) -> float:
     Args:
         checkpoint: of a step, or a folder, see :func:`wilson.checkpoint.open_model`.
         out: the .pt2 or .onnx file to write. It maps normalised images, float32 (B, 3, H, W) with sides of at least 32
-            pixels (33 with stages or patches of 32), to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
-            deviation and crop.
+            pixels (33 with stages or patches of 32), to logits (B, C, h, w) at feature resolution. Its metadata hold
+            classes, mask ids, mean, standard deviation and crop.
         builder: FILE.py:FUNCTION that returns the architecture, for a model that was built by one.
 
     Returns:
