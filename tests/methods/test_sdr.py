@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from tests.support.pixel_supervised import SIDE, C, build, moved
+from wilson.config.masks import VOID
 from wilson.methods.sdr import LEAST, clustering, matching, sparsity
-
-VOID = 255
 
 
 @pytest.fixture

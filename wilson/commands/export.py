@@ -12,8 +12,9 @@ from tyro.conf import Positional
 class Export:
     """Write the segmentation model as one file, by torch.export or as ONNX, and compare it with the original.
 
-    The file maps normalised images (B, 3, H, W) with sides of 32 pixels or more to logits (B, C, h, w) at feature
-    resolution. Its metadata hold classes, mask ids, mean, standard deviation and crop, as JSON under the key wilson.
+    The file maps normalised images (B, 3, H, W) with sides of 32 pixels or more (33 for transformers with stages or
+    patches of 32) to logits (B, C, h, w) at feature resolution. Its metadata hold classes, mask ids, mean, standard
+    deviation and crop, as JSON under the key wilson.
     """
 
     checkpoint: Positional[Path]

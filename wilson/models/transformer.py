@@ -51,7 +51,6 @@ class Transformer(nn.Module):
         self.normalized = self.plain and isinstance(getattr(self.body, "norm", None), nn.LayerNorm)
         if name not in MIT:
             self.body.prune_intermediate_layers(self.taken, prune_norm=not self.normalized, prune_head=True)
-        self.windowed = any(hasattr(module, "window_size") or hasattr(module, "ws") for module in self.body.modules())
         self.channels = self._channels()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -62,6 +61,11 @@ class Transformer(nn.Module):
         finest, *coarser = found[-self.fused :]
         size = list(finest.shape[2:])
         return torch.cat([finest, *(F.interpolate(each, size=size, mode="bilinear") for each in coarser)], 1)
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention looks at windows, as timm's models name them."""
+        return any(hasattr(module, "window_size") or hasattr(module, "ws") for module in self.body.modules())
 
     def stages(self) -> list[nn.Module]:
         """Modules through which the maps of the stages pass; of a plain transformer, those of each quarter."""
